@@ -1,0 +1,71 @@
+"""How FNA runs inside a vision transformer."""
+
+import dataclasses
+import operator
+
+from fna_jax.landmarks import METHODS
+
+FEATURES = ("input", "q", "k", "v")
+
+
+@dataclasses.dataclass(frozen=True)
+class FNAConfig:
+    """Which blocks run FNA, and how their landmarks are chosen. Validated, hashable.
+
+    Attributes:
+      layers: block indices from 0; a tuple, or text like "13:24" (24 excluded).
+      num_landmarks: S, guaranteed tokens included.
+      features: what landmarks are chosen on: "input", the block's input before its layer norm, or
+        "q", "k", "v", the projected states averaged over heads.
+      method: "fps", farthest point sampling, or "random", which needs an `rng` in the model's call.
+      resample: choose landmarks anew in each FNA block (more accurate, dearer); otherwise the first
+        FNA block's serve all.
+      guarantee_prefix: the class token and registers are always landmarks.
+      inverse_steps: Newton–Schulz steps; six are the method.
+      implementation: of the attentions, as in `fast_nystrom_attention`.
+
+    Raises:
+      ValueError: a field outside its range; the message names it.
+    """
+
+    layers: tuple[int, ...]
+    num_landmarks: int
+    features: str = "q"
+    method: str = "fps"
+    resample: bool = False
+    guarantee_prefix: bool = True
+    inverse_steps: int = 6
+    implementation: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", _parse_layers(self.layers))
+        for name, least in (("num_landmarks", 1), ("inverse_steps", 0)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+        for name, choices in (("features", FEATURES), ("method", METHODS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for name in ("resample", "guarantee_prefix"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+
+def _parse_layers(layers):
+    """Ascending block indices without repeats from a sequence or from text like "13:24"."""
+    complaint = (
+        f"layers must be block indices, as in (13, 14) or '13:24', got {layers!r}; "
+        "for exact attention everywhere use None in place of the config"
+    )
+    try:
+        if isinstance(layers, str):
+            start, stop = layers.split(":")
+            layers = range(int(start), int(stop))
+        indices = tuple(sorted(operator.index(layer) for layer in layers))
+    except (TypeError, ValueError):
+        raise ValueError(complaint) from None
+    if not indices or indices[0] < 0 or len(set(indices)) != len(indices):
+        raise ValueError(complaint)
+    return indices

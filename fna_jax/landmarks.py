@@ -1,0 +1,176 @@
+"""Landmark tokens: the few that stand for all (paper §4; method.md §2).
+
+Shape letters: B batch, N tokens, S landmarks, C features of a token.
+"""
+
+import dataclasses
+import operator
+
+import jax
+import jax.numpy as jnp
+
+METHODS = ("fps", "random")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Landmarks:
+    """One landmark set per image, shared by all heads.
+
+    Attributes:
+      indices: int32 `[*B, S]`, the landmark tokens; 0 where not valid.
+      valid: bool `[*B, S]`, False on the surplus slots of a row that has fewer available tokens
+        than slots. Those slots carry no weight anywhere.
+    """
+
+    indices: jax.Array
+    valid: jax.Array
+
+    @classmethod
+    def from_indices(cls, indices) -> "Landmarks":
+        """Landmarks from plain integers `[*B, S]`; a negative index marks an empty slot."""
+        indices = jnp.asarray(indices)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise TypeError(f"landmarks must be Landmarks or integers [*B, S], got {indices.dtype}")
+        return cls(jnp.maximum(indices, 0).astype(jnp.int32), indices >= 0)
+
+
+def farthest_point_sampling(points, num_samples, *, eligible=None):
+    """Greedy k-center: indices of points that lie far apart, int32 `[S]`, in the order found.
+
+    Starts at the first eligible point, then repeatedly takes the eligible point whose smallest
+    Euclidean distance to those taken is largest; ties go to the lowest index. Distances are
+    float32. Under `vmap` a batch runs in step.
+
+    Args:
+      points: `[N, C]`.
+      num_samples: S, static.
+      eligible: bool `[N]`, the points that may be taken; all by default.
+
+    Returns:
+      int32 `[S]`. Slots beyond the number of eligible points hold -1, which the attention
+      functions treat as empty.
+
+    Raises:
+      ValueError: points not `[N, C]`, S outside 1..N, or a mask of another shape.
+    """
+    points = jnp.asarray(points)
+    if points.ndim != 2:
+        raise ValueError(f"points must be [N, C], got shape {points.shape}; vmap over the batch")
+    num_samples = _checked_count(num_samples, points.shape[0])
+    points = points.astype(jnp.float32)
+    if eligible is None:
+        distance = jnp.full(points.shape[:1], jnp.inf)
+    else:
+        eligible = _checked_mask(eligible, points.shape[:1], "eligible")
+        distance = jnp.where(eligible, jnp.inf, -jnp.inf)
+
+    def take_farthest(distance, _):
+        # distance [N]: squared, to the nearest point taken; inf before the first, -inf if barred.
+        index = jnp.argmax(distance)
+        found = distance[index] > -jnp.inf
+        to_index = jnp.sum(jnp.square(points - points[index]), axis=-1)
+        # Not jnp.minimum: a NaN feature must not unbar the points already taken.
+        distance = jnp.where(to_index < distance, to_index, distance)
+        return distance.at[index].set(-jnp.inf), jnp.where(found, index, -1).astype(jnp.int32)
+
+    return jax.lax.scan(take_farthest, distance, length=num_samples)[1]
+
+
+def select_landmarks(
+    features, num_landmarks, *, method="fps", guarantee=None, exclude=None, rng=None
+) -> Landmarks:
+    """Landmarks of every image: guaranteed tokens in ascending order, then samples of the rest.
+
+    A guaranteed token is never excluded, and does not seed the distances of the samples. With more
+    guaranteed tokens than S the first S of them are the landmarks; with fewer available tokens
+    than S the surplus slots are invalid (method.md §2).
+
+    Args:
+      features: `[*B, N, C]`, what distances are measured on ("random" reads only the shape).
+      num_landmarks: S, static.
+      method: "fps", farthest point sampling, or "random", uniform without replacement.
+      guarantee: bool `[*B, N]`, tokens that are always landmarks.
+      exclude: bool `[*B, N]`, tokens that never are (padding, massive tokens).
+      rng: a JAX random key; required by "random", refused by "fps".
+
+    Raises:
+      ValueError: S outside 1..N, a mask of another shape, an unknown method, or `rng` missing or
+        not wanted.
+    """
+    features = jnp.asarray(features)
+    if features.ndim < 2:
+        raise ValueError(f"features must be [*B, N, C], got shape {features.shape}")
+    *batch, num_tokens, _ = features.shape
+    num_landmarks = _checked_count(num_landmarks, num_tokens)
+    if method not in METHODS:
+        raise ValueError(f"unknown landmark method {method!r}; choose from {', '.join(METHODS)}")
+    if (method == "random") != (rng is not None):
+        raise ValueError(
+            "method='random' needs a random key: pass rng=jax.random.key(seed)"
+            if rng is None
+            else f"rng was given but method={method!r} draws nothing: drop it"
+        )
+
+    eligible = jnp.ones(features.shape[:-1], bool)
+    if exclude is not None:
+        eligible &= ~_checked_mask(exclude, features.shape[:-1], "exclude")
+    if guarantee is not None:
+        guarantee = _checked_mask(guarantee, features.shape[:-1], "guarantee")
+        eligible &= ~guarantee
+
+    if method == "fps":
+        sample = lambda x, e: farthest_point_sampling(x, num_landmarks, eligible=e)
+        for _ in batch:
+            sample = jax.vmap(sample)
+        indices = sample(features, eligible)
+    else:
+        indices = _random_sampling(rng, eligible, num_landmarks)
+    if guarantee is not None:
+        indices = _put_first(guarantee, indices)
+    return Landmarks.from_indices(indices)
+
+
+def _random_sampling(rng, eligible, num_samples):
+    """Uniform samples without replacement, int32 `[*B, S]`, -1 beyond the eligible tokens."""
+    noise = jnp.where(eligible, jax.random.uniform(rng, eligible.shape), -1.0)
+    score, indices = jax.lax.top_k(noise, num_samples)
+    return jnp.where(score >= 0, indices, -1)
+
+
+def _put_first(guarantee, samples):
+    """The tokens marked in `guarantee` [*B, N] in ascending order, then `samples` [*B, S]; S kept."""
+    num_landmarks = samples.shape[-1]
+
+    def row(guarantee, samples):
+        first = jnp.nonzero(guarantee, size=num_landmarks, fill_value=-1)[0].astype(jnp.int32)
+        # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
+        shift = jnp.arange(num_landmarks) - jnp.sum(guarantee)
+        return jnp.where(shift < 0, first, samples[jnp.maximum(shift, 0)])
+
+    for _ in guarantee.shape[:-1]:
+        row = jax.vmap(row)
+    return row(guarantee, samples)
+
+
+def _checked_count(count, num_tokens):
+    """`count` as an int, or an error that says what is wrong with it."""
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise ValueError(
+            f"the number of landmarks must be a static integer, got {count!r}"
+        ) from None
+    if count < 1 or count > num_tokens:
+        raise ValueError(
+            f"the number of landmarks must lie in 1..{num_tokens} (the tokens), got {count}"
+        )
+    return count
+
+
+def _checked_mask(mask, shape, name):
+    """`mask` as a boolean array of this shape, or an error that names both."""
+    mask = jnp.asarray(mask)
+    if mask.shape != shape or mask.dtype != jnp.bool_:
+        raise ValueError(f"{name} must be bool{list(shape)}, got {mask.dtype}{list(mask.shape)}")
+    return mask

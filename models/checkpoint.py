@@ -1,0 +1,102 @@
+"""Checkpoint directories: `model.json` (family and config), the weights by orbax, and companions."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from models.registry import FAMILIES, config_from_dict, did_you_mean, family_of
+
+_DESCRIPTION = "model.json"
+_WEIGHTS = "weights"
+
+
+def save(model, path, *, companions=()) -> None:
+    """Writes the model to a new directory `path`, which appears whole or not at all.
+
+    Args:
+      model: one of the zoo's models; the attention it runs is not saved.
+      path: must not exist.
+      companions: files to copy beside the weights under their own names (tokenizer, preprocessing).
+
+    Raises:
+      FileExistsError: `path` exists.
+      TypeError: a model from elsewhere.
+    """
+    description = {"family": family_of(model), "config": dataclasses.asdict(model.config)}
+    with new_directory(path) as folder:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / _WEIGHTS, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        for companion in companions:
+            shutil.copy(companion, folder)
+
+
+def load(path) -> nnx.Module:
+    """The model that `save` wrote to `path`, with exact attention.
+
+    Raises:
+      FileNotFoundError: `path` is not a checkpoint directory.
+      ValueError: a description or weights that do not fit each other.
+    """
+    path = pathlib.Path(path).absolute()
+    if not (path / _DESCRIPTION).is_file():
+        raise FileNotFoundError(
+            f"{path} holds no {_DESCRIPTION}: not a checkpoint of models.save. "
+            "Convert PyTorch weights with: python -m convert SOURCE DESTINATION"
+        )
+    try:
+        description = json.loads((path / _DESCRIPTION).read_text())
+        family_name, values = description["family"], description["config"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path / _DESCRIPTION} is damaged: {error!r}") from None
+    if family_name not in FAMILIES:
+        raise ValueError(f"unknown family {family_name!r}{did_you_mean(family_name, FAMILIES)}")
+    family = FAMILIES[family_name]
+    config = config_from_dict(family.config, values)
+
+    model = nnx.eval_shape(lambda: family.model(config, rngs=nnx.Rngs(0)))
+    graphdef, abstract = nnx.split(model)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        nnx.to_pure_dict(abstract),
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            weights = checkpointer.restore(path / _WEIGHTS, target)
+    except Exception as error:  # orbax and tensorstore raise many types for one cause
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(
+            f"the weights in {path / _WEIGHTS} cannot be restored: {reason}"
+        ) from error
+    nnx.replace_by_pure_dict(abstract, weights)
+    return nnx.merge(graphdef, abstract)
+
+
+@contextlib.contextmanager
+def new_directory(path):
+    """A temporary sibling directory that becomes `path` when the block ends without an error.
+
+    Raises:
+      FileExistsError: `path` exists.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another destination or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        os.rename(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

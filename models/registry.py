@@ -1,0 +1,101 @@
+"""Which model families there are, and their configs to and from plain dictionaries."""
+
+import dataclasses
+import difflib
+import typing
+
+from flax import nnx
+
+from models import clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model class, the class of its config, and its named configs."""
+
+    model: type[nnx.Module]
+    config: type
+    variants: dict[str, typing.Any]
+
+
+FAMILIES = {"clip": Family(clip.CLIP, clip.CLIPConfig, clip.VARIANTS)}
+
+
+def list_models() -> list[str]:
+    """Names that `create` knows."""
+    return sorted(name for family in FAMILIES.values() for name in family.variants)
+
+
+def create(name, *, rngs, **overrides) -> nnx.Module:
+    """A model with random weights.
+
+    Args:
+      name: one of `list_models()`.
+      rngs: an `nnx.Rngs`.
+      **overrides: fields of the config to replace; for a nested config a dictionary of its fields,
+        as in `create("clip-vit-b-32", rngs=nnx.Rngs(0), vision={"encoder": {"depth": 4}})`.
+
+    Raises:
+      ValueError: an unknown name or field, with the nearest known one, or a bad value.
+    """
+    for family in FAMILIES.values():
+        if name in family.variants:
+            return family.model(override(family.variants[name], overrides), rngs=rngs)
+    raise ValueError(f"unknown model {name!r}{did_you_mean(name, list_models())}")
+
+
+def family_of(model) -> str:
+    """The name of a model's family; raises TypeError for a model that is not from this zoo."""
+    for name, family in FAMILIES.items():
+        if type(model) is family.model:
+            return name
+    raise TypeError(f"{type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
+
+
+def override(config, changes: dict):
+    """`config` with some fields replaced; a dictionary changes fields of a nested config."""
+    known = [field.name for field in dataclasses.fields(config)]
+    _refuse_unknown(changes, known, config)
+    nested = {
+        name: override(getattr(config, name), change)
+        for name, change in changes.items()
+        if isinstance(change, dict) and dataclasses.is_dataclass(getattr(config, name))
+    }
+    return dataclasses.replace(config, **{**changes, **nested})
+
+
+def config_from_dict(config_class, values: dict):
+    """The inverse of `dataclasses.asdict`, strict: every field known, present and of its type.
+
+    Raises:
+      ValueError: an unknown or missing field, or a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{config_class.__name__} must be an object, got {values!r}")
+    hints = typing.get_type_hints(config_class)
+    _refuse_unknown(values, hints, config_class)
+    if missing := [name for name in hints if name not in values]:
+        raise ValueError(f"{config_class.__name__} lacks {', '.join(missing)}")
+    fields = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            value = config_from_dict(hint, value)
+        elif not isinstance(value, hint) or isinstance(value, bool):
+            raise ValueError(f"{config_class.__name__}.{name} must be {hint}, got {value!r}")
+        fields[name] = value
+    return config_class(**fields)
+
+
+def did_you_mean(name, choices) -> str:
+    """A clause to end an error message with: the nearest choice, and all of them."""
+    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} Known: {', '.join(map(str, choices))}"
+
+
+def _refuse_unknown(values, known, config):
+    for name in values:
+        if name not in known:
+            owner = config.__name__ if isinstance(config, type) else type(config).__name__
+            raise ValueError(f"{owner} has no field {name!r}{did_you_mean(name, list(known))}")
