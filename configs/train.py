@@ -1,0 +1,34 @@
+"""The small model of the embedded demo: `python main.py --config train.py`."""
+
+import ml_collections
+
+
+def get_config(arg=None):
+    """`arg` "smoke" is a run of seconds, for tests."""
+    config = ml_collections.ConfigDict()
+    config.task = "train"
+    config.name = "clip-vit-b-32"  # whose fields the following replace
+    width = 128
+
+    def encoder(depth):
+        return {"width": width, "depth": depth, "num_heads": 4, "mlp_dim": 2 * width}
+
+    config.model = {
+        "vision": {"image_size": 64, "patch_size": 4, "encoder": encoder(6)},
+        "text": {
+            "vocab_size": 23,
+            "context_length": 32,
+            "eos_token_id": 2,
+            "encoder": encoder(3),
+        },
+        "projection_dim": 128,
+    }
+    config.seed = 0
+    config.batch_size = 256
+    config.learning_rate = 1e-3
+    config.weight_decay = 0.05
+    config.warmup_steps = 100
+    config.num_steps = 1500
+    config.keep_tokens = 96  # of 256 patches, until the last steps
+    config.full_tokens_from = 1300
+    return config

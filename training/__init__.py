@@ -1,0 +1,1 @@
+"""Training from scratch: the small model of the embedded demo."""
