@@ -8,15 +8,15 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.task = "train"
     config.name = "clip-vit-b-32"  # whose fields the following replace
-    width = 128
+    width = 96
 
     def encoder(depth):
-        return {"width": width, "depth": depth, "num_heads": 4, "mlp_dim": 2 * width}
+        return {"width": width, "depth": depth, "num_heads": 3, "mlp_dim": 2 * width}
 
     config.model = {
         "vision": {"image_size": 64, "patch_size": 4, "encoder": encoder(6)},
         "text": {
-            "vocab_size": 23,
+            "vocab_size": 22,
             "context_length": 32,
             "eos_token_id": 2,
             "encoder": encoder(3),
@@ -24,11 +24,11 @@ def get_config(arg=None):
         "projection_dim": 128,
     }
     config.seed = 0
-    config.batch_size = 256
+    config.batch_size = 128
     config.learning_rate = 1e-3
     config.weight_decay = 0.05
-    config.warmup_steps = 100
-    config.num_steps = 1500
-    config.keep_tokens = 96  # of 256 patches, until the last steps
-    config.full_tokens_from = 1300
+    config.warmup_steps = 40
+    config.num_steps = 1900
+    config.keep_tokens = 64  # of 256 patches, those with most contrast, until the last steps
+    config.full_tokens_from = 1750
     return config

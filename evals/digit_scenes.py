@@ -57,12 +57,13 @@ class Scenes:
 
 def caption(digits) -> str:
     """The sentence for four digits or `EMPTY`, in the order of `PLACES`."""
-    parts = [
-        f"{'an' if digit == 8 else 'a'} {DIGIT_NAMES[digit]} at the {place}"
-        for digit, place in zip(digits, PLACES)
-        if digit != EMPTY
-    ]
+    parts = [phrase(DIGIT_NAMES[d], place) for d, place in zip(digits, PLACES) if d != EMPTY]
     return " and ".join(parts)
+
+
+def phrase(name, place) -> str:
+    """One digit at one place: "a seven at the top left"."""
+    return f"a {name} at the {place}"
 
 
 def make_scenes(split, count, *, seed, num_digits=(1, 4), distinct=False) -> Scenes:

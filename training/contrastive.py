@@ -74,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
 def write_companions(folder):
     """Writes the tokenizer and the preprocessing of the digit scenes, as files beside a model."""
     special = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"]
-    words = sorted({*"a an at the and top bottom left right".split(), *digit_scenes.DIGIT_NAMES})
+    words = sorted({*"a at the and top bottom left right".split(), *digit_scenes.DIGIT_NAMES})
     vocabulary = {word: index for index, word in enumerate(special + words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()

@@ -1,0 +1,31 @@
+"""Exact attention and FNA side by side: `python main.py --config eval.py`."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.task = "eval"
+    # A checkpoint of models.save, PyTorch files, or a hub id; empty: the embedded model.
+    config.model = ""
+    config.revision = config_dict.placeholder(str)
+    # "digit scenes", a folder with one folder of images per class, or a COCO captions json.
+    config.data = "digit scenes"
+    config.data_images = config_dict.placeholder(str)  # of the json; default: its own folder
+    config.templates = ("a photo of a {}.",)
+    config.num_images = config_dict.placeholder(int)  # of the user's data; default: all
+    config.num_labelled_scenes = 300
+    config.num_captioned_scenes = 1000
+    config.num_fidelity_images = 64
+    config.batch_size = 50
+
+    config.fna = ml_collections.ConfigDict()
+    config.fna.layers = "second half"  # or block indices, like "13:24"
+    config.fna.num_landmarks = (8, 16, 32, 64)
+    config.fna.features = "q"
+    config.fna.methods = ("fps", "random")
+    config.fna.seeds = (0, 1, 2)  # of random landmarks
+    config.fna.resample = False
+    config.fna.inverse_steps = 6
+    return config

@@ -1,0 +1,116 @@
+"""From a checkpoint of PyTorch to a model of this zoo."""
+
+import collections
+import dataclasses
+import warnings
+
+import jax
+from flax import nnx, traverse_util
+
+import models.registry
+from convert.errors import ConversionError, show, summarise
+from convert.families import FAMILIES, family_of
+from convert.sources import fetch, find_weights, read_config
+from convert.table import best_table, fill, leaf_problems, name_problems
+from convert.tensors import open_tensors
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was done with every tensor of a checkpoint.
+
+    Attributes:
+      family: of the model.
+      num_mapped: tensors that fill leaves.
+      ignored: names of the others, and why.
+      num_parameters: of the model.
+      file_dtypes: number of mapped tensors of each dtype in the file.
+      dtype: of the model's weights and computation.
+      not_finite: names of the tensors that hold NaN or infinity.
+    """
+
+    family: str
+    num_mapped: int
+    ignored: dict[str, str]
+    num_parameters: int
+    file_dtypes: dict[str, int]
+    dtype: str
+    not_finite: tuple[str, ...]
+
+
+def load_pretrained(source, *, revision=None, dtype=None) -> nnx.Module:
+    """A model with the weights of a PyTorch checkpoint, and exact attention.
+
+    Args:
+      source: a directory with `config.json` and weights, a file of weights with `config.json`
+        beside it, or else an id on the Hugging Face hub.
+      revision: branch, tag or commit on the hub.
+      dtype: "float32" or "bfloat16", of weights and computation; by default the file's, float32
+        for one of float16 or of mixed dtypes.
+
+    Raises:
+      ConversionError: a source that cannot be read, or a single name or shape that does not fit.
+
+    Warns:
+      UserWarning: tensors that hold NaN or infinity.
+    """
+    model, report = convert_checkpoint(fetch(source, revision), dtype=dtype)
+    if report.not_finite:
+        names = summarise(report.not_finite)
+        warnings.warn(f"NaN or infinity in {names}", stacklevel=2)
+    return model
+
+
+def convert_checkpoint(path, *, dtype=None) -> tuple[nnx.Module, Report]:
+    """The model and the report of a local directory or file; see `load_pretrained`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {show(dtype)}")
+    name, config = _read_model_config(path)
+    file = find_weights(path)
+    tensors = open_tensors(file)
+    table = best_table(FAMILIES[name].tables(config), tensors)
+    mapped = dict.fromkeys(row.source for row in table.rows if row.source in tensors)
+    file_dtypes = collections.Counter(tensors[source].dtype for source in mapped)
+    dtype = dtype or ("bfloat16" if set(file_dtypes) == {"bfloat16"} else "float32")
+    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+    model, not_finite = _build(models.registry.FAMILIES[name].model, config, table, tensors, file)
+    return model, Report(
+        family=name,
+        num_mapped=len(mapped),
+        ignored={name: why for name, why in table.ignored.items() if name in tensors},
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))),
+        file_dtypes=dict(file_dtypes),
+        dtype=dtype,
+        not_finite=tuple(not_finite),
+    )
+
+
+def _read_model_config(path):
+    """The family's name and the config that `config.json` describes."""
+    values = read_config(path)
+    name = family_of(values)
+    try:
+        return name, FAMILIES[name].parse_config(values)
+    except ValueError as error:  # the models' configs refuse sizes that do not fit each other
+        raise ConversionError(f"the config.json of {show(str(path))}: {error}") from None
+
+
+def _build(model_class, config, table, tensors, file):
+    """The model filled from the tensors, and the names of those that are not finite."""
+    missing, unknown = name_problems(table, tensors)
+    problems = missing + unknown
+    # A config far larger than the file is refused by name alone: building it would take minutes.
+    if len(missing) <= len(tensors):
+        model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+        graphdef, abstract = nnx.split(model)
+        paths = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
+        leaves = {".".join(map(str, path)): leaf for path, leaf in paths.items()}
+        problems += leaf_problems(table, leaves, tensors)
+    if problems:
+        raise ConversionError(f"{show(str(file))} does not fit its config: {summarise(problems)}")
+    arrays, not_finite = fill(table, leaves, tensors)
+    filled = {path: arrays[".".join(map(str, path))] for path in paths}
+    nnx.replace_by_pure_dict(abstract, traverse_util.unflatten_dict(filled))
+    return nnx.merge(graphdef, abstract), not_finite

@@ -1,0 +1,146 @@
+"""Tensors of a checkpoint's files by name, read one at a time: safetensors, pickles and shards."""
+
+import collections
+import dataclasses
+import pathlib
+import typing
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from convert.errors import ConversionError, one_line, show, summarise
+from convert.sources import read_json_object
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_INDEX = ".index.json"
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # others keep their own name
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file: what its header says, and how to read it.
+
+    Attributes:
+      shape: in the file.
+      dtype: a numpy name for floats of 32 and 16 bits, otherwise the file's own word.
+      read: the array, of this shape and dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: typing.Callable[[], np.ndarray]
+
+
+def open_tensors(file: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, or of all shards that an index names.
+
+    Raises:
+      ConversionError: a file that is damaged, of another kind, or holds more than tensors.
+    """
+    return _open_shards(file) if file.name.endswith(_INDEX) else _open_file(file)
+
+
+def _open_file(file):
+    if file.suffix == ".safetensors":
+        return _open_safetensors(file)
+    if file.suffix in PICKLE_SUFFIXES:
+        return _open_pickle(file)
+    raise ConversionError(
+        f"{show(str(file))} is not a kind of weights that is known: "
+        f"expected .safetensors, {', '.join(PICKLE_SUFFIXES)} or an {_INDEX}"
+    )
+
+
+def _open_safetensors(file):
+    """The library checks that offsets fit the shapes, overlap nowhere and fill the file."""
+    try:
+        handle = safetensors.safe_open(file, framework="numpy")
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConversionError(
+            f"{show(str(file))} is damaged, or not safetensors: {one_line(error)}; get it anew"
+        ) from None
+
+    def tensor(name, header):
+        dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
+        return Tensor(tuple(header.get_shape()), dtype, lambda: handle.get_tensor(name))
+
+    return {name: tensor(name, header) for name, header in slices.items()}
+
+
+def _open_pickle(file):
+    """A state dict, unpickled by torch in the mode that builds tensors only and runs nothing."""
+    try:
+        import torch
+    except ImportError:
+        raise ConversionError(
+            f"{show(str(file))} is pickled, which only torch reads: "
+            "pip install -r requirements-reference.txt, or get the weights as safetensors"
+        ) from None
+    try:
+        state = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except Exception as error:  # unpickling raises many types; torch's texts run to pages
+        raise ConversionError(
+            f"{show(str(file))} is refused: damaged, or holds more than tensors, which could run "
+            f"code ({type(error).__name__}); nothing in it was run. Get the weights as safetensors"
+        ) from None
+    dense = lambda x: (
+        isinstance(x, torch.Tensor) and x.layout is torch.strided and x.device.type == "cpu"
+    )
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and dense(value) for name, value in state.items()
+    ):
+        raise ConversionError(
+            f"{show(str(file))} is not a state dict: expected names and dense tensors, "
+            f"got {show(state if not isinstance(state, dict) else list(state)[:3])}"
+        )
+    return {name: _torch_tensor(torch, value.detach()) for name, value in state.items()}
+
+
+def _torch_tensor(torch, value):
+    def read():
+        if value.dtype == torch.bfloat16:  # numpy has none: hand over the bits
+            return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return value.numpy()
+
+    return Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), read)
+
+
+def _open_shards(index):
+    """The tensors of all shards; index and shards must name the same ones."""
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{show(str(index))} has no weight_map from tensors to files")
+    shards = collections.defaultdict(set)
+    for name, shard in weight_map.items():
+        shards[_shard_path(index, shard)].add(name)
+    tensors, problems = {}, []
+    for shard, names in shards.items():
+        found = _open_file(shard)
+        problems += [f"{shard.name} lacks {show(name)}" for name in sorted(names - found.keys())]
+        extra = sorted(found.keys() - names)
+        problems += [f"{shard.name} holds {show(name)}, not in the index" for name in extra]
+        tensors.update(found)
+    if problems:
+        raise ConversionError(f"{show(str(index))} and its files disagree: {summarise(problems)}")
+    return tensors
+
+
+def _shard_path(index, shard):
+    """The path of a shard that lies beside its index and is of the index's kind."""
+    suffix = pathlib.Path(index.name.removesuffix(_INDEX)).suffix
+    # A plain file name: nothing that an index says may lead out of its directory.
+    plain = isinstance(shard, str) and pathlib.PurePath(shard).name == shard and "\\" not in shard
+    if not plain or "\0" in shard or not shard.endswith(suffix):
+        raise ConversionError(
+            f"{show(str(index))} names the file {show(shard)}: "
+            f"expected the plain name of a {suffix} file in the same directory"
+        )
+    path = index.parent / shard
+    if not path.is_file():
+        raise ConversionError(f"{show(str(index))} names {show(shard)}, which is not there")
+    return path

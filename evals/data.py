@@ -1,0 +1,172 @@
+"""Labelled and captioned images: the embedded scenes, image folders, COCO captions."""
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from evals import digit_scenes
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Seeds of the embedded test sets.
+_SINGLE_SEED, _MULTIPLE_SEED = 1, 2
+_READERS = 4  # threads that decode images
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """M images with class labels, and how to say a class in words.
+
+    Attributes:
+      images: M image paths, or uint8 arrays `[height, width, 3]`.
+      labels: int `[M]`.
+      class_names: K names.
+      templates: sentences with `{}` for the name; a class is their mean embedding.
+    """
+
+    images: Sequence
+    labels: np.ndarray
+    class_names: Sequence[str]
+    templates: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImages:
+    """M images and L captions; an image may have several.
+
+    Attributes:
+      images: M image paths, or uint8 arrays `[height, width, 3]`.
+      captions: L sentences.
+      image_of_caption: int `[L]`, the image that each caption describes.
+    """
+
+    images: Sequence
+    captions: Sequence[str]
+    image_of_caption: np.ndarray
+
+
+def single_digit_scenes(count) -> LabelledImages:
+    """Embedded test scenes with one digit each, to be classified by it."""
+    scenes = digit_scenes.make_scenes("test", count, seed=_SINGLE_SEED, num_digits=(1, 1))
+    return LabelledImages(
+        images=scenes.images,
+        labels=scenes.digits.max(axis=1),
+        class_names=digit_scenes.DIGIT_NAMES,
+        templates=[digit_scenes.phrase("{}", place) for place in digit_scenes.PLACES],
+    )
+
+
+def multiple_digit_scenes(count) -> CaptionedImages:
+    """Embedded test scenes with two to four digits each, no two with the same caption."""
+    scenes = digit_scenes.make_scenes(
+        "test", count, seed=_MULTIPLE_SEED, num_digits=(2, 4), distinct=True
+    )
+    return CaptionedImages(scenes.images, scenes.captions, np.arange(count))
+
+
+def image_folder(path, *, templates, limit=None) -> LabelledImages:
+    """Images in one folder per class; underscores in folder names read as spaces.
+
+    Raises:
+      FileNotFoundError: no such folder, or no image in any folder below it.
+    """
+    path = pathlib.Path(path)
+    classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    found = [
+        (file, label)
+        for label, folder in enumerate(classes)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"{path} holds no images in class folders; expected {path}/CLASS_NAME/IMAGE.jpg"
+        )
+    if limit and limit < len(found):  # spread over the classes
+        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).astype(int)]
+    files, labels = zip(*found)
+    names = [folder.name.replace("_", " ") for folder in classes]
+    return LabelledImages(files, np.array(labels), names, templates)
+
+
+def coco_captions(path, *, images=None, limit=None) -> CaptionedImages:
+    """A COCO captions json with the folder of its images (default: the json's own folder).
+
+    Raises:
+      FileNotFoundError: an image that the json names is not in the folder.
+      ValueError: a file that is not a COCO captions json.
+    """
+    path = pathlib.Path(path)
+    folder = pathlib.Path(images) if images else path.parent
+    try:
+        content = json.loads(path.read_text())
+        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        pairs = [(entry["image_id"], entry["caption"]) for entry in content["annotations"]]
+        unknown = sorted({image for image, _ in pairs} - set(names))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a COCO captions json: {error!r}") from None
+    if unknown or not pairs:
+        raise ValueError(f"{path} has no captions, or captions of unlisted images {unknown[:3]}")
+    described = sorted({image for image, _ in pairs})[:limit]
+    position = {image: index for index, image in enumerate(described)}
+    files = [folder / names[image] for image in described]
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f"{missing[0]} does not exist, nor do {len(missing) - 1} other images of {path}; "
+            "set --config.data_images to their folder"
+        )
+    pairs = [(position[image], text) for image, text in pairs if image in position]
+    owners, captions = zip(*pairs)
+    return CaptionedImages(files, captions, np.array(owners))
+
+
+def batches(images, preprocess, batch_size):
+    """Yields `(batch, count)`: float32 `[batch_size, height, width, 3]`, of which count are real.
+
+    The next batch is read while one is computed on. The last is filled up with zeros.
+
+    Raises:
+      ValueError: an image that does not open, or images that differ in size once preprocessed.
+    """
+    starts = range(0, len(images), batch_size)
+    with (
+        concurrent.futures.ThreadPoolExecutor(_READERS) as pool,
+        concurrent.futures.ThreadPoolExecutor(1) as ahead,
+    ):
+
+        def read(start):
+            items = images[start : start + batch_size]
+            return _stack(list(pool.map(lambda item: _read(item, preprocess), items)), batch_size)
+
+        upcoming = None
+        for start in starts:
+            batch, count = upcoming.result() if upcoming else read(start)
+            following = start + batch_size
+            upcoming = ahead.submit(read, following) if following < len(images) else None
+            yield batch, count
+
+
+def _read(item, preprocess):
+    if isinstance(item, np.ndarray):
+        return preprocess(item)
+    try:
+        with Image.open(item) as image:
+            return preprocess(image)
+    except OSError as error:
+        raise ValueError(f"{item} cannot be read as an image: {error}") from None
+
+
+def _stack(arrays, batch_size):
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images differ in size after preprocessing: {sorted(shapes)}; the checkpoint's "
+            "preprocessor_config.json must crop or resize to one size"
+        )
+    batch = np.zeros((batch_size, *shapes.pop()), np.float32)
+    batch[: len(arrays)] = arrays
+    return batch, len(arrays)

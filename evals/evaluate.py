@@ -1,0 +1,200 @@
+"""The main job: exact attention and FNA side by side, point by point, resumable."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import ml_collections
+import tqdm
+from absl import logging
+
+from evals import data as data_readers
+from evals.cost import advice
+from evals.fidelity import fidelity
+from evals.landmark_map import displayable, landmark_points
+from evals.pretrained import Pretrained, open_pretrained
+from evals.retrieval import retrieval
+from evals.zero_shot import zero_shot
+from fna_jax import FNAConfig
+
+EMBEDDED_MODEL = pathlib.Path(__file__).parents[1] / "checkpoints" / "digit_scenes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One attention to evaluate: exact (`fna` None), or FNA, with a seed if landmarks are random."""
+
+    fna: FNAConfig | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        if self.fna is None:
+            return "exact"
+        name = f"{self.fna.method}-{self.fna.num_landmarks}"
+        return name if self.seed is None else f"{name}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """What to evaluate on; a task without data is left out."""
+
+    labelled: data_readers.LabelledImages | None
+    captioned: data_readers.CaptionedImages | None
+    fidelity_images: object
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
+    """Every task for every arm; each result is kept in `workdir`, and found there the next time.
+
+    Returns:
+      A dictionary: `points` (one record per arm and task), `advice`, `model`, `environment`.
+
+    Raises:
+      FileNotFoundError, ValueError: a model, data or settings that cannot be used, or a `workdir`
+        of a run with other settings.
+    """
+    pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
+    arms = make_arms(config.fna, pretrained.model.config.vision.encoder.depth)
+    datasets = open_datasets(config)
+    folder = _points_folder(config, pathlib.Path(workdir))
+
+    jobs = [(arm, task) for arm in arms for task in _tasks(arm, datasets)]
+    points = []
+    for arm, task in tqdm.tqdm(jobs, desc="evaluating", unit="task", mininterval=1):
+        file = folder / f"{arm.name}.{task}.json"
+        if not file.exists():
+            point = {"arm": arm.name} | _run(task, pretrained, arm, datasets, config)
+            write_atomically(file, json.dumps(point, indent=2))
+        points.append(json.loads(file.read_text()))
+
+    fnas = list(dict.fromkeys(arm.fna for arm in arms if arm.fna and arm.fna.method == "fps"))
+    shape = pretrained.preprocess(_first_image(datasets)).shape
+    return {
+        "model": pretrained.name,
+        "config": config.to_dict(),
+        "environment": environment(),
+        "advice": advice(pretrained.model.config.vision, shape[:2], fnas) if fnas else "",
+        "points": points,
+    }
+
+
+def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
+    """Exact attention, then every method, number of landmarks and seed of the settings."""
+    layers = f"{depth // 2}:{depth}" if fna.layers == "second half" else fna.layers
+    arms = [Arm()]
+    for method in fna.methods:
+        for num_landmarks in fna.num_landmarks:
+            settings = FNAConfig(
+                layers=layers,
+                num_landmarks=num_landmarks,
+                features=fna.features,
+                method=method,
+                resample=fna.resample,
+                inverse_steps=fna.inverse_steps,
+            )
+            arms += [Arm(settings, seed) for seed in (fna.seeds if method == "random" else [None])]
+    return arms
+
+
+def landmark_examples(config, *, num_images=6):
+    """A few images, and where each method puts about 16 landmarks, for `report.draw_landmarks`."""
+    num_landmarks = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
+    pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
+    fidelity_images = open_datasets(config).fidelity_images[:num_images]
+    images, _ = next(data_readers.batches(fidelity_images, pretrained.preprocess, num_images))
+    depth = pretrained.model.config.vision.encoder.depth
+    points = {}
+    for arm in make_arms(config.fna, depth):
+        if arm.fna and arm.fna.num_landmarks == num_landmarks and arm.seed in (None, 0):
+            rng = None if arm.seed is None else jax.random.key(arm.seed)
+            view = pretrained.with_attention(arm.fna)
+            points[f"{arm.fna.method}, S = {num_landmarks}"] = landmark_points(view, images, rng=rng)
+    return displayable(images, pretrained.preprocess), points
+
+
+def open_datasets(config) -> Datasets:
+    """The embedded scenes, an image folder with class folders, or a COCO captions json."""
+    limit = config.num_images
+    if config.data == "digit scenes":
+        labelled = data_readers.single_digit_scenes(config.num_labelled_scenes)
+        captioned = data_readers.multiple_digit_scenes(config.num_captioned_scenes)
+    elif pathlib.Path(config.data).is_dir():
+        labelled, captioned = (
+            data_readers.image_folder(config.data, templates=config.templates, limit=limit),
+            None,
+        )
+    elif pathlib.Path(config.data).is_file():
+        labelled, captioned = (
+            None,
+            data_readers.coco_captions(config.data, images=config.data_images, limit=limit),
+        )
+    else:
+        raise FileNotFoundError(
+            f"--config.data={config.data!r} does not exist; give 'digit scenes', a folder with one "
+            "folder of images per class, or a COCO captions json"
+        )
+    images = (captioned or labelled).images[: config.num_fidelity_images]
+    return Datasets(labelled, captioned, images)
+
+
+def environment() -> dict:
+    """Device and versions, for every number."""
+    import flax
+
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+    }
+
+
+def write_atomically(file, text):
+    """Writes beside `file`, then renames: the final name never holds half a file."""
+    file = pathlib.Path(file)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def _tasks(arm, datasets):
+    tasks = {
+        "zero_shot": datasets.labelled is not None,
+        "retrieval": datasets.captioned is not None,
+        "fidelity": arm.fna is not None,
+    }
+    return [task for task, wanted in tasks.items() if wanted]
+
+
+def _run(task, pretrained: Pretrained, arm, datasets, config):
+    function, data = {
+        "zero_shot": (zero_shot, datasets.labelled),
+        "retrieval": (retrieval, datasets.captioned),
+        "fidelity": (fidelity, datasets.fidelity_images),
+    }[task]
+    rng = None if arm.seed is None else jax.random.key(arm.seed)
+    logging.debug("%s: %s", arm.name, task)
+    return function(
+        pretrained.with_attention(arm.fna), data, batch_size=config.batch_size, rng=rng
+    )
+
+
+def _first_image(datasets):
+    import PIL.Image
+
+    first = datasets.fidelity_images[0]
+    return first if hasattr(first, "shape") else PIL.Image.open(first)
+
+
+def _points_folder(config, workdir):
+    """`workdir/points`, after checking that what lies there comes from the same settings."""
+    settings = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str)
+    file = workdir / "config.json"
+    if file.exists() and file.read_text() != settings:
+        raise ValueError(f"{workdir} holds a run with other settings; choose another --workdir")
+    (workdir / "points").mkdir(parents=True, exist_ok=True)
+    write_atomically(file, settings)
+    return workdir / "points"

@@ -1,0 +1,184 @@
+"""What a run shows: one table, `results.json`, `results.csv`, and two plots."""
+
+import csv
+import io
+import json
+import pathlib
+import re
+
+import matplotlib
+import numpy as np
+
+from evals.evaluate import write_atomically
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
+
+# Columns of the table: heading, and the point's task and field.
+_COLUMNS = {
+    "zero-shot top-1 %": ("zero_shot", "top1"),
+    "image→text R@1 %": ("retrieval", "image_to_text_r1"),
+    "text→image R@1 %": ("retrieval", "text_to_image_r1"),
+    "embedding error": ("fidelity", "embedding_error"),
+    "layer errors": ("fidelity", "layer_errors"),
+    "images/s": (None, "images_per_second"),
+    "compile s": (None, "compile_seconds"),
+}
+_COLOURS = {"fps": "#1b6ca8", "random": "#d1751f"}
+_METHOD_NAMES = {"fps": "farthest point", "random": "random"}
+
+
+def table_rows(results) -> list[dict]:
+    """One row per attention: method, S and, for every column with data, mean and spread over seeds.
+
+    A spread is the standard deviation, None for a single run.
+    """
+    rows = []
+    for arm in dict.fromkeys(re.sub("-seed.*", "", point["arm"]) for point in results["points"]):
+        method, _, num_landmarks = arm.partition("-")
+        row = {"attention": arm, "method": method, "num_landmarks": int(num_landmarks or 0) or None}
+        for heading, (task, field) in _COLUMNS.items():
+            values = [
+                point[field]
+                for point in results["points"]
+                if re.sub("-seed.*", "", point["arm"]) == arm
+                and field in point
+                and task in (None, point["task"])
+            ]
+            if not values:
+                continue
+            if heading == "layer errors":
+                row[heading] = {
+                    layer: float(np.mean([errors[layer] for errors in values]))
+                    for layer in values[0]
+                }
+                continue
+            row[heading] = float(sum(values) if heading == "compile s" else np.mean(values))
+            seeded = task is not None and len(values) > 1
+            row[f"{heading} spread"] = float(np.std(values)) if seeded else None
+        rows.append(row)
+    return rows
+
+
+def format_table(rows) -> str:
+    """The rows as a markdown table; spreads after ±."""
+    headings = [h for h in _COLUMNS if any(h in row for row in rows)]
+    lines = [
+        "| attention | S | " + " | ".join(headings) + " |",
+        "| --- | ---: |" + " ---: |" * len(headings),
+    ]
+    for row in rows:
+        name = f"FNA, {_METHOD_NAMES[row['method']]}" if row["num_landmarks"] else "exact"
+        cells = [_cell(heading, row) for heading in headings]
+        lines.append(f"| {name} | {row['num_landmarks'] or ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_report(results, workdir, *, landmarks) -> str:
+    """Writes the files of a run into `workdir` and returns the text to print.
+
+    Args:
+      results: what `evals.evaluate.evaluate` returned.
+      workdir: the folder.
+      landmarks: what `evals.evaluate.landmark_examples` returned.
+    """
+    workdir = pathlib.Path(workdir)
+    rows = table_rows(results)
+    write_atomically(workdir / "results.json", json.dumps(results | {"table": rows}, indent=2))
+    write_atomically(workdir / "results.csv", _csv(rows, results))
+    plot_quality(rows, workdir / "quality.png")
+    if landmarks[1]:
+        draw_landmarks(*landmarks, workdir / "landmarks.png")
+    environment = results["environment"]
+    return "\n".join(
+        [
+            f"model: {results['model']}; {environment['device']}, jax {environment['jax']}",
+            "",
+            format_table(rows),
+            "",
+            results["advice"],
+            "",
+            f"Written to {workdir}: results.json, results.csv, "
+            + ", ".join(sorted(file.name for file in workdir.glob("*.png"))),
+        ]
+    )
+
+
+def plot_quality(rows, file):
+    """Accuracy and error against the number of landmarks, exact attention as a line."""
+    accuracies = [h for h in list(_COLUMNS)[:3] if any(h in row for row in rows)]
+    panels = [*accuracies, "embedding error"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
+    for axis, heading in zip(axes[0], panels):
+        for method, colour in _COLOURS.items():
+            mine = [row for row in rows if row["method"] == method and heading in row]
+            if not mine:
+                continue
+            x = [row["num_landmarks"] for row in mine]
+            y = np.array([row[heading] for row in mine])
+            spread = np.array([row[f"{heading} spread"] or 0 for row in mine])
+            axis.plot(x, y, "o-", color=colour, label=f"FNA, {_METHOD_NAMES[method]}")
+            axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
+        if heading in rows[0]:
+            axis.axhline(rows[0][heading], color="#444444", linestyle="--", label="exact")
+        sizes = sorted({row["num_landmarks"] for row in rows if row["num_landmarks"]})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xlabel("landmarks S")
+        axis.set_title(heading)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    _save(figure, file)
+
+
+def draw_landmarks(images, landmarks, file):
+    """Draws landmark patches over images.
+
+    Args:
+      images: `[M, height, width, 3]`, uint8 or floats in 0..1.
+      landmarks: by row title, `(y, x)` patch centres in pixels of each image: M arrays `[S, 2]`.
+      file: where the PNG goes.
+    """
+    figure, axes = plt.subplots(
+        len(landmarks), len(images), figsize=(2 * len(images), 2.1 * len(landmarks)), squeeze=False
+    )
+    for row, (title, points_of_image) in zip(axes, landmarks.items()):
+        row[0].set_ylabel(title)
+        for axis, image, points in zip(row, images, points_of_image):
+            axis.imshow(image, interpolation="nearest")
+            axis.scatter(
+                points[:, 1], points[:, 0], s=22, c="#ff3b30", edgecolors="white", linewidths=0.8
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+    _save(figure, file)
+
+
+def _cell(heading, row):
+    if heading not in row:
+        return "" if heading != "embedding error" or row["num_landmarks"] else "0"
+    if heading == "layer errors":
+        return " ".join(f"{error:.2f}" for error in row[heading].values())
+    digits = {"embedding error": 3, "images/s": 0, "compile s": 1}.get(heading, 1)
+    text = f"{row[heading]:.{digits}f}"
+    spread = row[f"{heading} spread"]
+    return text if spread is None else f"{text} ± {spread:.{digits}f}"
+
+
+def _csv(rows, results):
+    fields = list(dict.fromkeys(field for row in rows for field in row))
+    fixed = {"model": results["model"], **results["environment"]}
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | fixed for row in rows)
+    return out.getvalue()
+
+
+def _save(figure, file):
+    figure.tight_layout()
+    partial = file.with_name(f".partial.{file.name}")
+    figure.savefig(partial, dpi=120)
+    plt.close(figure)
+    partial.replace(file)

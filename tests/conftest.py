@@ -1,0 +1,63 @@
+"""What several test files share: the measure of error, random inputs, and the tiny CLIP."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+
+REFERENCES = pathlib.Path(__file__).parent / "references"
+
+
+def rel_max_error(actual, expected):
+    """`max |a − e| / max |e|` in float64, with the shapes equal."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
+
+
+def random_qkv(seed=0, batch=(2,), tokens=40, heads=2, dim=8, kv_heads=None, dtype=np.float32):
+    """Standard normal query, key and value, `[*batch, tokens, heads, dim]`."""
+    rng = np.random.default_rng(seed)
+    shapes = [(*batch, tokens, n, dim) for n in (heads, kv_heads or heads, kv_heads or heads)]
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def tiny_clip(seed=0, **overrides):
+    """A CLIP of 65 vision tokens (class token and 8 × 8 patches) and 4 vision blocks."""
+    settings = dict(
+        vision=dict(
+            image_size=32,
+            patch_size=4,
+            encoder=dict(width=32, depth=4, num_heads=4, mlp_dim=64),
+        ),
+        text=dict(
+            vocab_size=99,
+            context_length=16,
+            eos_token_id=98,
+            encoder=dict(width=32, depth=2, num_heads=4, mlp_dim=64),
+        ),
+        projection_dim=24,
+    )
+    return models.create("clip-vit-b-32", rngs=nnx.Rngs(seed), **{**settings, **overrides})
+
+
+def random_images(seed=0, batch=2, height=32, width=32):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, height, width, 3)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    """Float32 products are float32 on every device, so that tolerances mean the same."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """The tiny CLIP. Tests must not change it."""
+    return tiny_clip()
