@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from models.registry import did_you_mean
@@ -19,6 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "results folder; default: a fresh
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # jax and orbax tell much at INFO
     config = CONFIG.value
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     workdir = pathlib.Path(WORKDIR.value or ROOT / "runs" / f"{config.task}-{stamp}")

@@ -3,8 +3,7 @@
 import ml_collections
 
 
-def get_config(arg=None):
-    """`arg` "smoke" is a run of seconds, for tests."""
+def get_config():
     config = ml_collections.ConfigDict()
     config.task = "train"
     config.name = "clip-vit-b-32"  # whose fields the following replace
@@ -28,7 +27,8 @@ def get_config(arg=None):
     config.learning_rate = 1e-3
     config.weight_decay = 0.05
     config.warmup_steps = 40
-    config.num_steps = 1900
-    config.keep_tokens = 64  # of 256 patches, those with most contrast, until the last steps
-    config.full_tokens_from = 1750
+    config.num_steps = 1300
+    config.keep_tokens = 64  # of 256 patches, those with most contrast
+    config.whole_images_every = 6  # steps
+    config.save_every = 100
     return config

@@ -4,9 +4,10 @@ import dataclasses
 
 from convert.errors import ConversionError, show
 
-# A file may claim anything; beyond these no model exists and arithmetic on shapes overflows.
+# A file may claim anything. No model exists beyond these; larger sizes would overflow in the
+# arithmetic of shapes, and flax needs minutes to build hundreds of blocks.
 _LARGEST_SIZE = 2**20
-_LARGEST_DEPTH = 1024
+_LARGEST_DEPTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Fields:
         return self.integer(field, least=1, most=_LARGEST_SIZE)
 
     def depth(self, field) -> int:
-        """A number of blocks, from 1 to a thousand."""
+        """A number of blocks, from 1 to 128."""
         return self.integer(field, least=1, most=_LARGEST_DEPTH)
 
     def integer(self, field, *, least=0, most=2**31 - 1) -> int:

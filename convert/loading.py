@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import warnings
 
 import jax
@@ -100,17 +101,22 @@ def _read_model_config(path):
 def _build(model_class, config, table, tensors, file):
     """The model filled from the tensors, and the names of those that are not finite."""
     missing, unknown = name_problems(table, tensors)
-    problems = missing + unknown
-    # A config far larger than the file is refused by name alone: building it would take minutes.
-    if len(missing) <= len(tensors):
-        model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
-        graphdef, abstract = nnx.split(model)
-        paths = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
-        leaves = {".".join(map(str, path)): leaf for path, leaf in paths.items()}
-        problems += leaf_problems(table, leaves, tensors)
-    if problems:
-        raise ConversionError(f"{show(str(file))} does not fit its config: {summarise(problems)}")
+    # In turns, so that the few that are shown tell of both: a prefix too many or too few.
+    pairs = itertools.zip_longest(missing, unknown)
+    problems = [problem for pair in pairs for problem in pair if problem]
+    if len(missing) > len(tensors):  # names suffice: to build so large a model would take minutes
+        raise _misfit(file, problems)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
+    leaves = {".".join(map(str, path)): leaf for path, leaf in flat.items()}
+    if problems := problems + leaf_problems(table, leaves, tensors):
+        raise _misfit(file, problems)
     arrays, not_finite = fill(table, leaves, tensors)
-    filled = {path: arrays[".".join(map(str, path))] for path in paths}
+    filled = {path: arrays[name] for path, name in zip(flat, leaves, strict=True)}
     nnx.replace_by_pure_dict(abstract, traverse_util.unflatten_dict(filled))
     return nnx.merge(graphdef, abstract), not_finite
+
+
+def _misfit(file, problems):
+    problems = summarise(problems)
+    return ConversionError(f"{show(str(file))} does not fit its config: {problems}")

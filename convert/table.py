@@ -74,7 +74,7 @@ def best_table(tables, names) -> Table:
 
 
 def name_problems(table: Table, names) -> tuple[list[str], list[str]]:
-    """What a file lacks, and what it holds that the table does not know."""
+    """What a file lacks, and what it holds that the table does not know, in words."""
     sources = dict.fromkeys(row.source for row in table.rows)
     missing = [f"{name} is missing" for name in sources if name not in names]
     known = sources.keys() | table.ignored.keys()

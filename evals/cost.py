@@ -1,4 +1,4 @@
-"""Arithmetic of a vision tower, by counting: what FNA can gain at a number of tokens (method.md §1)."""
+"""Arithmetic of a vision tower, counted: what FNA can gain at a number of tokens (paper §4)."""
 
 import dataclasses
 
@@ -69,5 +69,7 @@ def advice(config, image_size, fnas) -> str:
         f"make it at most {one.most_speedup:.2f} times faster; counting FNA's own work: {counted}."
     )
     if max(cost.speedup for cost in costs) < 1.1:
-        text += " FNA does not pay at this size: use exact attention here, FNA at higher resolution."
+        text += (
+            " FNA does not pay at this size: use exact attention here, FNA at higher resolution."
+        )
     return text

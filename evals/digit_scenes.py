@@ -107,7 +107,7 @@ def _distinct_rows(rng, digits, fewest, most):
 
 @functools.cache
 def _source(split):
-    """Handwriting of a split: images `[K, 8, 8]` in 0..1, and for each digit the rows that show it."""
+    """Handwriting of a split: images `[K, 8, 8]` in 0..1, and the rows that show each digit."""
     data = load_digits()
     train, test = train_test_split(
         np.arange(len(data.target)),
@@ -121,7 +121,7 @@ def _source(split):
 
 
 def _draw_ink(rng, split, digits):
-    """Ink in 0..1 of every scene, `[M, 64, 64]`: a random specimen of each digit, in its quadrant."""
+    """Ink in 0..1, `[M, 64, 64]`: a random specimen of each digit, in its quadrant."""
     images, rows_of = _source(split)
     size = rng.uniform(_SMALLEST, _LARGEST, size=(*digits.shape, 2))  # height and width, jittered
     start = rng.uniform(0, 1, size=size.shape) * (HALF - size)

@@ -8,7 +8,6 @@ import pathlib
 import jax
 import ml_collections
 import tqdm
-from absl import logging
 
 from evals import data as data_readers
 from evals.cost import advice
@@ -16,6 +15,7 @@ from evals.fidelity import fidelity
 from evals.landmark_map import displayable, landmark_points
 from evals.pretrained import Pretrained, open_pretrained
 from evals.retrieval import retrieval
+from evals.workdir import claim_workdir, write_atomically
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
 
@@ -24,7 +24,7 @@ EMBEDDED_MODEL = pathlib.Path(__file__).parents[1] / "checkpoints" / "digit_scen
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One attention to evaluate: exact (`fna` None), or FNA, with a seed if landmarks are random."""
+    """One attention to evaluate: exact (`fna` None) or FNA; a seed for random landmarks."""
 
     fna: FNAConfig | None = None
     seed: int | None = None
@@ -59,7 +59,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     arms = make_arms(config.fna, pretrained.model.config.vision.encoder.depth)
     datasets = open_datasets(config)
-    folder = _points_folder(config, pathlib.Path(workdir))
+    folder = claim_workdir(config, workdir) / "points"
+    folder.mkdir(exist_ok=True)
 
     jobs = [(arm, task) for arm in arms for task in _tasks(arm, datasets)]
     points = []
@@ -71,12 +72,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
         points.append(json.loads(file.read_text()))
 
     fnas = list(dict.fromkeys(arm.fna for arm in arms if arm.fna and arm.fna.method == "fps"))
-    shape = pretrained.preprocess(_first_image(datasets)).shape
+    first, _ = next(data_readers.batches(datasets.fidelity_images, pretrained.preprocess, 1))
     return {
         "model": pretrained.name,
         "config": config.to_dict(),
         "environment": environment(),
-        "advice": advice(pretrained.model.config.vision, shape[:2], fnas) if fnas else "",
+        "advice": advice(pretrained.model.config.vision, first.shape[1:3], fnas) if fnas else "",
         "points": points,
     }
 
@@ -111,7 +112,9 @@ def landmark_examples(config, *, num_images=6):
         if arm.fna and arm.fna.num_landmarks == num_landmarks and arm.seed in (None, 0):
             rng = None if arm.seed is None else jax.random.key(arm.seed)
             view = pretrained.with_attention(arm.fna)
-            points[f"{arm.fna.method}, S = {num_landmarks}"] = landmark_points(view, images, rng=rng)
+            points[f"{arm.fna.method}, S = {num_landmarks}"] = landmark_points(
+                view, images, rng=rng
+            )
     return displayable(images, pretrained.preprocess), points
 
 
@@ -152,14 +155,6 @@ def environment() -> dict:
     }
 
 
-def write_atomically(file, text):
-    """Writes beside `file`, then renames: the final name never holds half a file."""
-    file = pathlib.Path(file)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
-
-
 def _tasks(arm, datasets):
     tasks = {
         "zero_shot": datasets.labelled is not None,
@@ -176,25 +171,4 @@ def _run(task, pretrained: Pretrained, arm, datasets, config):
         "fidelity": (fidelity, datasets.fidelity_images),
     }[task]
     rng = None if arm.seed is None else jax.random.key(arm.seed)
-    logging.debug("%s: %s", arm.name, task)
-    return function(
-        pretrained.with_attention(arm.fna), data, batch_size=config.batch_size, rng=rng
-    )
-
-
-def _first_image(datasets):
-    import PIL.Image
-
-    first = datasets.fidelity_images[0]
-    return first if hasattr(first, "shape") else PIL.Image.open(first)
-
-
-def _points_folder(config, workdir):
-    """`workdir/points`, after checking that what lies there comes from the same settings."""
-    settings = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str)
-    file = workdir / "config.json"
-    if file.exists() and file.read_text() != settings:
-        raise ValueError(f"{workdir} holds a run with other settings; choose another --workdir")
-    (workdir / "points").mkdir(parents=True, exist_ok=True)
-    write_atomically(file, settings)
-    return workdir / "points"
+    return function(pretrained.with_attention(arm.fna), data, batch_size=config.batch_size, rng=rng)

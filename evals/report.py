@@ -9,10 +9,10 @@ import re
 import matplotlib
 import numpy as np
 
-from evals.evaluate import write_atomically
+from evals.workdir import write_atomically
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend without a screen)
+matplotlib.use("Agg")  # before pyplot: no screen
+import matplotlib.pyplot as plt
 
 # Columns of the table: heading, and the point's task and field.
 _COLUMNS = {

@@ -32,7 +32,7 @@ def retrieval(pretrained, data: CaptionedImages, *, batch_size, rng=None) -> dic
 
 
 def retrieval_ranks(images, texts, image_of_caption):
-    """Ranks from 0 of the first right answer: of each image's captions, and of each caption's image.
+    """Ranks from 0 of the first right answer: each image's captions, each caption's image.
 
     An equal score counts as ahead, so that a constant embedding finds nothing.
 

@@ -29,6 +29,6 @@ def zero_shot(pretrained, data: LabelledImages, *, batch_size, rng=None) -> dict
 
 
 def true_class_rank(scores, labels):
-    """How many other classes score at least as high as the true one, int `[M]`, of scores `[M, K]`."""
+    """Classes that score at least as high as the true one, int `[M]`, of scores `[M, K]`."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     return np.sum(scores >= own, axis=1) - 1

@@ -10,8 +10,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fna_jax.landmarks import METHODS, Landmarks, select_landmarks
+
+IMPLEMENTATIONS = (None, "xla")  # of FNA
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Exact attention holds the logits of a block of queries at a time: this many per head, and at
@@ -61,6 +64,7 @@ def fast_nystrom_attention(
         implementation=implementation,
     )
     scale = _default_scale(query, scale)
+    query = _zero_padding(query, key_mask)
     return _attend(query, landmark_key, landmark_value, scale=scale, key_mask=landmarks.valid)
 
 
@@ -82,12 +86,10 @@ def landmark_key_value(
     Arguments and errors are those of `fast_nystrom_attention`.
     """
     landmarks, key_mask = _checked_inputs(query, key, value, landmarks, key_mask)
-    if implementation not in (None, "xla"):
+    if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"FNA runs through implementation='xla' or None, got {implementation!r}")
     scale = _default_scale(query, scale)
-    if key_mask is not None:  # what padding holds, NaN included, must not reach a product
-        key = jnp.where(key_mask[..., None, None], key, 0)
-        value = jnp.where(key_mask[..., None, None], value, 0)
+    query, key, value = (_zero_padding(x, key_mask) for x in (query, key, value))
 
     landmark_query = _gather_tokens(query, landmarks.indices)  # [*B, S, H, D]
     landmark_key = _gather_tokens(key, landmarks.indices)  # [*B, S, K, D]
@@ -129,6 +131,7 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
         return output.reshape(query.shape)
     if implementation != "xla":
         raise ValueError(f"implementation must be None, 'xla' or 'cudnn', got {implementation!r}")
+    key, value = _zero_padding(key, key_mask), _zero_padding(value, key_mask)
     return _attend(query, key, value, scale=scale, key_mask=key_mask)
 
 
@@ -259,7 +262,12 @@ class FastNystromAttention:
 
     def _select(self, features, key_mask):
         features = jnp.mean(features.astype(jnp.float32), axis=-2)  # [*B, N, D]
-        positions = jnp.zeros(features.shape[-2], bool).at[jnp.array(self.guarantee, int)].set(True)
+        num_tokens = features.shape[-2]
+        if outside := [p for p in self.guarantee if not 0 <= p < num_tokens]:
+            raise ValueError(
+                f"guarantee names {outside}, but there are {num_tokens} tokens (from 0)"
+            )
+        positions = jnp.zeros(num_tokens, bool).at[jnp.array(self.guarantee, int)].set(True)
         guarantee = jnp.broadcast_to(positions, features.shape[:-1])
         return select_landmarks(
             features,
@@ -341,6 +349,11 @@ def _landmark_kernel(landmark_query, landmark_key, valid, scale):
 def _gather_tokens(x, indices):
     """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`."""
     return jnp.take_along_axis(x, indices[..., None, None], axis=-3)
+
+
+def _zero_padding(x, key_mask):
+    """x `[*B, N, H, D]` without what padding holds: a NaN there must not reach a product."""
+    return x if key_mask is None else jnp.where(key_mask[..., None, None], x, 0)
 
 
 def _default_scale(query, scale):
@@ -425,7 +438,8 @@ def _key_padding(mask, query):
     if mask.ndim < 3 or mask.shape[-1] != num_tokens:
         raise ValueError(f"mask must be [*B, 1, 1, {num_tokens}], got shape {mask.shape}")
     if mask.shape[-3:-1] != (1, 1):
-        if isinstance(mask, jax.core.Tracer) or not bool((mask == mask[..., :1, :1, :]).all()):
+        known = None if isinstance(mask, jax.core.Tracer) else np.asarray(mask)  # also under jit
+        if known is None or (known != known[..., :1, :1, :]).any():
             raise ValueError(
                 "FNA honours key-padding masks, the same for all heads and queries: pass "
                 f"[*B, 1, 1, {num_tokens}], got shape {mask.shape}"

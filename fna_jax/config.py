@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 
+from fna_jax.attention import IMPLEMENTATIONS
 from fna_jax.landmarks import METHODS
 
 FEATURES = ("input", "q", "k", "v")
@@ -43,10 +44,15 @@ class FNAConfig:
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
-        for name, choices in (("features", FEATURES), ("method", METHODS)):
+        for name, choices in (
+            ("features", FEATURES),
+            ("method", METHODS),
+            ("implementation", IMPLEMENTATIONS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(map(str, choices))}, "
+                    f"got {getattr(self, name)!r}"
                 )
         for name in ("resample", "guarantee_prefix"):
             if not isinstance(getattr(self, name), bool):

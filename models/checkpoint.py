@@ -71,6 +71,7 @@ def load(path) -> nnx.Module:
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
+            _check_shapes(checkpointer.metadata(path / _WEIGHTS).item_metadata.tree, target)
             weights = checkpointer.restore(path / _WEIGHTS, target)
     except Exception as error:  # orbax and tensorstore raise many types for one cause
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -79,6 +80,20 @@ def load(path) -> nnx.Module:
         ) from error
     nnx.replace_by_pure_dict(abstract, weights)
     return nnx.merge(graphdef, abstract)
+
+
+def _check_shapes(stored, target):
+    """Raises ValueError for the first leaf that only one of two trees has, or of another shape."""
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(str(key.key) for key in path): tuple(x.shape) for path, x in leaves}
+
+    stored, target = shapes(stored), shapes(target)
+    for path in sorted(stored.keys() | target.keys()):
+        found, expected = stored.get(path, "absent"), target.get(path, "absent")
+        if found != expected:
+            raise ValueError(f"{path} is {found} there and {expected} in the model described")
 
 
 @contextlib.contextmanager

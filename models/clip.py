@@ -17,6 +17,7 @@ from models.vit import (
     PatchEmbedding,
     VisionOutput,
     attend_causally,
+    check_positive,
     resize_positions,
     vision_attends,
 )
@@ -31,6 +32,7 @@ class VisionConfig:
     encoder: EncoderConfig
 
     def __post_init__(self):
+        check_positive(self, "image_size", "patch_size")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} does not divide by patch_size {self.patch_size}"
@@ -46,6 +48,9 @@ class TextConfig:
     eos_token_id: int | None
     encoder: EncoderConfig
 
+    def __post_init__(self):
+        check_positive(self, "vocab_size", "context_length")
+
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
@@ -58,6 +63,7 @@ class CLIPConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
+        check_positive(self, "projection_dim")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ValueError(f"{name} must be float32 or bfloat16, got {getattr(self, name)!r}")

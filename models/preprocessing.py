@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -56,6 +57,7 @@ def load_preprocessor(path) -> Preprocessor:
         raise FileNotFoundError(f"{file} does not exist: copy it beside the checkpoint")
     try:
         values = json.loads(file.read_text())
+        _refuse_unsupported(values)
         return Preprocessor(
             resize=_side(values.get("size")) if values.get("do_resize", True) else None,
             crop=_side(values.get("crop_size")) if values.get("do_center_crop", False) else None,
@@ -65,6 +67,13 @@ def load_preprocessor(path) -> Preprocessor:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be used: {error!r}") from None
+
+
+def _refuse_unsupported(values):
+    if not values.get("do_rescale", True) or not values.get("do_normalize", True):
+        raise ValueError("do_rescale and do_normalize must be on")
+    if not math.isclose(values.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"rescale_factor must be 1/255, got {values['rescale_factor']}")
 
 
 def _side(size):

@@ -54,14 +54,15 @@ def family_of(model) -> str:
 
 def override(config, changes: dict):
     """`config` with some fields replaced; a dictionary changes fields of a nested config."""
-    known = [field.name for field in dataclasses.fields(config)]
-    _refuse_unknown(changes, known, config)
-    nested = {
+    hints = typing.get_type_hints(type(config))
+    _refuse_unknown(changes, hints, config)
+    fields = {
         name: override(getattr(config, name), change)
+        if isinstance(change, dict) and dataclasses.is_dataclass(hints[name])
+        else _of_type(hints[name], change, f"{type(config).__name__}.{name}")
         for name, change in changes.items()
-        if isinstance(change, dict) and dataclasses.is_dataclass(getattr(config, name))
     }
-    return dataclasses.replace(config, **{**changes, **nested})
+    return dataclasses.replace(config, **fields)
 
 
 def config_from_dict(config_class, values: dict):
@@ -78,13 +79,18 @@ def config_from_dict(config_class, values: dict):
         raise ValueError(f"{config_class.__name__} lacks {', '.join(missing)}")
     fields = {}
     for name, hint in hints.items():
-        value = values[name]
         if dataclasses.is_dataclass(hint):
-            value = config_from_dict(hint, value)
-        elif not isinstance(value, hint) or isinstance(value, bool):
-            raise ValueError(f"{config_class.__name__}.{name} must be {hint}, got {value!r}")
-        fields[name] = value
+            fields[name] = config_from_dict(hint, values[name])
+        else:
+            fields[name] = _of_type(hint, values[name], f"{config_class.__name__}.{name}")
     return config_class(**fields)
+
+
+def _of_type(hint, value, name):
+    """`value` if it is of the type; True and False are no integers here."""
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise ValueError(f"{name} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value
 
 
 def did_you_mean(name, choices) -> str:

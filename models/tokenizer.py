@@ -32,7 +32,9 @@ def load_tokenizer(path, *, context_length):
     tokenizer.enable_padding(length=context_length, pad_id=pad_id, pad_token=pad_token)
 
     def tokenize(texts):
-        return np.array([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], np.int32)
+        return np.array(
+            [encoding.ids for encoding in tokenizer.encode_batch(list(texts))], np.int32
+        )
 
     return tokenize
 
@@ -42,4 +44,6 @@ def _padding(tokenizer, file):
         return tokenizer.padding["pad_token"], tokenizer.padding["pad_id"]
     if (pad_id := tokenizer.token_to_id("<|endoftext|>")) is not None:
         return "<|endoftext|>", pad_id
-    raise ValueError(f"{file} names no padding token and has no <|endoftext|>: add a padding section")
+    raise ValueError(
+        f"{file} names no padding token and has no <|endoftext|>: add a padding section"
+    )

@@ -20,6 +20,13 @@ ACTIVATIONS = {
 }
 
 
+def check_positive(config, *names):
+    """Raises ValueError for the first of these fields of a config that is below one."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of a stack of pre-norm transformer blocks. Activation and epsilon have no default."""
@@ -32,6 +39,7 @@ class EncoderConfig:
     layer_norm_epsilon: float
 
     def __post_init__(self):
+        check_positive(self, "width", "depth", "num_heads", "mlp_dim")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
@@ -259,7 +267,11 @@ class PatchEmbedding(nnx.Module):
 
     def grid(self, images):
         """Patches down and across; raises where an image does not divide by the patch."""
-        if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images, jnp.floating):
+        if (
+            images.ndim != 4
+            or images.shape[-1] != 3
+            or not jnp.issubdtype(images.dtype, jnp.floating)
+        ):
             raise ValueError(
                 "images must be preprocessed floats [B, height, width, 3], "
                 f"got {images.dtype}{list(images.shape)}"

@@ -9,6 +9,8 @@ from flax import nnx
 
 import models
 
+# Compiling takes most of the time here; this halves it.
+jax.config.update("jax_disable_most_optimizations", True)
 REFERENCES = pathlib.Path(__file__).parent / "references"
 
 

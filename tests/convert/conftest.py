@@ -19,6 +19,7 @@ def refused(tmp_path, capsys):
     def run(source, *options):
         room = tmp_path / "room"
         room.mkdir(exist_ok=True)
+        capsys.readouterr()  # what making the source printed
         status = main([str(source), str(room / "destination"), *options])
         out, err = capsys.readouterr()
         assert status == 1

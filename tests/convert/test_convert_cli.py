@@ -47,7 +47,7 @@ def test_what_is_written_loads_as_what_was_converted(source, tmp_path, capsys):
 
 def test_report_of_ignored_float16_and_not_finite_tensors(tmp_path, capsys):
     arrays = {name: x.astype(np.float16) for name, x in tiny_clip.shallow_tensors().items()}
-    arrays["logit_scale"] = np.float16(np.nan)
+    arrays["logit_scale"] = np.array(np.nan, np.float16)
     folder = tiny_clip.write(
         tmp_path / "source", arrays | tiny_clip.position_ids(), tiny_clip.shallow_config()
     )
@@ -91,6 +91,16 @@ def test_a_destination_below_a_file(source, tmp_path, capsys):
     assert main([str(source), str(tmp_path / "file" / "out")]) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_a_failure_while_writing_leaves_nothing(source, refused, monkeypatch):
+    (source / "tokenizer.json").write_text("{}")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.checkpoint.shutil.copy", full)
+    assert "No space left on device" in refused(source)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def whole(content):
 
 @pytest.mark.parametrize(
     "mutate, seeds",
-    [(flip, 150), (splice, 60), (digits, 60), (cut, 30)],
+    [(flip, 80), (splice, 60), (digits, 60), (cut, 30)],
     ids=["flip", "splice", "digits", "cut"],
 )
 def test_header(source, check, mutate, seeds):
@@ -91,16 +91,19 @@ def test_header(source, check, mutate, seeds):
 
 
 @pytest.mark.parametrize(
-    "mutate, seeds, expected", [(flip, 12, {0}), (cut, 30, {1}), (splice, 30, {1})]
+    "mutate, seeds, expected",
+    [(flip, 12, {0}), (cut, 30, {1}), (splice, 30, {0, 1})],
+    ids=["flip", "cut", "splice"],
 )
 def test_body(source, check, mutate, seeds, expected):
-    """Changed values are accepted, a changed length is not."""
-    seen = set(fuzz(source / "model.safetensors", check, mutate, body, range(seeds)))
-    assert seen <= expected | {1 if mutate is cut else 0}
+    """Changed values are accepted, a changed length is not; a splice may be of no bytes."""
+    assert set(fuzz(source / "model.safetensors", check, mutate, body, range(seeds))) <= expected
 
 
 @pytest.mark.parametrize(
-    "mutate, seeds", [(flip, 60), (splice, 40), (digits, 40), (cut, 30)], ids=str
+    "mutate, seeds",
+    [(flip, 40), (splice, 40), (digits, 30), (cut, 30)],
+    ids=["flip", "splice", "digits", "cut"],
 )
 def test_config(source, check, mutate, seeds):
     fuzz(source / "config.json", check, mutate, whole, range(seeds))
@@ -110,7 +113,22 @@ def test_config(source, check, mutate, seeds):
 def test_config_values_of_any_type(source, check, seed):
     """Fields replaced by values of other types and sizes, several at once."""
     rng = random.Random(seed)
-    strange = [None, True, -1, 0, 1, 2**70, 1e308, "", "gelu", [], {}, [[1]], {"a": 1}, float("nan")]
+    strange = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**70,
+        1e308,
+        "",
+        "gelu",
+        [],
+        {},
+        [[1]],
+        {"a": 1},
+        float("nan"),
+    ]
     for _ in range(20):
         values = tiny_clip.shallow_config()
         for section in (values, values["text_config"], values["vision_config"]):

@@ -142,4 +142,6 @@ def test_a_file_of_mixed_dtypes_is_widened(tmp_path):
 def test_bfloat16_model_encodes_close_to_float32(tmp_path, model, expected):
     low = convert.load_pretrained(tiny_clip.REFERENCE, dtype="bfloat16")
     features = np.asarray(low.encode_image(images(expected)), np.float32)
-    assert relative_error(features, expected["exact/image_features"]) < 0.05  # 8 bits of mantissa; measured: 0.015
+    assert (
+        relative_error(features, expected["exact/image_features"]) < 0.05
+    )  # 8 bits of mantissa; measured: 0.015

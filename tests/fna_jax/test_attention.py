@@ -21,6 +21,7 @@ GOLDEN = np.load(REFERENCES / "fna_core.npz")
 LANDMARKS = np.array([[0, 5, 11, 17, 23, 38], [3, 1, 39, 20, 8, 30]], np.int32)  # for 40 tokens
 
 fna = jax.jit(fast_nystrom_attention, static_argnames=("scale", "inverse_steps", "implementation"))
+key_value = jax.jit(landmark_key_value)
 exact = jax.jit(exact_attention, static_argnames=("scale", "implementation"))
 
 
@@ -87,10 +88,10 @@ def test_golden_core(case):
     query, key, value, s = (
         GOLDEN[f"{case}/{name}"] for name in ("query", "key", "value", "landmarks_guarantee")
     )
-    assert rel_max_error(fna(query, key, value, s), GOLDEN[f"{case}/output"]) < 1e-5
-    landmark_key, landmark_value = landmark_key_value(query, key, value, s)
+    assert rel_max_error(fna(query, key, value, s), GOLDEN[f"{case}/output"]) < 5e-6
+    landmark_key, landmark_value = key_value(query, key, value, s)
     np.testing.assert_array_equal(landmark_key, GOLDEN[f"{case}/landmark_key"])
-    assert rel_max_error(landmark_value, GOLDEN[f"{case}/landmark_value"]) < 1e-5
+    assert rel_max_error(landmark_value, GOLDEN[f"{case}/landmark_value"]) < 5e-6
 
 
 @pytest.mark.parametrize("case", ["0", "1"])
@@ -98,7 +99,7 @@ def test_golden_inverse(case):
     query, key, s = (GOLDEN[f"{case}/{name}"] for name in ("query", "key", "landmarks_guarantee"))
     query, key = (np.take_along_axis(x, s[..., None, None], axis=1) for x in (query, key))
     kernel = softmax(np.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5)
-    assert rel_max_error(newton_schulz_inverse(kernel), GOLDEN[f"{case}/inverse"]) < 1e-5
+    assert rel_max_error(newton_schulz_inverse(kernel), GOLDEN[f"{case}/inverse"]) < 5e-6
 
 
 # The inverse.
@@ -121,7 +122,9 @@ def test_inverse_is_the_spectral_filter(steps):
     "initial, kept", [(1e-5, 0.012), (1e-4, 0.111), (1e-3, 0.687), (3e-3, 0.967), (1e-2, 1.000)]
 )
 def test_six_steps_keep_the_weights_of_the_paper(initial, kept):
-    sigma = initial**0.5  # [[a, b], [b, a]] has the singular values 1 and a − b, and columns sum to 1
+    sigma = (
+        initial**0.5
+    )  # [[a, b], [b, a]] has the singular values 1 and a − b, and columns sum to 1
     kernel = np.array([[1 + sigma, 1 - sigma], [1 - sigma, 1 + sigma]]) / 2
     direction = np.array([1.0, -1.0])
     with jax.enable_x64(True):
@@ -142,7 +145,7 @@ def test_inverse_of_half_precision_kernels_is_float32(dtype):
     inverse = newton_schulz_inverse(kernel)
     assert inverse.dtype == jnp.float32
     expected = iterate_inverse(np.asarray(kernel, np.float64), 6)
-    assert rel_max_error(inverse, expected) < 1e-5
+    assert rel_max_error(inverse, expected) < 5e-6
 
 
 def test_inverse_of_one_landmark():
@@ -154,7 +157,7 @@ def test_inverse_of_a_batch_is_that_of_each():
     inverses = newton_schulz_inverse(kernels)
     for index in np.ndindex(2, 3):
         alone = newton_schulz_inverse(kernels[index])
-        assert rel_max_error(inverses[index], alone) < 1e-5
+        assert rel_max_error(inverses[index], alone) < 5e-6
 
 
 @pytest.mark.parametrize("kernel", [np.full((7, 7), 1 / 7), np.repeat([[0.9, 0.1, 0]], 3, axis=0)])
@@ -181,27 +184,27 @@ def test_inverse_errors(shape, steps, message):
 def test_fna_is_its_formula(scale, kv_heads):
     qkv = random_qkv(heads=4, kv_heads=kv_heads)
     expected = brute_force_fna(*qkv, LANDMARKS, scale)
-    assert rel_max_error(fna(*qkv, LANDMARKS, scale=scale), expected) < 1e-5
+    assert rel_max_error(fna(*qkv, LANDMARKS, scale=scale), expected) < 5e-6
     repeated = (qkv[0], *(np.repeat(x, 4 // kv_heads, axis=2) for x in qkv[1:]))
-    assert rel_max_error(fna(*repeated, LANDMARKS, scale=scale), expected) < 1e-5
+    assert rel_max_error(fna(*repeated, LANDMARKS, scale=scale), expected) < 5e-6
 
 
 def test_scale_is_that_of_a_scaled_query():
     query, key, value = random_qkv()
     expected = fna(query * 3, key, value, LANDMARKS, scale=0.2)
-    assert rel_max_error(fna(query, key, value, LANDMARKS, scale=0.6), expected) < 1e-5
+    assert rel_max_error(fna(query, key, value, LANDMARKS, scale=0.6), expected) < 5e-6
 
 
 def test_landmark_key_value_stand_in_for_the_cache():
     query, key, value = random_qkv()
-    landmark_key, landmark_value = landmark_key_value(query, key, value, LANDMARKS)
-    output = exact_attention(query, landmark_key, landmark_value)
+    landmark_key, landmark_value = key_value(query, key, value, LANDMARKS)
+    output = exact(query, landmark_key, landmark_value)
     assert rel_max_error(output, fna(query, key, value, LANDMARKS)) < 1e-6
 
 
 def test_landmark_rows_are_the_landmark_kernel_times_its_values():
     query, key, value = random_qkv()
-    landmark_key, landmark_value = landmark_key_value(query, key, value, LANDMARKS)
+    landmark_key, landmark_value = key_value(query, key, value, LANDMARKS)
     index = LANDMARKS[..., None, None]
     expected = brute_force_exact(
         np.take_along_axis(query, index, 1), np.asarray(landmark_key), np.asarray(landmark_value)
@@ -213,7 +216,7 @@ def test_landmark_rows_are_the_landmark_kernel_times_its_values():
 def test_order_of_the_landmarks_does_not_matter():
     qkv = random_qkv()
     permuted = LANDMARKS[:, [3, 0, 5, 1, 4, 2]]
-    assert rel_max_error(fna(*qkv, permuted), fna(*qkv, LANDMARKS)) < 1e-5
+    assert rel_max_error(fna(*qkv, permuted), fna(*qkv, LANDMARKS)) < 5e-6
 
 
 def test_a_repeated_landmark_counts_twice():
@@ -221,7 +224,7 @@ def test_a_repeated_landmark_counts_twice():
     repeated = np.concatenate([LANDMARKS, LANDMARKS[:, :1]], axis=1)
     output = fna(*qkv, repeated)
     assert rel_max_error(output, fna(*qkv, LANDMARKS)) > 1e-2
-    assert rel_max_error(output, brute_force_fna(*qkv, repeated)) < 1e-5
+    assert rel_max_error(output, brute_force_fna(*qkv, repeated)) < 5e-6
 
 
 def test_converged_landmark_rows_are_exact_and_others_are_not():
@@ -246,20 +249,20 @@ def test_implied_attention_rows_sum_to_one_when_converged():
 
 
 def test_every_token_a_landmark_is_exact_attention():
-    qkv = random_qkv(dtype=np.float64)
-    everything = np.tile(np.arange(40), (2, 1))
+    qkv = random_qkv(tokens=30, dtype=np.float64)
+    everything = np.tile(np.arange(30), (2, 1))
     expected = brute_force_exact(*qkv)
     with jax.enable_x64(True):
-        assert rel_max_error(fna(*qkv, everything, inverse_steps=20), expected) < 1e-11
+        assert rel_max_error(fna(*qkv, everything, inverse_steps=20), expected) < 5e-13
     six = fna(*(x.astype(np.float32) for x in qkv), everything)
-    assert 0.002 < rel_max_error(six, expected) < 0.2  # about 4 %: six steps are a filter
+    assert 0.005 < rel_max_error(six, expected) < 0.1  # 3 %: six steps are a filter
 
 
 def test_one_landmark_gives_every_token_its_attention():
     qkv = random_qkv()
     output = fna(*qkv, LANDMARKS[:, :1])
     row = np.take_along_axis(brute_force_exact(*qkv), LANDMARKS[:, :1, None, None], 1)
-    assert rel_max_error(output, np.broadcast_to(row, output.shape)) < 1e-5
+    assert rel_max_error(output, np.broadcast_to(row, output.shape)) < 5e-6
 
 
 def test_one_token():
@@ -272,27 +275,23 @@ def test_batch_dimensions():
     qkv = random_qkv(batch=(2, 3))
     landmarks = np.stack([LANDMARKS, LANDMARKS[::-1], LANDMARKS + 1 - 2 * (LANDMARKS > 38)], axis=1)
     output = fna(*qkv, landmarks)
-    for index in np.ndindex(2, 3):
+    for index in [(0, 0), (0, 1), (1, 2)]:
         alone = fna(*(x[index] for x in qkv), landmarks[index])
-        assert rel_max_error(output[index], alone) < 1e-5
-    mapped = jax.vmap(jax.vmap(fast_nystrom_attention))(*qkv, landmarks)
-    assert rel_max_error(mapped, output) < 1e-5
+        assert rel_max_error(output[index], alone) < 5e-6
+    mapped = jax.jit(jax.vmap(jax.vmap(fast_nystrom_attention)))(*qkv, landmarks)
+    assert rel_max_error(mapped, output) < 5e-6
     exactly = exact(*qkv)
-    assert rel_max_error(exactly[1, 2], exact(*(x[1, 2] for x in qkv))) < 1e-5
+    assert rel_max_error(exactly[1, 2], exact(*(x[1, 2] for x in qkv))) < 5e-6
 
 
 def test_jit_is_eager():
     qkv = random_qkv()
-    assert rel_max_error(fna(*qkv, LANDMARKS), fast_nystrom_attention(*qkv_arrays(qkv))) < 1e-5
-
-
-def qkv_arrays(qkv):
-    return (*map(jnp.asarray, qkv), jnp.asarray(LANDMARKS))
+    assert rel_max_error(fna(*qkv, LANDMARKS), fast_nystrom_attention(*qkv, LANDMARKS)) < 5e-6
 
 
 @pytest.mark.parametrize(
     "dtype, tolerance",
-    [(jnp.bfloat16, 2e-2), (jnp.float16, 3e-3)],
+    [(jnp.bfloat16, 2e-2), (jnp.float16, 5e-3)],
 )
 def test_half_precision(dtype, tolerance):
     qkv = tuple(jnp.asarray(x, dtype) for x in random_qkv())
@@ -319,7 +318,7 @@ def test_padding_changes_nothing_on_real_tokens(filler, kv_heads):
             real = tuple(x[b : b + 1, : num_real[b]] for x in qkv)
             chosen = LANDMARKS[b][LANDMARKS[b] < num_real[b]][None]
             expected = brute_force_fna(*real, chosen)[0]
-            assert rel_max_error(output[b, : num_real[b]], expected) < 1e-5
+            assert rel_max_error(output[b, : num_real[b]], expected) < 5e-6
 
 
 @pytest.mark.parametrize("filler", [0.0, np.nan])
@@ -350,13 +349,13 @@ def test_invalid_slots_are_fewer_landmarks():
     np.testing.assert_array_equal(output, negative)
     for b in range(2):
         alone = brute_force_fna(*(x[b : b + 1] for x in qkv), LANDMARKS[b : b + 1, valid[b]])
-        assert rel_max_error(output[b], alone[0]) < 1e-5
+        assert rel_max_error(output[b], alone[0]) < 5e-6
 
 
 def test_empty_slots_have_zero_values():
     qkv = random_qkv()
     holes = np.where(np.arange(6) % 2, LANDMARKS, -1)
-    _, landmark_value = landmark_key_value(*qkv, holes)
+    _, landmark_value = key_value(*qkv, holes)
     np.testing.assert_array_equal(landmark_value[:, ::2], 0)
 
 
@@ -392,9 +391,10 @@ def test_gradient_is_the_slope(function):
         gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
         step = 1e-5
         ahead, behind = (
-            loss(*(x + sign * step * d for x, d in zip(inputs, direction))) for sign in (1, -1)
+            float(loss(*(x + sign * step * d for x, d in zip(inputs, direction))))
+            for sign in (1, -1)
         )
-    slope = sum(np.sum(g * d) for g, d in zip(gradients, direction))
+    slope = sum(np.sum(np.asarray(g) * d) for g, d in zip(gradients, direction))
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-7)
 
 
@@ -406,7 +406,7 @@ def test_gradient_is_the_slope(function):
 def test_exact_attention_is_its_formula(scale, kv_heads):
     query, key, value = random_qkv(heads=4, kv_heads=kv_heads)
     output = exact(query[:, :7], key, value, scale=scale)  # cross-attention: 7 queries, 40 keys
-    assert rel_max_error(output, brute_force_exact(query[:, :7], key, value, scale)) < 1e-5
+    assert rel_max_error(output, brute_force_exact(query[:, :7], key, value, scale)) < 5e-6
 
 
 def test_masked_keys_take_no_part():
@@ -415,7 +415,7 @@ def test_masked_keys_take_no_part():
     output = exact(*qkv, key_mask=mask)
     for b in range(2):
         alone = brute_force_exact(qkv[0][b : b + 1], *(x[b : b + 1, mask[b]] for x in qkv[1:]))
-        assert rel_max_error(output[b], alone[0]) < 1e-5
+        assert rel_max_error(output[b], alone[0]) < 5e-6
 
 
 def test_without_any_key_the_output_and_gradient_are_zero():
@@ -449,7 +449,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     assert "while" in value_and_gradient().lower(*qkv).as_text()
     blocked = jax.tree.leaves(value_and_gradient()(*qkv))
     for a, b in zip(blocked, direct):
-        assert rel_max_error(a, b) < 1e-5
+        assert rel_max_error(a, b) < 5e-6
 
 
 @pytest.mark.parametrize("function", ["fna", "exact"])

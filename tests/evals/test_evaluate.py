@@ -1,0 +1,198 @@
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from evals import evaluate as evaluation
+from evals.data import batches, coco_captions, image_folder
+from evals.evaluate import evaluate, landmark_examples
+from evals.fidelity import fidelity
+from evals.pretrained import open_pretrained
+from evals.report import format_table, table_rows, write_report
+from evals.zero_shot import zero_shot
+from fna_jax import FNAConfig
+
+TIMES = ("compile_seconds", "images_per_second")
+
+
+def without_times(points):
+    return [{k: v for k, v in point.items() if k not in TIMES} for point in points]
+
+
+def run(config, workdir):
+    return without_times(evaluate(config, workdir)["points"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_model):
+    """The results of one short run, and its folder."""
+    import importlib
+
+    config = importlib.import_module("configs.eval").get_config()
+    config.model = str(small_model)
+    config.num_labelled_scenes, config.num_captioned_scenes = 12, 20
+    config.num_fidelity_images, config.batch_size = 6, 8
+    config.fna.num_landmarks, config.fna.seeds = (4, 8), (0, 1)
+    workdir = tmp_path_factory.mktemp("finished")
+    return config, evaluate(config, workdir), workdir
+
+
+def test_every_arm_runs_every_task(finished):
+    _, results, _ = finished
+    tasks = {}
+    for point in results["points"]:
+        tasks.setdefault(point["arm"], set()).add(point["task"])
+    assert tasks.pop("exact") == {"zero_shot", "retrieval"}
+    names = {f"{m}-{s}" for m in ("fps",) for s in (4, 8)}
+    names |= {f"random-{s}-seed{seed}" for s in (4, 8) for seed in (0, 1)}
+    assert set(tasks) == names
+    assert all(done == {"zero_shot", "retrieval", "fidelity"} for done in tasks.values())
+
+
+def test_killed_run_continues_and_ends_with_the_same_points(finished, tmp_path, monkeypatch):
+    config, results, _ = finished
+    real_run, count = evaluation._run, 0
+
+    def killed_at_the_fifth(*args):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return real_run(*args)
+
+    monkeypatch.setattr(evaluation, "_run", killed_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, tmp_path)
+    assert len(list((tmp_path / "points").iterdir())) == 4
+    assert run(config, tmp_path) == without_times(results["points"])
+    assert count == 1 + len(results["points"])  # the killed one again, none twice
+
+
+def test_workdir_of_other_settings_is_refused(finished):
+    config, _, workdir = finished
+    other = config.copy_and_resolve_references()
+    other.fna.resample = True
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate(other, workdir)
+
+
+def test_random_landmarks_spread_and_fps_does_not(finished):
+    rows = {row["attention"]: row for row in table_rows(finished[1])}
+    assert rows["random-4"]["embedding error spread"] > 0
+    assert rows["fps-4"]["embedding error spread"] is None
+    assert "embedding error" not in rows["exact"]
+
+
+def test_report_files_hold_the_table(finished):
+    config, results, workdir = finished
+    text = write_report(results, workdir, landmarks=landmark_examples(config))
+    rows = table_rows(results)
+    assert format_table(rows) in text and results["advice"] in text
+    assert json.loads((workdir / "results.json").read_text())["table"] == rows
+    with open(workdir / "results.csv") as file:
+        read = list(csv.DictReader(file))
+    assert [row["attention"] for row in read] == [row["attention"] for row in rows]
+    assert float(read[1]["embedding error"]) == rows[1]["embedding error"]
+    assert {row["jax"] for row in read} == {jax.__version__}
+    for name in ("quality.png", "landmarks.png"):
+        with Image.open(workdir / name) as image:
+            assert min(image.size) > 200 and len(np.unique(image)) > 20
+
+
+def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):
+    pretrained = open_pretrained(short_config.model)
+    images = evaluation.open_datasets(short_config).fidelity_images
+    errors = {}
+    for num_landmarks, steps in ((4, 6), (65, 6), (65, 24)):
+        fna = FNAConfig((0, 1), num_landmarks, inverse_steps=steps)
+        record = fidelity(pretrained.with_attention(fna), images, batch_size=4)
+        assert set(record["layer_errors"]) == {"0", "1"}
+        errors[num_landmarks, steps] = [*record["layer_errors"].values(), record["embedding_error"]]
+    assert max(errors[65, 24]) < 0.02 < min(errors[4, 6])
+    assert np.mean(errors[65, 24]) < np.mean(errors[65, 6])
+
+
+def test_fidelity_does_not_depend_on_the_batch_size(short_config):
+    pretrained = open_pretrained(short_config.model).with_attention(FNAConfig((1,), 8))
+    images = evaluation.open_datasets(short_config).fidelity_images
+    one, other = (fidelity(pretrained, images, batch_size=size) for size in (6, 4))
+    assert one["embedding_error"] == pytest.approx(other["embedding_error"], rel=1e-4)
+
+
+def write_image(path, *, size=(90, 70), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def test_image_folder_gives_class_names_and_zero_shot_runs_on_it(tmp_path, small_model):
+    for index, mode in enumerate(("RGB", "L", "RGBA", "P")):
+        write_image(tmp_path / "guinea_pig" / f"ä{index}.png", mode=mode, seed=index)
+    write_image(tmp_path / "cat" / "deep" / "one.jpg")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    data = image_folder(tmp_path, templates=("a {}",))
+    assert list(data.class_names) == ["cat", "guinea pig"]
+    np.testing.assert_array_equal(data.labels, [0, 1, 1, 1, 1])
+    record = zero_shot(open_pretrained(str(small_model)), data, batch_size=4)
+    assert record["num_images"] == 5 and 0 <= record["top1"] <= 100 and "top5" not in record
+
+
+def test_coco_captions_with_several_captions_per_image(tmp_path, short_config):
+    for index in range(3):
+        write_image(tmp_path / "images" / f"{index}.jpg", seed=index)
+    content = {
+        "images": [{"id": 10 + i, "file_name": f"{i}.jpg"} for i in range(3)],
+        "annotations": [
+            {"image_id": 10 + i % 3, "caption": f"a {i} at the top left"} for i in range(7)
+        ],
+    }
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match="data_images"):
+        coco_captions(file)
+    data = coco_captions(file, images=tmp_path / "images")
+    np.testing.assert_array_equal(data.image_of_caption, [0, 1, 2, 0, 1, 2, 0])
+
+    short_config.data, short_config.data_images = str(file), str(tmp_path / "images")
+    short_config.fna.methods = ("fps",)
+    points = run(short_config, tmp_path / "run")
+    assert {point["task"] for point in points} == {"retrieval", "fidelity"}
+    assert points[0]["num_captions"] == 7
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"images": [], "annotations": []}', '{"images": 3}']
+)
+def test_what_is_not_coco_is_refused(tmp_path, content):
+    file = tmp_path / "captions.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="captions"):
+        coco_captions(file)
+
+
+def test_image_that_does_not_open_is_named(tmp_path, small_model):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing more")
+    preprocess = open_pretrained(str(small_model)).preprocess
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        list(batches([broken], preprocess, 1))
+
+
+def test_folder_without_images_and_missing_data_are_refused(tmp_path, short_config):
+    with pytest.raises(FileNotFoundError, match="CLASS_NAME"):
+        image_folder(tmp_path, templates=("{}",))
+    short_config.data = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate(short_config, tmp_path / "run")
+
+
+def test_batches_keep_order_and_pad_the_last(small_model):
+    preprocess = open_pretrained(str(small_model)).preprocess
+    images = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
+    read = list(batches(images, preprocess, 3))
+    assert [count for _, count in read] == [3, 3, 1]
+    together = np.concatenate([batch[:count] for batch, count in read])
+    np.testing.assert_array_equal(together, np.stack([preprocess(image) for image in images]))

@@ -1,0 +1,57 @@
+"""Ranks against hand-computed cases and brute force; cost against a count by hand."""
+
+import numpy as np
+import pytest
+
+from evals.cost import advice, vision_cost
+from evals.retrieval import retrieval_ranks
+from evals.zero_shot import true_class_rank
+from fna_jax import FNAConfig
+from models.clip import VARIANTS
+
+
+def test_rank_of_the_true_class_counts_ties_against_it():
+    scores = np.array([[3.0, 2, 1], [3, 2, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(true_class_rank(scores, np.array([0, 2, 1])), [0, 2, 2])
+
+
+def test_constant_embeddings_retrieve_nothing():
+    ones = np.ones((12, 4), np.float32) / 2
+    image_rank, caption_rank = retrieval_ranks(ones, ones, np.arange(12))
+    assert (image_rank == 11).all() and (caption_rank == 11).all()
+
+
+@pytest.mark.parametrize("block", [3, 1024])
+def test_retrieval_ranks_equal_a_sort_with_several_captions_per_image(block, monkeypatch):
+    monkeypatch.setattr("evals.retrieval._BLOCK", block)
+    rng = np.random.default_rng(0)
+    owner = np.concatenate([np.arange(10), rng.integers(0, 10, size=15)])
+    unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    images, texts = unit(rng.normal(size=(10, 6))), unit(rng.normal(size=(25, 6)))
+    image_rank, caption_rank = retrieval_ranks(images, texts, owner)
+    scores = images.astype(np.float64) @ texts.T
+    for image in range(10):
+        order = np.argsort(-scores[image])
+        assert image_rank[image] == np.flatnonzero(owner[order] == image)[0]
+    for text in range(25):
+        order = np.argsort(-scores[:, text])
+        assert caption_rank[text] == np.flatnonzero(order == owner[text])[0]
+
+
+def test_cost_of_clip_l14_counts_what_the_paper_counts():
+    config = VARIANTS["clip-vit-l-14"].vision
+    fna = FNAConfig("13:24", 64)
+    at_224, at_448 = (vision_cost(config, (side, side), fna) for side in (224, 448))
+    assert (at_224.num_tokens, at_448.num_tokens) == (257, 1025)
+    assert at_448.attention == 24 * 2 * 1025**2 * 1024
+    assert at_448.linear == 24 * 1025 * 12 * 1024**2
+    assert at_224.fna > at_224.replaced  # method.md: at 257 tokens FNA costs more
+    assert at_448.fna < 0.4 * at_448.replaced
+    assert at_448.most_speedup > at_448.speedup > 1 > at_224.speedup
+
+
+def test_advice_is_honest_when_fna_does_not_pay():
+    config = VARIANTS["clip-vit-l-14"].vision
+    fnas = [FNAConfig("13:24", 64)]
+    assert "does not pay" in advice(config, (224, 224), fnas)
+    assert "does not pay" not in advice(config, (1344, 1344), fnas)

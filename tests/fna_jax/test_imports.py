@@ -1,0 +1,57 @@
+"""Imports run one way, and the method alone needs neither flax nor torch."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ORDER = ("fna_jax", "models", "convert", "evals", "training", "main")
+
+
+def imported_packages(file):
+    """Top-level names of all imports of a file, those inside functions included."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_run_one_way(package):
+    files = list((ROOT / package).rglob("*.py")) + list(ROOT.glob(f"{package}.py"))
+    if not files:
+        pytest.skip(f"{package} does not exist yet")
+    forbidden = set(ORDER[ORDER.index(package) + 1 :])
+    for file in files:
+        assert not imported_packages(file) & forbidden, file
+
+
+def test_the_method_imports_jax_and_numpy_only():
+    allowed = {"fna_jax", "jax", "numpy", *sys.stdlib_module_names}
+    for file in (ROOT / "fna_jax").rglob("*.py"):
+        assert imported_packages(file) <= allowed, file
+
+
+@pytest.mark.parametrize(
+    "package, absent",
+    [
+        ("fna_jax", ["flax", "torch", "models"]),
+        ("models", ["torch", "transformers", "tensorflow", "convert"]),
+        ("convert", ["torch", "transformers", "tensorflow", "evals"]),
+    ],
+)
+def test_importing_a_package_leaves_others_alone(package, absent):
+    if not (ROOT / package / "__init__.py").is_file():
+        pytest.skip(f"{package} does not exist yet")
+    code = f"import sys, {package}; print([m for m in {absent!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
