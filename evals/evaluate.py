@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
+import sys
 
+import flax
 import jax
 import ml_collections
 import tqdm
@@ -19,7 +22,8 @@ from evals.workdir import claim_workdir, write_atomically
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
 
-EMBEDDED_MODEL = pathlib.Path(__file__).parents[1] / "checkpoints" / "digit_scenes"
+ROOT = pathlib.Path(__file__).parents[1]
+EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +148,10 @@ def open_datasets(config) -> Datasets:
 
 
 def environment() -> dict:
-    """Device and versions, for every number."""
-    import flax
-
+    """Command, device and versions, for every number."""
     device = jax.devices()[0]
     return {
+        "command": f"python {shlex.join(sys.argv)}".replace(f"{ROOT}/", ""),
         "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
         "jax": jax.__version__,
         "flax": flax.__version__,

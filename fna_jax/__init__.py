@@ -10,7 +10,7 @@ from fna_jax.attention import (
 from fna_jax.config import FNAConfig
 from fna_jax.landmarks import Landmarks, farthest_point_sampling, select_landmarks
 
-__all__ = [
+__all__ = [  # noqa: RUF022, grouped by module
     # attention
     "FastNystromAttention",
     "exact_attention",

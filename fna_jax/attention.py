@@ -220,7 +220,7 @@ class FastNystromAttention:
         attn_weights_value_einsum=None,
         **unknown,
     ):
-        """FNA of `query` `[*B, N, H, D]`, `key` and `value` `[*B, N, K, D]`; keywords are Flax's."""
+        """FNA of `query` `[*B, N, H, D]`, `key`, `value` `[*B, N, K, D]`; keywords are Flax's."""
         # Honoured by construction: without dropout its key and shape mean nothing, and the softmax
         # is float32 with or without force_fp32_for_softmax.
         del dropout_rng, broadcast_dropout, force_fp32_for_softmax
@@ -310,7 +310,7 @@ def _attend(query, key, value, *, scale, key_mask):
 
 
 def _map_row_blocks(function, x, num_keys):
-    """`function(x)` for x `[B, N, ...]`, over blocks of the N axis where N × M logits are too many."""
+    """`function(x)` for x `[B, N, ...]`, in blocks of the N axis if N × M logits are too many."""
     num_rows = x.shape[1]
     if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
         return function(x)
@@ -389,7 +389,8 @@ def _check_qkv(query, key, value):
         )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(
-            f"query, key and value must share a dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
+            "query, key and value must share a dtype, "
+            f"got {query.dtype}, {key.dtype}, {value.dtype}"
         )
     same_batch = query.shape[:-3] == key.shape[:-3]
     if not same_batch or key.shape != value.shape or query.shape[-1] != key.shape[-1]:

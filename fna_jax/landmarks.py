@@ -139,7 +139,7 @@ def _random_sampling(rng, eligible, num_samples):
 
 
 def _put_first(guarantee, samples):
-    """The tokens marked in `guarantee` [*B, N] in ascending order, then `samples` [*B, S]; S kept."""
+    """The tokens marked in `guarantee` [*B, N], ascending, then `samples` [*B, S]; S are kept."""
     num_landmarks = samples.shape[-1]
 
     def row(guarantee, samples):

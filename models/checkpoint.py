@@ -1,4 +1,4 @@
-"""Checkpoint directories: `model.json` (family and config), the weights by orbax, and companions."""
+"""Checkpoint directories: `model.json` (family and config), orbax weights, and companions."""
 
 import contextlib
 import dataclasses

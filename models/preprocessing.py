@@ -27,7 +27,7 @@ class Preprocessor:
     resample: int = 3
 
     def __call__(self, image):
-        """float32 `[height, width, 3]` of a Pillow image of any mode, or of a uint8 or 0..1 array."""
+        """float32 `[height, width, 3]` of a Pillow image of any mode, or a uint8 or 0..1 array."""
         if isinstance(image, np.ndarray):
             image = _image_of(image)
         image = ImageOps.exif_transpose(image).convert("RGB")

@@ -47,6 +47,14 @@ def tiny_clip(seed=0, **overrides):
     return models.create("clip-vit-b-32", rngs=nnx.Rngs(seed), **{**settings, **overrides})
 
 
+def with_settings(model, **overrides):
+    """The tiny CLIP with other settings and the weights of `model`, cast to `param_dtype`."""
+    abstract = nnx.eval_shape(lambda: tiny_clip(**overrides))
+    graphdef, state = nnx.split(abstract)
+    cast = lambda x, like: x.astype(like.dtype)
+    return nnx.merge(graphdef, jax.tree.map(cast, nnx.state(model), state))
+
+
 def random_images(seed=0, batch=2, height=32, width=32):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((batch, height, width, 3)).astype(np.float32)

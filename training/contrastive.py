@@ -60,8 +60,14 @@ def contrastive_loss(logits, token_ids):
 
 def _model_and_optimizer(config):
     model = models.create(config.name, rngs=nnx.Rngs(config.seed), **config.model.to_dict())
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.num_steps
+    rate, decay_steps = config.learning_rate, config.num_steps - config.decay_from
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, config.warmup_steps),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, 0.0, decay_steps),
+        ],
+        [config.warmup_steps, config.decay_from],
     )
     matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
     transform = optax.chain(
@@ -101,8 +107,7 @@ def _train_from_last_save(config, folder, update, state):
 
 def _train_step(config, graphdef, tokenize, state, step):
     scenes = digit_scenes.make_scenes("train", config.batch_size, seed=(config.seed, step))
-    # Without whole images in between, attention never learns to pass over background.
-    keep = None if step % config.whole_images_every == 0 else config.keep_tokens
+    keep = config.keep_tokens if step < config.whole_images_from else None
     return _update(graphdef, state, scenes.images, tokenize(scenes.captions), keep=keep)
 
 

@@ -12,14 +12,14 @@ import models
 from fna_jax import FNAConfig
 from models import vit
 from models.clip import similarity
-from tests.conftest import random_images, rel_max_error, tiny_clip
+from tests.conftest import random_images, rel_max_error, with_settings
 
 encode_image = nnx.jit(lambda model, images, **kw: model.encode_image(images, **kw))
 encode_text = nnx.jit(lambda model, token_ids: model.encode_text(token_ids))
 forward = nnx.jit(lambda model, images, **kw: model(images, **kw))
 compare = nnx.jit(lambda model, images: model(images, compare=True))
 
-FNA = FNAConfig("1:4", 12)
+FNA = FNAConfig("1:4", 12, inverse_steps=2)  # few steps compile fast
 IMAGES = random_images()
 
 
@@ -91,8 +91,7 @@ def test_images_of_another_layout_or_dtype_raise(clip, images):
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_bfloat16_is_close_to_float32(clip, param_dtype):
-    half = tiny_clip(dtype="bfloat16", param_dtype=param_dtype)
-    nnx.update(half, jax.tree.map(lambda x: x.astype(param_dtype), nnx.state(clip)))
+    half = with_settings(clip, dtype="bfloat16", param_dtype=param_dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(half))} == {param_dtype}
     image, text = encode_image(half, IMAGES), encode_text(half, token_ids())
     assert image.dtype == text.dtype == forward(half, IMAGES).tokens.dtype == jnp.bfloat16
@@ -160,7 +159,11 @@ def test_every_token_a_landmark_is_the_exact_model(clip, features, resample):
 def test_the_blocks_share_the_landmarks_of_the_first(clip):
     first, shared, resampled = (
         forward(models.with_attention(clip, fna), IMAGES).landmarks.indices
-        for fna in (FNAConfig((1,), 12), FNA, dataclasses.replace(FNA, resample=True))
+        for fna in (
+            FNAConfig((1,), 12, inverse_steps=2),
+            FNA,
+            dataclasses.replace(FNA, resample=True),
+        )
     )
     np.testing.assert_array_equal(shared, first)
     assert (resampled != first).any()
@@ -170,7 +173,7 @@ def test_the_blocks_share_the_landmarks_of_the_first(clip):
 def test_the_class_token_is_always_a_landmark(clip, method):
     rng = dict(rng=jax.random.key(0)) if method == "random" else {}
     for guarantee_prefix in (True, False):
-        fna = FNAConfig("1:4", 2, method=method, guarantee_prefix=guarantee_prefix, resample=True)
+        fna = FNAConfig((3,), 2, "q", method, guarantee_prefix=guarantee_prefix, inverse_steps=1)
         landmarks = forward(models.with_attention(clip, fna), IMAGES, **rng).landmarks
         assert landmarks.valid.all()
         if guarantee_prefix:
@@ -180,8 +183,10 @@ def test_the_class_token_is_always_a_landmark(clip, method):
 
 
 def test_random_landmarks_follow_the_key(clip):
-    shared = models.with_attention(clip, FNAConfig("1:4", 12, method="random"))
-    resampled = models.with_attention(clip, FNAConfig("1:4", 12, method="random", resample=True))
+    shared = models.with_attention(clip, FNAConfig("2:4", 12, method="random", inverse_steps=1))
+    resampled = models.with_attention(
+        clip, FNAConfig("2:4", 12, method="random", resample=True, inverse_steps=1)
+    )
     draw = lambda model, seed: forward(model, IMAGES, rng=jax.random.key(seed)).landmarks.indices
     np.testing.assert_array_equal(draw(shared, 0), draw(shared, 0))
     assert (draw(shared, 0) != draw(shared, 1)).any()
@@ -252,8 +257,8 @@ def test_text_after_the_end_changes_nothing(clip):
     assert rel_max_error(encode_text(clip, earlier), encode_text(clip, ids)) > 1e-3
 
 
-def test_pooling_at_the_first_end_token():
-    model = tiny_clip(text={**TEXT, "eos_token_id": 40})
+def test_pooling_at_the_first_end_token(clip):
+    model = with_settings(clip, text={**TEXT, "eos_token_id": 40})
     ids = np.where(token_ids() == 40, 41, token_ids())
     ids[:, 4], ids[:, 11] = 40, 40  # and larger ids elsewhere
     tail = ids.copy()
@@ -261,10 +266,10 @@ def test_pooling_at_the_first_end_token():
     assert rel_max_error(encode_text(model, tail), encode_text(model, ids)) < 5e-6
 
 
-def test_pooling_at_the_largest_id_without_an_end_token():
-    model = tiny_clip(text={**TEXT, "eos_token_id": None})
+def test_pooling_at_the_largest_id_without_an_end_token(clip):
+    model = with_settings(clip, text={**TEXT, "eos_token_id": None})
     ids = token_ids(eos=95)  # the largest, at 5 and 9
-    as_end = tiny_clip(text={**TEXT, "eos_token_id": 95})
+    as_end = with_settings(clip, text={**TEXT, "eos_token_id": 95})
     np.testing.assert_array_equal(encode_text(model, ids), encode_text(as_end, ids))
     last = ids.copy()
     last[:, 12] = 97

@@ -43,8 +43,8 @@ def test_overrides_reach_nested_configs_and_leave_the_rest():
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (dict(projection_dims=3), "CLIPConfig has no field 'projection_dims'; did you mean 'projection_dim'"),
-        (dict(vision=dict(encoder=dict(dept=3))), "EncoderConfig has no field 'dept'; did you mean 'depth'"),
+        (dict(projection_dims=3), "CLIPConfig has no .*'projection_dims'; .*'projection_dim'"),
+        (dict(vision=dict(encoder=dict(dept=3))), "EncoderConfig has no .*'dept'; .* 'depth'"),
         (dict(vision=dict(patch_size=5)), "224 does not divide by patch_size 5"),
         (dict(vision=dict(encoder=dict(num_heads=5))), "width 768 does not divide by 5 heads"),
         (dict(text=dict(encoder=dict(activation="relu"))), "quick_gelu, got 'relu'"),
