@@ -27,9 +27,10 @@ def get_config():
     config.learning_rate = 1e-3
     config.weight_decay = 0.05
     config.warmup_steps = 40
-    config.decay_from = 850  # step, from which the learning rate falls to zero
-    config.num_steps = 1460
-    config.keep_tokens = 64  # of 256 patches, those with most contrast, until
-    config.whole_images_from = 1300  # step; the rate must not be too low for the change
+    config.decay_from = 1000  # step, from which the learning rate falls to zero
+    config.num_steps = 1800
+    config.keep_tokens = 64  # of 256 patches, those with most contrast, except for
+    config.whole_images_every = 7  # steps
+    config.whole_images_from = 1000  # step
     config.save_every = 100
     return config

@@ -38,7 +38,7 @@ _VISION_DEFAULTS = {
     "layer_norm_eps": 1e-5,
 }
 
-_ARGMAX_EOS = 2  # checkpoints with this id were trained to pool at the largest id (parity.md)
+_ARGMAX_EOS = 2  # checkpoints with this id were trained to pool at the largest id
 
 _BLOCK = (
     ("layer_norm1.weight", "norm1.scale", SAME),

@@ -1,4 +1,4 @@
-"""Landmark tokens: the few that stand for all (paper §4; method.md §2).
+"""Landmark tokens: the few that stand for all (arXiv 2507.16018).
 
 Shape letters: B batch, N tokens, S landmarks, C features of a token.
 """
@@ -84,7 +84,7 @@ def select_landmarks(
 
     A guaranteed token is never excluded, and does not seed the distances of the samples. With more
     guaranteed tokens than S the first S of them are the landmarks; with fewer available tokens
-    than S the surplus slots are invalid (method.md §2).
+    than S the surplus slots are invalid.
 
     Args:
       features: `[*B, N, C]`, what distances are measured on ("random" reads only the shape).

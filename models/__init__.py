@@ -4,9 +4,10 @@ from flax import nnx
 
 from fna_jax import FNAConfig
 from models.checkpoint import load, save
+from models.linen_swap import swap_attention
 from models.registry import create, list_models
 
-__all__ = ["create", "list_models", "load", "save", "with_attention"]
+__all__ = ["create", "list_models", "load", "save", "swap_attention", "with_attention"]
 
 
 def with_attention(model, fna: FNAConfig | None):

@@ -294,7 +294,7 @@ class PatchEmbedding(nnx.Module):
 def resize_positions(positions, grid):
     """Position embeddings `[n·n, C]` of a square grid on another grid `(h, w)`: `[h·w, C]`.
 
-    PyTorch's bicubic interpolation without antialias, as Hugging Face's CLIP does it (parity.md).
+    PyTorch's bicubic interpolation without antialias, as Hugging Face's CLIP does it.
     """
     side = round(positions.shape[0] ** 0.5)
     if grid == (side, side):

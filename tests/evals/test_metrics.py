@@ -45,7 +45,7 @@ def test_cost_of_clip_l14_counts_what_the_paper_counts():
     assert (at_224.num_tokens, at_448.num_tokens) == (257, 1025)
     assert at_448.attention == 24 * 2 * 1025**2 * 1024
     assert at_448.linear == 24 * 1025 * 12 * 1024**2
-    assert at_224.fna > at_224.replaced  # method.md: at 257 tokens FNA costs more
+    assert at_224.fna > at_224.replaced  # at 257 tokens FNA costs more
     assert at_448.fna < 0.4 * at_448.replaced
     assert at_448.most_speedup > at_448.speedup > 1 > at_224.speedup
 

@@ -44,7 +44,7 @@ def slots(landmarks):
 
 
 def expected_row(features, num_landmarks, guarantee, exclude):
-    """Rules 1 to 4 of method.md §2 for one image."""
+    """The rules of `select_landmarks` for one image."""
     first = np.flatnonzero(guarantee)[:num_landmarks]
     rest = brute_force_fps(features, num_landmarks - len(first), ~guarantee & ~exclude)
     return [*first, *rest]

@@ -95,7 +95,7 @@ def test_bfloat16_is_close_to_float32(clip, param_dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(half))} == {param_dtype}
     image, text = encode_image(half, IMAGES), encode_text(half, token_ids())
     assert image.dtype == text.dtype == forward(half, IMAGES).tokens.dtype == jnp.bfloat16
-    # Six bfloat16 layers of relative precision 4e-3 each; measured 1 to 2 %.
+    # bfloat16 has 8 bits of mantissa; measured: 9e-3.
     assert rel_max_error(image, encode_image(clip, IMAGES)) < 0.05
     assert rel_max_error(text, encode_text(clip, token_ids())) < 0.05
     assert encode_image(models.with_attention(half, FNA), IMAGES).dtype == jnp.bfloat16
@@ -152,8 +152,8 @@ def test_a_view_shares_the_weights_and_leaves_the_model_exact(clip):
 def test_every_token_a_landmark_is_the_exact_model(clip, features, resample):
     fna = FNAConfig("1:4", 65, features=features, resample=resample, inverse_steps=20)
     view = models.with_attention(clip, fna)
-    # The float32 inverse of a nearly singular 65 × 65 kernel; measured 1e-5 to 1e-4.
-    assert rel_max_error(encode_image(view, IMAGES), encode_image(clip, IMAGES)) < 1e-3
+    # The float32 inverse of a nearly singular 65 × 65 kernel; measured: 1.5e-5 to 2.7e-5.
+    assert rel_max_error(encode_image(view, IMAGES), encode_image(clip, IMAGES)) < 2e-4
 
 
 def test_the_blocks_share_the_landmarks_of_the_first(clip):
@@ -226,8 +226,8 @@ def test_compare_reports_the_error_of_each_block_and_runs_exactly(clip):
         models.with_attention(clip, FNAConfig((3, 1), 65, inverse_steps=20)), IMAGES
     )
     assert everything.attention_error.shape == (2, 2)
-    # The float32 inverse of a nearly singular kernel; measured 1e-4.
-    assert everything.attention_error.max() < 1e-3
+    # The float32 inverse of a nearly singular kernel; measured: 7e-5.
+    assert everything.attention_error.max() < 5e-4
 
 
 def test_the_gradient_reaches_the_weights_through_fna(clip):

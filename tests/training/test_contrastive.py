@@ -18,7 +18,7 @@ def config():
     """A run of a few steps of a very small model."""
     config = importlib.import_module("configs.train").get_config()
     config.num_steps, config.warmup_steps, config.save_every, config.batch_size = 6, 1, 2, 6
-    config.decay_from, config.whole_images_from = 3, 4
+    config.decay_from, config.whole_images_from, config.whole_images_every = 3, 3, 2
     config.model.vision.patch_size = 16
     config.keep_tokens = 10
     for tower in (config.model.vision, config.model.text):
