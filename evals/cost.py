@@ -1,4 +1,4 @@
-"""Arithmetic of a vision tower, counted: what FNA can gain at a number of tokens (arXiv 2507.16018)."""
+"""Arithmetic of a vision tower, counted: what FNA can gain at a number of tokens."""
 
 import dataclasses
 

@@ -6,13 +6,14 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 
 import flax
 import jax
 import ml_collections
 import tqdm
 
-from evals import data as data_readers
+from evals import data as readers
 from evals.cost import advice
 from evals.fidelity import fidelity
 from evals.landmark_map import displayable, landmark_points
@@ -45,9 +46,9 @@ class Arm:
 class Datasets:
     """What to evaluate on; a task without data is left out."""
 
-    labelled: data_readers.LabelledImages | None
-    captioned: data_readers.CaptionedImages | None
-    fidelity_images: object
+    labelled: readers.LabelledImages | None
+    captioned: readers.CaptionedImages | None
+    fidelity_images: Sequence
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
@@ -63,6 +64,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     arms = make_arms(config.fna, pretrained.model.config.vision.encoder.depth)
     datasets = open_datasets(config)
+    image, _ = next(readers.batches(datasets.fidelity_images[:1], pretrained.preprocess, 1))
+    _check(arms, pretrained, image)
     folder = claim_workdir(config, workdir) / "points"
     folder.mkdir(exist_ok=True)
 
@@ -76,12 +79,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
         points.append(json.loads(file.read_text()))
 
     fnas = list(dict.fromkeys(arm.fna for arm in arms if arm.fna and arm.fna.method == "fps"))
-    first, _ = next(data_readers.batches(datasets.fidelity_images, pretrained.preprocess, 1))
+    vision = pretrained.model.config.vision
     return {
-        "model": pretrained.name,
+        "model": pretrained.name.replace(f"{ROOT}/", ""),
         "config": config.to_dict(),
         "environment": environment(),
-        "advice": advice(pretrained.model.config.vision, first.shape[1:3], fnas) if fnas else "",
+        "advice": advice(vision, image.shape[1:3], fnas) if fnas else "",
         "points": points,
     }
 
@@ -109,7 +112,7 @@ def landmark_examples(config, *, num_images=6):
     num_landmarks = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     fidelity_images = open_datasets(config).fidelity_images[:num_images]
-    images, _ = next(data_readers.batches(fidelity_images, pretrained.preprocess, num_images))
+    images, _ = next(readers.batches(fidelity_images, pretrained.preprocess, num_images))
     depth = pretrained.model.config.vision.encoder.depth
     points = {}
     for arm in make_arms(config.fna, depth):
@@ -124,19 +127,17 @@ def landmark_examples(config, *, num_images=6):
 
 def open_datasets(config) -> Datasets:
     """The embedded scenes, an image folder with class folders, or a COCO captions json."""
-    limit = config.num_images
+    labelled = captioned = None
     if config.data == "digit scenes":
-        labelled = data_readers.single_digit_scenes(config.num_labelled_scenes)
-        captioned = data_readers.multiple_digit_scenes(config.num_captioned_scenes)
+        labelled = readers.single_digit_scenes(config.num_labelled_scenes)
+        captioned = readers.multiple_digit_scenes(config.num_captioned_scenes)
     elif pathlib.Path(config.data).is_dir():
-        labelled, captioned = (
-            data_readers.image_folder(config.data, templates=config.templates, limit=limit),
-            None,
+        labelled = readers.image_folder(
+            config.data, templates=config.templates, limit=config.num_images
         )
     elif pathlib.Path(config.data).is_file():
-        labelled, captioned = (
-            None,
-            data_readers.coco_captions(config.data, images=config.data_images, limit=limit),
+        captioned = readers.coco_captions(
+            config.data, images=config.data_images, limit=config.num_images
         )
     else:
         raise FileNotFoundError(
@@ -156,6 +157,18 @@ def environment() -> dict:
         "jax": jax.__version__,
         "flax": flax.__version__,
     }
+
+
+def _check(arms, pretrained, image):
+    """Raises ValueError for an arm that the model cannot run, before the first one runs."""
+    num_tokens = pretrained.model.vision.embed(image).shape[1]
+    for arm in arms:
+        pretrained.with_attention(arm.fna)  # knows the blocks
+        if arm.fna and arm.fna.num_landmarks > num_tokens:
+            raise ValueError(
+                f"num_landmarks={arm.fna.num_landmarks} is more than the {num_tokens} tokens of "
+                "an image; choose fewer"
+            )
 
 
 def _tasks(arm, datasets):

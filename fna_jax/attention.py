@@ -6,21 +6,18 @@ D head dimension. Layout is Flax's, `[*B, N, H, D]`.
 
 import contextlib
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
 from fna_jax.landmarks import METHODS, Landmarks, select_landmarks
+from fna_jax.softmax import cudnn_obstacle, softmax_attention
 
 IMPLEMENTATIONS = (None, "xla")  # of FNA
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Exact attention holds the logits of a block of queries at a time: this many per head, and at
-# least _MIN_ROWS queries, which keeps memory linear in N.
-_BLOCK_LOGITS = 2**20
-_MIN_ROWS = 128
 
 
 def fast_nystrom_attention(
@@ -64,8 +61,10 @@ def fast_nystrom_attention(
         implementation=implementation,
     )
     scale = _default_scale(query, scale)
-    query = _zero_padding(query, key_mask)
-    return _attend(query, landmark_key, landmark_value, scale=scale, key_mask=landmarks.valid)
+    query = zero_padding(query, key_mask)
+    return softmax_attention(
+        query, landmark_key, landmark_value, scale=scale, key_mask=landmarks.valid
+    )
 
 
 def landmark_key_value(
@@ -89,7 +88,7 @@ def landmark_key_value(
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"FNA runs through implementation='xla' or None, got {implementation!r}")
     scale = _default_scale(query, scale)
-    query, key, value = (_zero_padding(x, key_mask) for x in (query, key, value))
+    query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
 
     landmark_query = _gather_tokens(query, landmarks.indices)  # [*B, S, H, D]
     landmark_key = _gather_tokens(key, landmarks.indices)  # [*B, S, K, D]
@@ -97,7 +96,7 @@ def landmark_key_value(
 
     kernel = _landmark_kernel(landmark_query, landmark_key, landmarks.valid, scale)  # A
     inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
-    summary = _attend(landmark_query, key, value, scale=scale, key_mask=key_mask)  # BV
+    summary = softmax_attention(landmark_query, key, value, scale=scale, key_mask=key_mask)  # BV
     summary = jnp.where(landmarks.valid[..., None, None], summary, 0).astype(inverse.dtype)
     landmark_value = jnp.einsum("...hij,...jhd->...ihd", inverse, summary, precision=_HIGHEST)
     return landmark_key, landmark_value.astype(value.dtype)
@@ -117,10 +116,10 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
     Raises:
       ValueError: shapes or dtypes that do not fit, or an implementation that cannot run.
     """
-    _check_qkv(query, key, value)
-    key_mask = _checked_key_mask(key_mask, key)
+    check_qkv(query, key, value)
+    key_mask = checked_key_mask(key_mask, key)
     scale = _default_scale(query, scale)
-    obstacle = _cudnn_obstacle(query, key_mask)
+    obstacle = cudnn_obstacle(query, key_mask)
     if implementation is None:
         implementation = "xla" if obstacle else "cudnn"
     if implementation == "cudnn":
@@ -131,8 +130,8 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
         return output.reshape(query.shape)
     if implementation != "xla":
         raise ValueError(f"implementation must be None, 'xla' or 'cudnn', got {implementation!r}")
-    key, value = _zero_padding(key, key_mask), _zero_padding(value, key_mask)
-    return _attend(query, key, value, scale=scale, key_mask=key_mask)
+    key, value = zero_padding(key, key_mask), zero_padding(value, key_mask)
+    return softmax_attention(query, key, value, scale=scale, key_mask=key_mask)
 
 
 def newton_schulz_inverse(kernel, steps=6):
@@ -279,52 +278,6 @@ class FastNystromAttention:
         )
 
 
-def _attend(query, key, value, *, scale, key_mask):
-    """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys."""
-    batch = query.shape[:-3]
-    num_queries, num_heads, head_dim = query.shape[-3:]
-    num_keys, num_groups = key.shape[-3:-1]
-    flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
-    key, value = flat(key), flat(value)
-    key_mask = None if key_mask is None else flat(key_mask)[:, None, None, None, :]
-    # Queries of the heads that share a key head: [B, N, K, H/K, D].
-    query = flat(query).reshape(-1, num_queries, num_groups, num_heads // num_groups, head_dim)
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
-
-    def rows(query):
-        logits = jnp.einsum("btkgd,bmkd->bkgtm", query, key, preferred_element_type=accumulate)
-        logits = logits * scale
-        if key_mask is not None:
-            logits = jnp.where(key_mask, logits, -jnp.inf)
-        peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))  # [B, K, H/K, T, M]
-        total = jnp.moveaxis(jnp.sum(weights, axis=-1), -1, 1)[..., None]  # [B, T, K, H/K, 1]
-        output = jnp.einsum(
-            "bkgtm,bmkd->btkgd", weights.astype(value.dtype), value,
-            preferred_element_type=accumulate,
-        )  # fmt: skip
-        return (output / jnp.where(total == 0, 1, total)).astype(value.dtype)
-
-    output = _map_row_blocks(rows, query, num_keys)
-    return output.reshape(*batch, num_queries, num_heads, value.shape[-1])
-
-
-def _map_row_blocks(function, x, num_keys):
-    """`function(x)` for x `[B, N, ...]`, in blocks of the N axis if N × M logits are too many."""
-    num_rows = x.shape[1]
-    if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
-        return function(x)
-    block = max(_BLOCK_LOGITS // max(num_keys, 1), _MIN_ROWS)
-    if num_rows <= block:
-        return function(x)
-    num_blocks = -(-num_rows // block)
-    block = -(-num_rows // num_blocks)  # even blocks: little padding
-    x = jnp.pad(x, [(0, 0), (0, num_blocks * block - num_rows)] + [(0, 0)] * (x.ndim - 2))
-    x = jnp.moveaxis(x.reshape(x.shape[0], num_blocks, block, *x.shape[2:]), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(function), x), 0, 1)
-    return out.reshape(out.shape[0], num_blocks * block, *out.shape[3:])[:, :num_rows]
-
-
 def _landmark_kernel(landmark_query, landmark_key, valid, scale):
     """`A = softmax(c Qs Ksᵀ)` in at least float32, `[*B, H, S, S]`; an identity on empty slots.
 
@@ -351,18 +304,13 @@ def _gather_tokens(x, indices):
     return jnp.take_along_axis(x, indices[..., None, None], axis=-3)
 
 
-def _zero_padding(x, key_mask):
-    """x `[*B, N, H, D]` without what padding holds: a NaN there must not reach a product."""
-    return x if key_mask is None else jnp.where(key_mask[..., None, None], x, 0)
-
-
 def _default_scale(query, scale):
     return query.shape[-1] ** -0.5 if scale is None else scale
 
 
 def _checked_inputs(query, key, value, landmarks, key_mask):
     """Landmarks without padding, and the key mask, of self-attention inputs that fit together."""
-    _check_qkv(query, key, value)
+    check_qkv(query, key, value)
     if query.shape[-3] != key.shape[-3]:
         raise ValueError(
             f"FNA is self-attention, got {query.shape[-3]} queries and {key.shape[-3]} keys"
@@ -374,61 +322,11 @@ def _checked_inputs(query, key, value, landmarks, key_mask):
             f"landmarks must be {[*query.shape[:-3], 'S']} for a query of shape {query.shape}, "
             f"got {landmarks.indices.shape}"
         )
-    key_mask = _checked_key_mask(key_mask, key)
+    key_mask = checked_key_mask(key_mask, key)
     if key_mask is not None:
         real = jnp.take_along_axis(key_mask, landmarks.indices, axis=-1)
         landmarks = dataclasses.replace(landmarks, valid=landmarks.valid & real)
     return landmarks, key_mask
-
-
-def _check_qkv(query, key, value):
-    if min(query.ndim, key.ndim, value.ndim) < 3:
-        raise ValueError(
-            "query, key and value must be [*B, N, H, D], got shapes "
-            f"{query.shape}, {key.shape}, {value.shape}"
-        )
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(
-            "query, key and value must share a dtype, "
-            f"got {query.dtype}, {key.dtype}, {value.dtype}"
-        )
-    same_batch = query.shape[:-3] == key.shape[:-3]
-    if not same_batch or key.shape != value.shape or query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            "key and value must share a shape, and their batch and head dimension with the query, "
-            f"got {query.shape}, {key.shape}, {value.shape}"
-        )
-    if query.shape[-2] % key.shape[-2]:
-        raise ValueError(
-            f"the heads of key and value ({key.shape[-2]}) must divide those of the query "
-            f"({query.shape[-2]})"
-        )
-
-
-def _checked_key_mask(key_mask, key):
-    if key_mask is None:
-        return None
-    key_mask = jnp.asarray(key_mask)
-    if key_mask.shape != key.shape[:-2] or key_mask.dtype != jnp.bool_:
-        raise ValueError(
-            f"key_mask must be bool{list(key.shape[:-2])}, True on real tokens, "
-            f"got {key_mask.dtype}{list(key_mask.shape)}"
-        )
-    return key_mask
-
-
-def _cudnn_obstacle(query, key_mask):
-    """Why cuDNN's flash attention cannot run here, or None."""
-    device = jax.local_devices()[0]
-    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8.0:
-        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device.device_kind!r}"
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it needs bfloat16 or float16, got {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > 128:
-        return f"the head dimension must be a multiple of 8 up to 128, got {query.shape[-1]}"
-    if key_mask is not None:
-        return "a key mask would have to be spread over all queries"
-    return None
 
 
 def _key_padding(mask, query):

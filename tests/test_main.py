@@ -23,6 +23,7 @@ MISTAKES = {
     "model": (["--config", "eval.py", "--config.model=/nowhere"], "/nowhere"),
     "layers": (["--config", "eval.py", "--config.fna.layers=3:9"], "blocks 0 to 5"),
     "landmarks": (["--config", "eval.py", "--config.fna.num_landmarks=a"], "num_landmarks"),
+    "too_many": (["--config", "eval.py", "--config.fna.num_landmarks=300"], "257 tokens"),
     "method": (["--config", "eval.py", "--config.fna.methods=fsp"], "method must be one of"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fna_jax.softmax as softmax_module
 from fna_jax import (
     Landmarks,
-    attention,
     exact_attention,
     fast_nystrom_attention,
     landmark_key_value,
@@ -444,8 +444,8 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
 
     assert "while" not in value_and_gradient().lower(*qkv).as_text()
     direct = jax.tree.leaves(value_and_gradient()(*qkv))
-    monkeypatch.setattr(attention, "_BLOCK_LOGITS", 40 * 7)
-    monkeypatch.setattr(attention, "_MIN_ROWS", 1)  # 40 rows in 6 blocks of 7: padded to 42
+    monkeypatch.setattr(softmax_module, "_BLOCK_LOGITS", 40 * 7)
+    monkeypatch.setattr(softmax_module, "_MIN_ROWS", 1)  # 40 rows in 6 blocks of 7: padded to 42
     assert "while" in value_and_gradient().lower(*qkv).as_text()
     blocked = jax.tree.leaves(value_and_gradient()(*qkv))
     for a, b in zip(blocked, direct):

@@ -1,0 +1,46 @@
+"""Checks of attention inputs, with errors that name what was given, and the masking of padding."""
+
+import jax.numpy as jnp
+
+
+def check_qkv(query, key, value):
+    """Raises ValueError unless the three are `[*B, N, H, D]` and fit together."""
+    if min(query.ndim, key.ndim, value.ndim) < 3:
+        raise ValueError(
+            "query, key and value must be [*B, N, H, D], got shapes "
+            f"{query.shape}, {key.shape}, {value.shape}"
+        )
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(
+            "query, key and value must share a dtype, "
+            f"got {query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    same_batch = query.shape[:-3] == key.shape[:-3]
+    if not same_batch or key.shape != value.shape or query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            "key and value must share a shape, and their batch and head dimension with the query, "
+            f"got {query.shape}, {key.shape}, {value.shape}"
+        )
+    if query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"the heads of key and value ({key.shape[-2]}) must divide those of the query "
+            f"({query.shape[-2]})"
+        )
+
+
+def checked_key_mask(key_mask, key):
+    """The mask as a boolean array `[*B, N]`, or None; raises ValueError for any other."""
+    if key_mask is None:
+        return None
+    key_mask = jnp.asarray(key_mask)
+    if key_mask.shape != key.shape[:-2] or key_mask.dtype != jnp.bool_:
+        raise ValueError(
+            f"key_mask must be bool{list(key.shape[:-2])}, True on real tokens, "
+            f"got {key_mask.dtype}{list(key_mask.shape)}"
+        )
+    return key_mask
+
+
+def zero_padding(x, key_mask):
+    """x `[*B, N, H, D]` without what padding holds: a NaN there must not reach a product."""
+    return x if key_mask is None else jnp.where(key_mask[..., None, None], x, 0)

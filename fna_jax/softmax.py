@@ -1,0 +1,75 @@
+"""Softmax attention between queries and keys of any two lengths, in memory linear in both.
+
+Shape letters: B batch, T queries, M keys, H heads, K key and value heads (a divisor of H), D head
+dimension.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
+# queries, which keeps memory linear in the number of keys.
+_BLOCK_LOGITS = 2**20
+_MIN_ROWS = 128
+
+
+def softmax_attention(query, key, value, *, scale, key_mask):
+    """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys."""
+    batch = query.shape[:-3]
+    num_queries, num_heads, head_dim = query.shape[-3:]
+    num_keys, num_groups = key.shape[-3:-1]
+    flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
+    key, value = flat(key), flat(value)
+    key_mask = None if key_mask is None else flat(key_mask)[:, None, None, None, :]
+    # Queries of the heads that share a key head: [B, N, K, H/K, D].
+    query = flat(query).reshape(-1, num_queries, num_groups, num_heads // num_groups, head_dim)
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+
+    def rows(query):
+        logits = jnp.einsum("btkgd,bmkd->bkgtm", query, key, preferred_element_type=accumulate)
+        logits = logits * scale
+        if key_mask is not None:
+            logits = jnp.where(key_mask, logits, -jnp.inf)
+        peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))  # [B, K, H/K, T, M]
+        total = jnp.moveaxis(jnp.sum(weights, axis=-1), -1, 1)[..., None]  # [B, T, K, H/K, 1]
+        output = jnp.einsum(
+            "bkgtm,bmkd->btkgd", weights.astype(value.dtype), value,
+            preferred_element_type=accumulate,
+        )  # fmt: skip
+        return (output / jnp.where(total == 0, 1, total)).astype(value.dtype)
+
+    output = _map_row_blocks(rows, query, num_keys)
+    return output.reshape(*batch, num_queries, num_heads, value.shape[-1])
+
+
+def _map_row_blocks(function, x, num_keys):
+    """`function(x)` for x `[B, N, ...]`, in blocks of the N axis if N × M logits are too many."""
+    num_rows = x.shape[1]
+    if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
+        return function(x)
+    block = max(_BLOCK_LOGITS // max(num_keys, 1), _MIN_ROWS)
+    if num_rows <= block:
+        return function(x)
+    num_blocks = -(-num_rows // block)
+    block = -(-num_rows // num_blocks)  # even blocks: little padding
+    x = jnp.pad(x, [(0, 0), (0, num_blocks * block - num_rows)] + [(0, 0)] * (x.ndim - 2))
+    x = jnp.moveaxis(x.reshape(x.shape[0], num_blocks, block, *x.shape[2:]), 1, 0)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(function), x), 0, 1)
+    return out.reshape(out.shape[0], num_blocks * block, *out.shape[3:])[:, :num_rows]
+
+
+def cudnn_obstacle(query, key_mask):
+    """Why cuDNN's flash attention cannot run here, or None."""
+    device = jax.local_devices()[0]
+    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8.0:
+        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device.device_kind!r}"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it needs bfloat16 or float16, got {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > 128:
+        return f"the head dimension must be a multiple of 8 up to 128, got {query.shape[-1]}"
+    if key_mask is not None:
+        return "a key mask would have to be spread over all queries"
+    return None
