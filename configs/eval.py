@@ -15,10 +15,10 @@ def get_config():
     config.data_images = config_dict.placeholder(str)  # of the json; default: its own folder
     config.templates = ("a photo of a {}.",)
     config.num_images = config_dict.placeholder(int)  # of the user's data; default: all
-    config.num_labelled_scenes = 300
+    config.num_labelled_scenes = 400
     config.num_captioned_scenes = 1000
     config.num_fidelity_images = 64
-    config.batch_size = 50
+    config.batch_size = 16
 
     config.fna = ml_collections.ConfigDict()
     config.fna.layers = "second half"  # or block indices, like "13:24"

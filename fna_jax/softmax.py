@@ -4,6 +4,7 @@ Shape letters: B batch, T queries, M keys, H heads, K key and value heads (a div
 dimension.
 """
 
+import functools
 import math
 
 import jax
@@ -17,32 +18,32 @@ _MIN_ROWS = 128
 
 def softmax_attention(query, key, value, *, scale, key_mask):
     """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys."""
-    batch = query.shape[:-3]
-    num_queries, num_heads, head_dim = query.shape[-3:]
+    *batch, num_queries, num_heads, head_dim = query.shape
     num_keys, num_groups = key.shape[-3:-1]
+    shared = num_heads // num_groups  # query heads per key head
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
     key, value = flat(key), flat(value)
-    key_mask = None if key_mask is None else flat(key_mask)[:, None, None, None, :]
-    # Queries of the heads that share a key head: [B, N, K, H/K, D].
-    query = flat(query).reshape(-1, num_queries, num_groups, num_heads // num_groups, head_dim)
+    key_mask = None if key_mask is None else flat(key_mask)[:, None, None, :]
+    # Query heads that share a key head are further queries of one head: [B, T · H/K, K, D].
+    query = flat(query).reshape(-1, num_queries, num_groups, shared, head_dim)
+    query = jnp.swapaxes(query, 2, 3).reshape(-1, num_queries * shared, num_groups, head_dim)
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
     def rows(query):
-        logits = jnp.einsum("btkgd,bmkd->bkgtm", query, key, preferred_element_type=accumulate)
-        logits = logits * scale
+        logits = scale * product("bthd,bmhd->bhtm", query, key)
         if key_mask is not None:
             logits = jnp.where(key_mask, logits, -jnp.inf)
         peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))  # [B, K, H/K, T, M]
-        total = jnp.moveaxis(jnp.sum(weights, axis=-1), -1, 1)[..., None]  # [B, T, K, H/K, 1]
-        output = jnp.einsum(
-            "bkgtm,bmkd->btkgd", weights.astype(value.dtype), value,
-            preferred_element_type=accumulate,
-        )  # fmt: skip
-        return (output / jnp.where(total == 0, 1, total)).astype(value.dtype)
+        weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
+        output = output / jnp.where(total == 0, 1, total)  # once per row, not once per weight
+        return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
 
     output = _map_row_blocks(rows, query, num_keys)
-    return output.reshape(*batch, num_queries, num_heads, value.shape[-1])
+    output = output.reshape(-1, num_queries, shared, num_groups, head_dim)
+    return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
 
 
 def _map_row_blocks(function, x, num_keys):
