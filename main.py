@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import pathlib
 import sys
 
@@ -16,11 +17,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "results folder; default: a fresh
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config, tasks = CONFIG.value, {"eval": _evaluate, "train": _train}
-    name = f"{config.task}-{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
+    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}"
     try:
-        if config.task not in tasks:
-            raise ValueError(f"config.task must be one of {', '.join(tasks)}, got {config.task!r}")
-        print(tasks[config.task](config, WORKDIR.value or ROOT / "runs" / name))
+        if (task := config.get("task")) not in tasks:
+            raise ValueError(f"config.task must be one of {', '.join(tasks)}, got {task!r}")
+        print(tasks[task](config, WORKDIR.value or ROOT / "runs" / name))
     except (ValueError, OSError) as error:  # the user's input; anything else is a bug
         sys.exit(f"error: {' '.join(str(error).split())}")
 
@@ -29,8 +30,7 @@ def _evaluate(config, workdir) -> str:
     from evals.evaluate import evaluate, landmark_examples
     from evals.report import write_report
 
-    results = evaluate(config, workdir)
-    return write_report(results, workdir, landmarks=landmark_examples(config))
+    return write_report(evaluate(config, workdir), workdir, landmarks=landmark_examples(config))
 
 
 def _train(config, workdir) -> str:
@@ -61,7 +61,7 @@ def _with_config_path(argument, previous):
     prefix, name = "", argument
     if argument.startswith("--config="):
         prefix, name = "--config=", argument.removeprefix("--config=")
-    elif previous not in ("--config", "-config"):
+    elif previous != "--config":
         return argument
     for file in (pathlib.Path(name), ROOT / name, ROOT / "configs" / name):
         if file.is_file():

@@ -13,10 +13,11 @@ def get_config():
     # "digit scenes", a folder with one folder of images per class, or a COCO captions json.
     config.data = "digit scenes"
     config.data_images = config_dict.placeholder(str)  # of the json; default: its own folder
-    config.templates = ("a photo of a {}.",)
+    # Of a folder; with {} for the class. Default: "a photo of a {}."
+    config.templates = config_dict.placeholder(tuple)
     config.num_images = config_dict.placeholder(int)  # of the user's data; default: all
-    config.num_labelled_scenes = 400
-    config.num_captioned_scenes = 1000
+    config.num_labelled_scenes = 400  # embedded
+    config.num_captioned_scenes = 1000  # embedded
     config.num_fidelity_images = 64
     config.batch_size = 16
 

@@ -14,7 +14,7 @@ class VisionCost:
       linear: of projections and MLPs, which FNA does not change.
       attention: of exact attention in all blocks.
       replaced: of exact attention in the blocks that run FNA.
-      fna: of FNA in those blocks, sampling not counted.
+      fna: of FNA in those blocks, farthest point sampling included.
     """
 
     num_tokens: int
@@ -49,12 +49,14 @@ def vision_cost(config, image_size: tuple[int, int], fna: FNAConfig) -> VisionCo
     exact = 2 * num_tokens**2 * width
     nystrom = 4 * num_tokens * landmarks * width + 2 * landmarks**2 * width
     inverse = 4 * fna.inverse_steps * landmarks**3 * heads
+    features = width if fna.features == "input" else width // heads
+    sampling = num_tokens * landmarks * features * (len(fna.layers) if fna.resample else 1)
     return VisionCost(
         num_tokens=num_tokens,
         linear=encoder.depth * num_tokens * width * (4 * width + 2 * encoder.mlp_dim),
         attention=encoder.depth * exact,
         replaced=len(fna.layers) * exact,
-        fna=len(fna.layers) * (nystrom + inverse),
+        fna=len(fna.layers) * (nystrom + inverse) + sampling,
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from evals import digit_scenes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TEMPLATES = ("a photo of a {}.",)
 # Seeds of the embedded test sets.
 _SINGLE_SEED, _MULTIPLE_SEED = 1, 2
 _READERS = 4  # threads that decode images
@@ -73,15 +74,20 @@ def image_folder(path, *, templates, limit=None) -> LabelledImages:
 
     Raises:
       FileNotFoundError: no such folder, or no image in any folder below it.
+      ValueError: a template without a place for the name, or none.
     """
+    if unnamed := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"a template needs {{}} where the class name goes, got {unnamed[0]!r}")
+    if not templates:
+        raise ValueError("zero-shot classification needs at least one template")
     path = pathlib.Path(path)
-    classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    found = [
-        (file, label)
-        for label, folder in enumerate(classes)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    files_of = {
+        folder: sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and not folder.name.startswith((".", "__"))
+    }
+    classes = [folder for folder, files in files_of.items() if files]
+    found = [(file, label) for label, folder in enumerate(classes) for file in files_of[folder]]
     if not found:
         raise FileNotFoundError(
             f"{path} holds no images in class folders; expected {path}/CLASS_NAME/IMAGE.jpg"
@@ -103,15 +109,15 @@ def coco_captions(path, *, images=None, limit=None) -> CaptionedImages:
     path = pathlib.Path(path)
     folder = pathlib.Path(images) if images else path.parent
     try:
-        content = json.loads(path.read_text())
-        names = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        pairs = [(entry["image_id"], entry["caption"]) for entry in content["annotations"]]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {entry["id"]: _plain_name(entry["file_name"]) for entry in content["images"]}
+        pairs = [(e["image_id"], str(e["caption"])) for e in content["annotations"]]
         unknown = sorted({image for image, _ in pairs} - set(names))
-    except (ValueError, KeyError, TypeError) as error:
+        described = sorted({image for image, _ in pairs})[:limit]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a COCO captions json: {error!r}") from None
     if unknown or not pairs:
         raise ValueError(f"{path} has no captions, or captions of unlisted images {unknown[:3]}")
-    described = sorted({image for image, _ in pairs})[:limit]
     position = {image: index for index, image in enumerate(described)}
     files = [folder / names[image] for image in described]
     if missing := [file for file in files if not file.is_file()]:
@@ -150,13 +156,21 @@ def batches(images, preprocess, batch_size):
             yield batch, count
 
 
+def _plain_name(name):
+    """A path inside the image folder: what a json says may not lead out of it."""
+    parts = pathlib.PurePath(name).parts
+    if not parts or ".." in parts or pathlib.PurePath(name).is_absolute():
+        raise ValueError(f"the file name {name!r} leads out of the image folder")
+    return name
+
+
 def _read(item, preprocess):
     if isinstance(item, np.ndarray):
         return preprocess(item)
     try:
         with Image.open(item) as image:
             return preprocess(image)
-    except OSError as error:
+    except Exception as error:  # Pillow raises many types on damaged and hostile files
         raise ValueError(f"{item} cannot be read as an image: {error}") from None
 
 

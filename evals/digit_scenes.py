@@ -7,6 +7,7 @@ questions with answers. Test scenes are made from digits that training scenes ne
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -77,7 +78,8 @@ def make_scenes(split, count, *, seed, num_digits=(1, 4), distinct=False) -> Sce
       distinct: no two scenes share a caption, so that retrieval has one right answer.
 
     Raises:
-      ValueError: an unknown split, or a number of digits outside 1..4.
+      ValueError: an unknown split, a number of digits outside 1..4, or more distinct scenes than
+        there are captions.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -87,6 +89,9 @@ def make_scenes(split, count, *, seed, num_digits=(1, 4), distinct=False) -> Sce
     rng = np.random.default_rng(seed)
     digits = _draw_digits(rng, count, fewest, most)
     if distinct:
+        possible = sum(math.comb(4, number) * 10**number for number in range(fewest, most + 1))
+        if count > possible:
+            raise ValueError(f"there are {possible} distinct captions, fewer than {count}")
         digits = _distinct_rows(rng, digits, fewest, most)
     ink = _draw_ink(rng, split, digits)
     return Scenes(_paint(rng, ink), digits, _label(ink, digits))

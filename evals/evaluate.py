@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import shlex
-import sys
 from collections.abc import Sequence
 
-import flax
 import jax
 import ml_collections
+import numpy as np
 import tqdm
 
 from evals import data as readers
@@ -19,11 +16,10 @@ from evals.fidelity import fidelity
 from evals.landmark_map import displayable, landmark_points
 from evals.pretrained import Pretrained, open_pretrained
 from evals.retrieval import retrieval
-from evals.workdir import claim_workdir, write_atomically
+from evals.workdir import ROOT, claim_workdir, environment, write_atomically
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
 
-ROOT = pathlib.Path(__file__).parents[1]
 EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
 
 
@@ -61,12 +57,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
       FileNotFoundError, ValueError: a model, data or settings that cannot be used, or a `workdir`
         of a run with other settings.
     """
+    check_settings(config)
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     arms = make_arms(config.fna, pretrained.model.config.vision.encoder.depth)
     datasets = open_datasets(config)
     image, _ = next(readers.batches(datasets.fidelity_images[:1], pretrained.preprocess, 1))
     _check(arms, pretrained, image)
-    folder = claim_workdir(config, workdir) / "points"
+    folder = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint()) / "points"
     folder.mkdir(exist_ok=True)
 
     jobs = [(arm, task) for arm in arms for task in _tasks(arm, datasets)]
@@ -78,13 +75,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
             write_atomically(file, json.dumps(point, indent=2))
         points.append(json.loads(file.read_text()))
 
-    fnas = list(dict.fromkeys(arm.fna for arm in arms if arm.fna and arm.fna.method == "fps"))
+    fnas = {arm.fna.num_landmarks: arm.fna for arm in arms if arm.fna}
     vision = pretrained.model.config.vision
     return {
         "model": pretrained.name.replace(f"{ROOT}/", ""),
         "config": config.to_dict(),
         "environment": environment(),
-        "advice": advice(vision, image.shape[1:3], fnas) if fnas else "",
+        "advice": advice(vision, image.shape[1:3], [*fnas.values()]) if fnas else "",
         "points": points,
     }
 
@@ -109,20 +106,19 @@ def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
 
 def landmark_examples(config, *, num_images=6):
     """A few images, and where each method puts about 16 landmarks, for `report.draw_landmarks`."""
-    num_landmarks = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
-    fidelity_images = open_datasets(config).fidelity_images[:num_images]
-    images, _ = next(readers.batches(fidelity_images, pretrained.preprocess, num_images))
-    depth = pretrained.model.config.vision.encoder.depth
+    chosen = open_datasets(config).fidelity_images[:num_images]
+    images, _ = next(readers.batches(chosen, pretrained.preprocess, len(chosen)))
+    near_16 = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     points = {}
-    for arm in make_arms(config.fna, depth):
-        if arm.fna and arm.fna.num_landmarks == num_landmarks and arm.seed in (None, 0):
-            rng = None if arm.seed is None else jax.random.key(arm.seed)
-            view = pretrained.with_attention(arm.fna)
-            points[f"{arm.fna.method}, S = {num_landmarks}"] = landmark_points(
-                view, images, rng=rng
-            )
-    return displayable(images, pretrained.preprocess), points
+    for arm in make_arms(config.fna, pretrained.model.config.vision.encoder.depth):
+        if arm.fna is None or arm.fna.num_landmarks != near_16 or arm.fna.method in points:
+            continue
+        rng = None if arm.seed is None else jax.random.key(arm.seed)
+        view = pretrained.with_attention(arm.fna)
+        points[arm.fna.method] = landmark_points(view, images, rng=rng)
+    titles = {f"{method}, S = {near_16}": rows for method, rows in points.items()}
+    return displayable(images, pretrained.preprocess), titles
 
 
 def open_datasets(config) -> Datasets:
@@ -133,7 +129,9 @@ def open_datasets(config) -> Datasets:
         captioned = readers.multiple_digit_scenes(config.num_captioned_scenes)
     elif pathlib.Path(config.data).is_dir():
         labelled = readers.image_folder(
-            config.data, templates=config.templates, limit=config.num_images
+            config.data,
+            templates=config.templates or readers.TEMPLATES,
+            limit=config.num_images,
         )
     elif pathlib.Path(config.data).is_file():
         captioned = readers.coco_captions(
@@ -144,19 +142,33 @@ def open_datasets(config) -> Datasets:
             f"--config.data={config.data!r} does not exist; give 'digit scenes', a folder with one "
             "folder of images per class, or a COCO captions json"
         )
-    images = (captioned or labelled).images[: config.num_fidelity_images]
-    return Datasets(labelled, captioned, images)
+    images = (captioned or labelled).images
+    spread = np.linspace(0, len(images) - 1, min(config.num_fidelity_images, len(images)))
+    return Datasets(labelled, captioned, [images[i] for i in spread.astype(int)])
 
 
-def environment() -> dict:
-    """Command, device and versions, for every number."""
-    device = jax.devices()[0]
-    return {
-        "command": f"python {shlex.join(sys.argv)}".replace(f"{ROOT}/", ""),
-        "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
-        "jax": jax.__version__,
-        "flax": flax.__version__,
+def check_settings(config) -> None:
+    """Raises ValueError for a number out of range, a repetition, or a setting nothing would use."""
+    counts = ["num_labelled_scenes", "num_captioned_scenes", "num_fidelity_images", "batch_size"]
+    counts += ["num_images"] if config.num_images is not None else []
+    for name in counts:
+        if config[name] < 1:
+            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    for name in ("methods", "num_landmarks", "seeds"):
+        values = config.fna[name]
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"--config.fna.{name} must be some values, all different: {values}")
+    embedded, folder = config.data == "digit scenes", pathlib.Path(config.data).is_dir()
+    unused = {
+        "templates": not folder,
+        "data_images": embedded or folder,
+        "num_images": embedded,
     }
+    for name, nothing_uses_it in unused.items():
+        if config[name] is not None and nothing_uses_it:
+            raise ValueError(
+                f"--config.{name} was given, but --config.data={config.data!r} makes no use of it"
+            )
 
 
 def _check(arms, pretrained, image):

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable
 
+import jax
+import numpy as np
 from flax import nnx
 
 import convert
@@ -33,6 +36,13 @@ class Pretrained:
         """The same with the attention that `models.with_attention` sets."""
         return dataclasses.replace(self, model=models.with_attention(self.model, fna))
 
+    def fingerprint(self) -> str:
+        """A hash of config and weights."""
+        digest = hashlib.sha256(repr(self.model.config).encode())
+        for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)):
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+        return digest.hexdigest()
+
 
 @functools.lru_cache(maxsize=1)
 def open_pretrained(source, revision=None) -> Pretrained:
@@ -41,16 +51,21 @@ def open_pretrained(source, revision=None) -> Pretrained:
     Raises:
       FileNotFoundError, ValueError: nothing usable there, or tokenizer or preprocessing missing.
     """
-    path = pathlib.Path(source)
+    path = pathlib.Path(source).expanduser()
     if (path / "model.json").is_file():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
         model = models.load(path)
     else:
         path = convert.fetch(source, revision)
         model = convert.load_pretrained(path)
         path = path if path.is_dir() else path.parent
+    text = model.config.text
     return Pretrained(
         name=str(source),
         model=model,
-        tokenize=load_tokenizer(path, context_length=model.config.text.context_length),
+        tokenize=load_tokenizer(
+            path, context_length=text.context_length, vocab_size=text.vocab_size
+        ),
         preprocess=load_preprocessor(path),
     )

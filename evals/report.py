@@ -55,7 +55,7 @@ def table_rows(results) -> list[dict]:
                 continue
             row[heading] = float(sum(values) if heading == "compile s" else np.mean(values))
             seeded = task is not None and len(values) > 1
-            row[f"{heading} spread"] = float(np.std(values)) if seeded else None
+            row[f"{heading} spread"] = float(np.std(values, ddof=1)) if seeded else None
         rows.append(row)
     return rows
 
@@ -157,7 +157,7 @@ def draw_landmarks(images, landmarks, file):
 
 def _cell(heading, row):
     if heading not in row:
-        return "" if heading != "embedding error" or row["num_landmarks"] else "0"
+        return ""
     if heading == "layer errors":
         return " ".join(f"{error:.2f}" for error in row[heading].values())
     digits = {"embedding error": 3, "images/s": 0, "compile s": 1}.get(heading, 1)
@@ -167,6 +167,7 @@ def _cell(heading, row):
 
 
 def _csv(rows, results):
+    rows = [_flat(row) for row in rows]
     fields = list(dict.fromkeys(field for row in rows for field in row))
     fixed = {"model": results["model"], **results["environment"]}
     out = io.StringIO()
@@ -174,6 +175,13 @@ def _csv(rows, results):
     writer.writeheader()
     writer.writerows(row | fixed for row in rows)
     return out.getvalue()
+
+
+def _flat(row):
+    """The row with one column for each layer's error."""
+    errors = row.get("layer errors", {})
+    rest = {field: value for field, value in row.items() if field != "layer errors"}
+    return rest | {f"layer {layer} error": error for layer, error in errors.items()}
 
 
 def _save(figure, file):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from evals.data import CaptionedImages
-from evals.embed import embed_images, embed_texts, unit
+from evals.embed import TIE, embed_images, embed_texts, unit
 
 _DEPTHS = (1, 5, 10)
 _BLOCK = 1024  # rows of the similarity matrix held at a time
@@ -34,7 +34,7 @@ def retrieval(pretrained, data: CaptionedImages, *, batch_size, rng=None) -> dic
 def retrieval_ranks(images, texts, image_of_caption):
     """Ranks from 0 of the first right answer: each image's captions, each caption's image.
 
-    An equal score counts as ahead, so that a constant embedding finds nothing.
+    An equal score counts as ahead, so that a constant embedding finds nothing; so does NaN.
 
     Args:
       images: unit rows `[M, P]`.
@@ -46,7 +46,8 @@ def retrieval_ranks(images, texts, image_of_caption):
     """
     best_caption = np.full(len(images), -np.inf, np.float32)
     own = np.einsum("lp,lp->l", texts, images[image_of_caption])
-    np.maximum.at(best_caption, image_of_caption, own)
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(best_caption, image_of_caption, own)
 
     image_rank = np.zeros(len(images), int)
     caption_rank = np.zeros(len(texts), int)
@@ -54,6 +55,6 @@ def retrieval_ranks(images, texts, image_of_caption):
         rows = np.arange(start, min(start + _BLOCK, len(images)))
         scores = images[rows] @ texts.T  # [rows, L]
         mine = image_of_caption[None] == rows[:, None]
-        image_rank[rows] = np.sum((scores >= best_caption[rows, None]) & ~mine, axis=1)
-        caption_rank += np.sum((scores >= own) & ~mine, axis=0)
+        image_rank[rows] = np.sum(~(scores < best_caption[rows, None] - TIE) & ~mine, axis=1)
+        caption_rank += np.sum(~(scores < own - TIE) & ~mine, axis=0)
     return image_rank, caption_rank

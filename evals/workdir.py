@@ -1,28 +1,58 @@
 """Result folders: claimed by one set of settings, never holding half a file."""
 
 import json
+import os
 import pathlib
+import shlex
+import sys
+
+import flax
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-def claim_workdir(config, workdir) -> pathlib.Path:
+def claim_workdir(config, workdir, **identity) -> pathlib.Path:
     """The folder, made if need be, marked with the settings of the run that writes into it.
 
+    Args:
+      config: a ConfigDict.
+      workdir: the folder.
+      **identity: what else must be the same for results to belong together.
+
     Raises:
-      ValueError: the folder holds a run with other settings.
+      ValueError: the folder holds a run with other settings, or on another device or version.
     """
     workdir = pathlib.Path(workdir).absolute()
-    settings = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    here = {name: value for name, value in environment().items() if name != "command"}
+    settings = json.dumps(config.to_dict() | here | identity, indent=2, sort_keys=True)
     file = workdir / "config.json"
-    if file.exists() and file.read_text() != settings:
-        raise ValueError(f"{workdir} holds a run with other settings; choose another --workdir")
+    if file.exists() and (before := file.read_text(encoding="utf-8")) != settings:
+        lines = set(before.splitlines()) ^ set(settings.splitlines())
+        changed = ", ".join(sorted({line.split(":")[0].strip(' "') for line in lines}))
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({changed}); choose another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(file, settings)
+    print(f"results in {workdir}", file=sys.stderr)
     return workdir
+
+
+def environment() -> dict:
+    """Command, device and versions, for every number."""
+    device = jax.devices()[0]
+    return {
+        "command": f"python {shlex.join(sys.argv)}".replace(f"{ROOT}/", ""),
+        "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+    }
 
 
 def write_atomically(file, text) -> None:
     """Writes beside `file`, then renames: the final name never holds half a file."""
     file = pathlib.Path(file)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)

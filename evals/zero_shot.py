@@ -3,7 +3,7 @@
 import numpy as np
 
 from evals.data import LabelledImages
-from evals.embed import embed_images, embed_texts, unit
+from evals.embed import TIE, embed_images, embed_texts, unit
 
 
 def zero_shot(pretrained, data: LabelledImages, *, batch_size, rng=None) -> dict:
@@ -15,7 +15,7 @@ def zero_shot(pretrained, data: LabelledImages, *, batch_size, rng=None) -> dict
       batch_size: images per step.
       rng: key of random landmarks, if the attention draws them.
     """
-    prompts = [template.format(name) for name in data.class_names for template in data.templates]
+    prompts = [t.replace("{}", name) for name in data.class_names for t in data.templates]
     texts = unit(embed_texts(pretrained, prompts))
     classes = unit(texts.reshape(len(data.class_names), len(data.templates), -1).mean(axis=1))
     images = embed_images(pretrained, data.images, batch_size=batch_size, rng=rng)
@@ -29,6 +29,6 @@ def zero_shot(pretrained, data: LabelledImages, *, batch_size, rng=None) -> dict
 
 
 def true_class_rank(scores, labels):
-    """Classes that score at least as high as the true one, int `[M]`, of scores `[M, K]`."""
+    """Other classes that do not score clearly below the true one, int `[M]`; scores `[M, K]`."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    return np.sum(scores >= own, axis=1) - 1
+    return np.sum(~(scores < own - TIE), axis=1) - 1

@@ -195,6 +195,13 @@ class FastNystromAttention:
             raise ValueError(f"features must be 'q', 'k' or 'v' here, got {self.features!r}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        if self.num_landmarks < 1 or self.inverse_steps < 0:
+            raise ValueError(
+                "num_landmarks must be at least 1 and inverse_steps at least 0, got "
+                f"{self.num_landmarks} and {self.inverse_steps}"
+            )
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be None or 'xla', got {self.implementation!r}")
         object.__setattr__(self, "guarantee", tuple(self.guarantee))  # hashable, also from a list
 
     def __call__(
@@ -317,10 +324,11 @@ def _checked_inputs(query, key, value, landmarks, key_mask):
         )
     if not isinstance(landmarks, Landmarks):
         landmarks = Landmarks.from_indices(landmarks)
-    if landmarks.indices.shape[:-1] != query.shape[:-3]:
+    same_shape = landmarks.indices.shape == landmarks.valid.shape
+    if landmarks.indices.shape[:-1] != query.shape[:-3] or not same_shape:
         raise ValueError(
             f"landmarks must be {[*query.shape[:-3], 'S']} for a query of shape {query.shape}, "
-            f"got {landmarks.indices.shape}"
+            f"got indices {landmarks.indices.shape} and valid {landmarks.valid.shape}"
         )
     key_mask = checked_key_mask(key_mask, key)
     if key_mask is not None:

@@ -15,6 +15,8 @@ def check_qkv(query, key, value):
             "query, key and value must share a dtype, "
             f"got {query.dtype}, {key.dtype}, {value.dtype}"
         )
+    if not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ValueError(f"query, key and value must be floats, got {query.dtype}")
     same_batch = query.shape[:-3] == key.shape[:-3]
     if not same_batch or key.shape != value.shape or query.shape[-1] != key.shape[-1]:
         raise ValueError(

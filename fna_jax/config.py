@@ -14,7 +14,7 @@ class FNAConfig:
     """Which blocks run FNA, and how their landmarks are chosen. Validated, hashable.
 
     Attributes:
-      layers: block indices from 0; a tuple, or text like "13:24" (24 excluded).
+      layers: block indices from 0; a tuple, or text like "13:24" (24 excluded) or "9,13:24".
       num_landmarks: S, guaranteed tokens included.
       features: what landmarks are chosen on: "input", the block's input before its layer norm, or
         "q", "k", "v", the projected states averaged over heads.
@@ -62,16 +62,21 @@ class FNAConfig:
 def _parse_layers(layers):
     """Ascending block indices without repeats from a sequence or from text like "13:24"."""
     complaint = (
-        f"layers must be block indices, as in (13, 14) or '13:24', got {layers!r}; "
+        f"layers must be block indices, as in (13, 14), '13:24' or '9,13:24', got {layers!r}; "
         "for exact attention everywhere use None in place of the config"
     )
     try:
         if isinstance(layers, str):
-            start, stop = layers.split(":")
-            layers = range(int(start), int(stop))
+            layers = [index for part in layers.split(",") for index in _parse_range(part)]
         indices = tuple(sorted(operator.index(layer) for layer in layers))
     except (TypeError, ValueError):
         raise ValueError(complaint) from None
     if not indices or indices[0] < 0 or len(set(indices)) != len(indices):
         raise ValueError(complaint)
     return indices
+
+
+def _parse_range(text):
+    """The indices of "13:24", or the one of "13"."""
+    start, colon, stop = text.partition(":")
+    return range(int(start), int(stop)) if colon else [int(start)]

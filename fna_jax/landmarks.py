@@ -31,7 +31,9 @@ class Landmarks:
         """Landmarks from plain integers `[*B, S]`; a negative index marks an empty slot."""
         indices = jnp.asarray(indices)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise TypeError(f"landmarks must be Landmarks or integers [*B, S], got {indices.dtype}")
+            raise ValueError(
+                f"landmarks must be Landmarks or integers [*B, S], got {indices.dtype}"
+            )
         return cls(jnp.maximum(indices, 0).astype(jnp.int32), indices >= 0)
 
 

@@ -6,6 +6,7 @@ dimension.
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +65,10 @@ def _map_row_blocks(function, x, num_keys):
 
 def cudnn_obstacle(query, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
-    device = jax.local_devices()[0]
-    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < 8.0:
-        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device.device_kind!r}"
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is like "gfx90a"
+    if not re.fullmatch(r"\d+\.\d+", capability) or float(capability) < 8.0:
+        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > 128:

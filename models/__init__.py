@@ -5,7 +5,7 @@ from flax import nnx
 from fna_jax import FNAConfig
 from models.checkpoint import load, save
 from models.linen_swap import swap_attention
-from models.registry import create, list_models
+from models.registry import create, family_of, list_models
 
 __all__ = ["create", "list_models", "load", "save", "swap_attention", "with_attention"]
 
@@ -16,8 +16,10 @@ def with_attention(model, fna: FNAConfig | None):
     The view shares the weights; the model given is not changed.
 
     Raises:
+      TypeError: neither an FNAConfig nor None, or a model from elsewhere.
       ValueError: blocks that the model does not have.
     """
+    family_of(model)
     if fna is not None and not isinstance(fna, FNAConfig):
         raise TypeError(f"expected an FNAConfig or None, got {fna!r}")
     depth = model.config.vision.encoder.depth

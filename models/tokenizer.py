@@ -6,7 +6,7 @@ import numpy as np
 import tokenizers
 
 
-def load_tokenizer(path, *, context_length):
+def load_tokenizer(path, *, context_length, vocab_size):
     """A function from a list of texts to token ids, int32 `[B, T]`, T the context length.
 
     Texts too long are cut so that the closing token stays; short ones are padded with the padding
@@ -15,10 +15,12 @@ def load_tokenizer(path, *, context_length):
     Args:
       path: a checkpoint directory that holds `tokenizer.json`.
       context_length: T.
+      vocab_size: of the model; larger ids would have no embedding.
 
     Raises:
       FileNotFoundError: no `tokenizer.json` there.
-      ValueError: a file that is not a tokenizer, or has no token to pad with.
+      ValueError: a file that is not a tokenizer, belongs to a model of another vocabulary, or has
+        no token to pad with.
     """
     file = pathlib.Path(path) / "tokenizer.json"
     if not file.is_file():
@@ -27,6 +29,8 @@ def load_tokenizer(path, *, context_length):
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the bindings raise bare Exception
         raise ValueError(f"{file} is not a tokenizer: {error}") from None
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise ValueError(f"{file} has {size} tokens, but the model {vocab_size}: not its tokenizer")
     pad_token, pad_id = _padding(tokenizer, file)
     tokenizer.enable_truncation(context_length)
     tokenizer.enable_padding(length=context_length, pad_id=pad_id, pad_token=pad_token)

@@ -245,7 +245,7 @@ def relative_error(approximation, exact):
     """`‖a − e‖ / ‖e‖` over all axes but the first, float32 `[B]`."""
     axes = tuple(range(1, exact.ndim))
     norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes))
-    return norm(approximation - exact) / norm(exact)
+    return norm(approximation.astype(jnp.float32) - exact.astype(jnp.float32)) / norm(exact)
 
 
 class PatchEmbedding(nnx.Module):

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import models
+from training.companions import write_companions
 
 # Compiling takes most of the time here; this halves it.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -71,3 +72,19 @@ def highest_precision():
 def clip():
     """The tiny CLIP. Tests must not change it."""
     return tiny_clip()
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """The directory of a small untrained CLIP for digit scenes."""
+    folder = tmp_path_factory.mktemp("small")
+    encoder = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+    model = models.create(
+        "clip-vit-b-32",
+        rngs=nnx.Rngs(0),
+        vision={"image_size": 64, "patch_size": 8, "encoder": encoder},
+        text={"vocab_size": 22, "context_length": 32, "eos_token_id": 2, "encoder": encoder},
+        projection_dim=16,
+    )
+    models.save(model, folder / "model", companions=write_companions(folder))
+    return folder / "model"

@@ -16,7 +16,7 @@ from flax import nnx
 
 import models
 from evals import digit_scenes
-from evals.workdir import claim_workdir, write_atomically
+from evals.workdir import claim_workdir, environment, write_atomically
 from models.clip import CLIP, similarity
 from models.tokenizer import load_tokenizer
 from models.vit import attend_exactly
@@ -41,13 +41,17 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
     graphdef, state = nnx.split(_model_and_optimizer(config))
     with tempfile.TemporaryDirectory() as folder:
         companions = write_companions(folder)
-        tokenize = load_tokenizer(folder, context_length=config.model.text.context_length)
+        tokenize = load_tokenizer(
+            folder,
+            context_length=config.model.text.context_length,
+            vocab_size=config.model.text.vocab_size,
+        )
         update = functools.partial(_train_step, config, graphdef, tokenize)
         state, record = _train_from_last_save(config, workdir / "state", update, state)
         if not (workdir / "model").exists():
             model, _ = nnx.merge(graphdef, state)
             models.save(model, workdir / "model", companions=companions)
-    record["model"] = str(workdir / "model")
+    record |= {"model": str(workdir / "model"), **environment()}
     write_atomically(workdir / "train.json", json.dumps(record, indent=2))
     return record
 
@@ -63,6 +67,11 @@ def contrastive_loss(logits, token_ids):
 
 def _model_and_optimizer(config):
     model = models.create(config.name, rngs=nnx.Rngs(config.seed), **config.model.to_dict())
+    if not 0 < config.warmup_steps < config.decay_from < config.num_steps:
+        raise ValueError(
+            "warmup_steps, decay_from and num_steps must be positive and ascend, got "
+            f"{config.warmup_steps}, {config.decay_from}, {config.num_steps}"
+        )
     rate, decay_steps = config.learning_rate, config.num_steps - config.decay_from
     schedule = optax.join_schedules(
         [

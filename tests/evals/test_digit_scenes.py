@@ -67,6 +67,7 @@ def test_questions_agree_with_the_caption():
         (dict(split="validation", count=1, seed=0), "validation"),
         (dict(split="test", count=1, seed=0, num_digits=(0, 2)), "1..4"),
         (dict(split="test", count=1, seed=0, num_digits=(3, 2)), "1..4"),
+        (dict(split="test", count=41, seed=0, num_digits=(1, 1), distinct=True), "40 distinct"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -1,9 +1,12 @@
 import csv
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from evals import evaluate as evaluation
@@ -14,6 +17,7 @@ from evals.pretrained import open_pretrained
 from evals.report import format_table, table_rows, write_report
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
+from tests.evals.conftest import short_settings
 
 TIMES = ("compile_seconds", "images_per_second")
 
@@ -29,13 +33,7 @@ def run(config, workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_model):
     """The results of one short run, and its folder."""
-    import importlib
-
-    config = importlib.import_module("configs.eval").get_config()
-    config.model = str(small_model)
-    config.num_labelled_scenes, config.num_captioned_scenes = 12, 20
-    config.num_fidelity_images, config.batch_size = 6, 8
-    config.fna.num_landmarks, config.fna.seeds = (4, 8), (0, 1)
+    config = short_settings(small_model)
     workdir = tmp_path_factory.mktemp("finished")
     return config, evaluate(config, workdir), workdir
 
@@ -79,6 +77,47 @@ def test_workdir_of_other_settings_is_refused(finished):
         evaluate(other, workdir)
 
 
+def test_model_replaced_at_the_same_path_is_not_mixed_in(finished, tmp_path, monkeypatch):
+    config, _, _ = finished
+    monkeypatch.setattr(evaluation, "_run", lambda *args: {})
+    evaluate(config, tmp_path)
+    monkeypatch.setattr(type(open_pretrained(config.model)), "fingerprint", lambda self: "other")
+    with pytest.raises(ValueError, match="model_sha256"):
+        evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("batch_size", 0),
+        ("num_fidelity_images", -5),
+        ("num_images", 3),  # of the embedded scenes
+        ("templates", ("{}",)),
+        ("data_images", "somewhere"),
+        ("fna.seeds", (0, 0)),
+        ("fna.num_landmarks", (8, 8)),
+        ("fna.methods", ()),
+        ("num_captioned_scenes", 20_000),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(
+    short_config, tmp_path, field, value
+):
+    short_config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError):
+        evaluate(short_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_embeddings_that_are_not_finite_are_refused(short_config):
+    pretrained = open_pretrained(short_config.model)
+    model = nnx.clone(pretrained.model)
+    model.vision_projection.kernel[...] = jnp.full_like(model.vision_projection.kernel[...], np.nan)
+    labelled = evaluation.open_datasets(short_config).labelled
+    with pytest.raises(ValueError, match="12 of 12 image embeddings hold NaN"):
+        zero_shot(dataclasses.replace(pretrained, model=model), labelled, batch_size=8)
+
+
 def test_random_landmarks_spread_and_fps_does_not(finished):
     rows = {row["attention"]: row for row in table_rows(finished[1])}
     assert rows["random-4"]["embedding error spread"] > 0
@@ -119,7 +158,9 @@ def test_fidelity_does_not_depend_on_the_batch_size(short_config):
     pretrained = open_pretrained(short_config.model).with_attention(FNAConfig((1,), 8))
     images = evaluation.open_datasets(short_config).fidelity_images
     one, other = (fidelity(pretrained, images, batch_size=size) for size in (6, 4))
+    # An error is a difference of numbers 10 to 100 times as large, each rounded at 1e-7.
     assert one["embedding_error"] == pytest.approx(other["embedding_error"], rel=1e-4)
+    assert one["layer_errors"] == pytest.approx(other["layer_errors"], rel=1e-4)
 
 
 def write_image(path, *, size=(90, 70), mode="RGB", seed=0):
@@ -133,6 +174,8 @@ def test_image_folder_gives_class_names_and_zero_shot_runs_on_it(tmp_path, small
         write_image(tmp_path / "guinea_pig" / f"ä{index}.png", mode=mode, seed=index)
     write_image(tmp_path / "cat" / "deep" / "one.jpg")
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    write_image(tmp_path / ".ipynb_checkpoints" / "hidden.png")
+    (tmp_path / "empty").mkdir()
     data = image_folder(tmp_path, templates=("a {}",))
     assert list(data.class_names) == ["cat", "guinea pig"]
     np.testing.assert_array_equal(data.labels, [0, 1, 1, 1, 1])
@@ -164,7 +207,18 @@ def test_coco_captions_with_several_captions_per_image(tmp_path, short_config):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"images": [], "annotations": []}', '{"images": 3}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"images": [], "annotations": []}',
+        '{"images": 3}',
+        '{"images": [{"id": 1, "file_name": "../secret"}], "annotations": []}',
+        '{"images": [{"id": 1, "file_name": "/etc/passwd"}], "annotations": []}',
+        '{"images": [{"id": 1, "file_name": 5}], "annotations": []}',
+    ],
 )
 def test_what_is_not_coco_is_refused(tmp_path, content):
     file = tmp_path / "captions.json"
@@ -179,6 +233,11 @@ def test_image_that_does_not_open_is_named(tmp_path, small_model):
     preprocess = open_pretrained(str(small_model)).preprocess
     with pytest.raises(ValueError, match=r"broken\.png"):
         list(batches([broken], preprocess, 1))
+
+
+def test_template_without_a_place_for_the_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a photo of a cat"):
+        image_folder(tmp_path, templates=("a photo of a cat",))
 
 
 def test_folder_without_images_and_missing_data_are_refused(tmp_path, short_config):

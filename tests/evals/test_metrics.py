@@ -21,6 +21,20 @@ def test_constant_embeddings_retrieve_nothing():
     assert (image_rank == 11).all() and (caption_rank == 11).all()
 
 
+def test_a_collapsed_model_is_not_told_apart_by_rounding():
+    one = np.random.default_rng(0).normal(size=128).astype(np.float32)
+    same = np.tile(one / np.linalg.norm(one), (1000, 1))
+    image_rank, caption_rank = retrieval_ranks(same, same, np.arange(1000))
+    assert image_rank.min() == caption_rank.min() == 999
+
+
+def test_nan_is_never_right():
+    nan = np.full((12, 4), np.nan, np.float32)
+    image_rank, caption_rank = retrieval_ranks(nan, nan, np.arange(12))
+    assert image_rank.min() == caption_rank.min() == 11
+    assert true_class_rank(np.full((2, 3), np.nan), np.array([0, 1])).min() == 2
+
+
 @pytest.mark.parametrize("block", [3, 1024])
 def test_retrieval_ranks_equal_a_sort_with_several_captions_per_image(block, monkeypatch):
     monkeypatch.setattr("evals.retrieval._BLOCK", block)

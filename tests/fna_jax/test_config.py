@@ -13,6 +13,8 @@ from fna_jax import FNAConfig
     [
         ("13:16", (13, 14, 15)),
         ("0:1", (0,)),
+        ("3", (3,)),
+        ("9,13:16", (9, 13, 14, 15)),
         ((3, 1, 2), (1, 2, 3)),
         ([5], (5,)),
         (range(2, 4), (2, 3)),
@@ -48,7 +50,8 @@ def test_frozen():
 
 @pytest.mark.parametrize(
     "layers",
-    ["", "3", "3:", ":3", "a:b", "3:3", "5:3", "1:2:3", "-1:2", (), (-1,), (1, 1), (1.5,), 3, None],
+    ["", "3,", "3,3"]
+    + ["3:", ":3", "a:b", "3:3", "5:3", "1:2:3", "-1:2", (), (-1,), (1, 1), (1.5,), 3, None],
 )
 def test_bad_layers(layers):
     with pytest.raises(ValueError, match=r"layers must be block indices") as error:

@@ -37,7 +37,8 @@ def smooth(height, width):
 @pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}])
 def test_sizes_as_hugging_face_writes_them(tmp_path, size):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(OPENAI | {"size": size}))
-    expected = dataclasses.replace(CLIP, resize=224)
+    square = isinstance(size, dict) and "height" in size
+    expected = dataclasses.replace(CLIP, resize=224, keep_aspect=not square)
     assert load_preprocessor(tmp_path) == expected
 
 
@@ -47,6 +48,12 @@ def test_without_resizing_it_is_the_formula():
     expected = (pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(out, expected, atol=1e-6)
     assert out.dtype == np.float32
+
+
+def test_shorter_side_without_a_crop_keeps_the_shape():
+    uncropped = dataclasses.replace(CLIP, crop=None)
+    assert uncropped(noise(40, 80)).shape == (32, 64, 3)
+    assert dataclasses.replace(uncropped, keep_aspect=False)(noise(40, 80)).shape == (32, 32, 3)
 
 
 def test_shorter_side_then_centre_crop():
@@ -97,6 +104,10 @@ def test_crop_larger_than_the_image_is_filled_with_black():
         {"do_normalize": False},
         {"rescale_factor": 1 / 127.5},
         {"size": None},
+        {"size": 0},
+        {"size": {"shortest_edge": "224"}},
+        {"image_std": [0.5, 0.0, 0.5]},
+        {"image_mean": [0.5, float("nan"), 0.5]},
     ],
 )
 def test_what_is_not_supported_is_refused(tmp_path, change):
@@ -106,7 +117,7 @@ def test_what_is_not_supported_is_refused(tmp_path, change):
         load_preprocessor(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{"])
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
 def test_damaged_file_is_refused(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ValueError, match="cannot be used"):
@@ -116,6 +127,12 @@ def test_damaged_file_is_refused(tmp_path, text):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
         load_preprocessor(tmp_path)
+
+
+@pytest.mark.parametrize("value", [-0.1, 255.0, np.nan])
+def test_floats_outside_0_to_1_are_refused(value):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        CLIP(np.full((4, 4, 3), value, np.float32))
 
 
 def test_arrays_of_other_types_are_refused():

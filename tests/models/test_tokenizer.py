@@ -22,29 +22,34 @@ def write(folder, *, vocabulary=VOCABULARY, pad=None):
 
 
 def test_short_texts_are_padded_with_end_of_text(tmp_path):
-    tokenize = load_tokenizer(write(tmp_path), context_length=6)
+    tokenize = load_tokenizer(write(tmp_path), context_length=6, vocab_size=5)
     np.testing.assert_array_equal(tokenize(["a b", "b"]), [[0, 2, 3, 1, 1, 1], [0, 3, 1, 1, 1, 1]])
 
 
 def test_long_texts_are_cut_before_the_end_of_text(tmp_path):
-    tokenize = load_tokenizer(write(tmp_path), context_length=4)
+    tokenize = load_tokenizer(write(tmp_path), context_length=4, vocab_size=5)
     np.testing.assert_array_equal(tokenize(["a b a b a"]), [[0, 2, 3, 1]])
 
 
 def test_the_file_names_the_padding(tmp_path):
-    tokenize = load_tokenizer(write(tmp_path, pad="b"), context_length=5)
+    tokenize = load_tokenizer(write(tmp_path, pad="b"), context_length=5, vocab_size=5)
     np.testing.assert_array_equal(tokenize(["a"]), [[0, 2, 1, 3, 3]])
 
 
 def test_no_padding_token_is_refused(tmp_path):
     write(tmp_path, vocabulary={"<s>": 0, "</s>": 1, "[UNK]": 2})
     with pytest.raises(ValueError, match="padding"):
-        load_tokenizer(tmp_path, context_length=5)
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
-        load_tokenizer(tmp_path, context_length=5)
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match="is not a tokenizer"):
-        load_tokenizer(tmp_path, context_length=5)
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="5 tokens, but the model 4"):
+        load_tokenizer(write(tmp_path), context_length=5, vocab_size=4)
