@@ -23,6 +23,9 @@ from fna_jax import FNAConfig
 EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
 
 
+METHOD_NAMES = {"fps": "farthest point", "random": "random"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One attention to evaluate: exact (`fna` None) or FNA; a seed for random landmarks."""
@@ -117,7 +120,7 @@ def landmark_examples(config, *, num_images=6):
         rng = None if arm.seed is None else jax.random.key(arm.seed)
         view = pretrained.with_attention(arm.fna)
         points[arm.fna.method] = landmark_points(view, images, rng=rng)
-    titles = {f"{method}, S = {near_16}": rows for method, rows in points.items()}
+    titles = {f"{METHOD_NAMES[method]}, S = {near_16}": rows for method, rows in points.items()}
     return displayable(images, pretrained.preprocess), titles
 
 

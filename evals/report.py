@@ -9,6 +9,7 @@ import re
 import matplotlib
 import numpy as np
 
+from evals.evaluate import METHOD_NAMES
 from evals.workdir import write_atomically
 
 matplotlib.use("Agg")  # before pyplot: no screen
@@ -25,7 +26,6 @@ _COLUMNS = {
     "compile s": (None, "compile_seconds"),
 }
 _COLOURS = {"fps": "#1b6ca8", "random": "#d1751f"}
-_METHOD_NAMES = {"fps": "farthest point", "random": "random"}
 
 
 def table_rows(results) -> list[dict]:
@@ -68,7 +68,7 @@ def format_table(rows) -> str:
         "| --- | ---: |" + " ---: |" * len(headings),
     ]
     for row in rows:
-        name = f"FNA, {_METHOD_NAMES[row['method']]}" if row["num_landmarks"] else "exact"
+        name = f"FNA, {METHOD_NAMES[row['method']]}" if row["num_landmarks"] else "exact"
         cells = [_cell(heading, row) for heading in headings]
         lines.append(f"| {name} | {row['num_landmarks'] or ''} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -117,7 +117,7 @@ def plot_quality(rows, file):
             x = [row["num_landmarks"] for row in mine]
             y = np.array([row[heading] for row in mine])
             spread = np.array([row[f"{heading} spread"] or 0 for row in mine])
-            axis.plot(x, y, "o-", color=colour, label=f"FNA, {_METHOD_NAMES[method]}")
+            axis.plot(x, y, "o-", color=colour, label=f"FNA, {METHOD_NAMES[method]}")
             axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
         if heading in rows[0]:
             axis.axhline(rows[0][heading], color="#444444", linestyle="--", label="exact")
@@ -126,9 +126,11 @@ def plot_quality(rows, file):
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set_xlabel("landmarks S")
         axis.set_title(heading)
-        axis.set_ylim(bottom=0)
+        axis.margins(y=0.15)
+        if heading == "embedding error":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0][0].legend()
+    axes[0][-1].legend(*axes[0][0].get_legend_handles_labels())
     _save(figure, file)
 
 

@@ -10,8 +10,6 @@ from flax import nnx
 import models
 from training.companions import write_companions
 
-# Compiling takes most of the time here; this halves it.
-jax.config.update("jax_disable_most_optimizations", True)
 REFERENCES = pathlib.Path(__file__).parent / "references"
 
 

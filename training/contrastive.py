@@ -67,26 +67,38 @@ def contrastive_loss(logits, token_ids):
 
 def _model_and_optimizer(config):
     model = models.create(config.name, rngs=nnx.Rngs(config.seed), **config.model.to_dict())
-    if not 0 < config.warmup_steps < config.decay_from < config.num_steps:
-        raise ValueError(
-            "warmup_steps, decay_from and num_steps must be positive and ascend, got "
-            f"{config.warmup_steps}, {config.decay_from}, {config.num_steps}"
-        )
-    rate, decay_steps = config.learning_rate, config.num_steps - config.decay_from
-    schedule = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, rate, config.warmup_steps),
-            optax.constant_schedule(rate),
-            optax.linear_schedule(rate, 0.0, decay_steps),
-        ],
-        [config.warmup_steps, config.decay_from],
-    )
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-    transform = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay, mask=matrices),
+    transform = _transform(
+        config.learning_rate,
+        config.warmup_steps,
+        config.decay_from,
+        config.num_steps,
+        config.weight_decay,
     )
     return model, nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+
+@functools.cache  # optax compares by identity: equal settings shall compile once
+def _transform(rate, warmup_steps, decay_from, num_steps, weight_decay):
+    """AdamW whose rate rises, stays, and falls to zero."""
+    if not 0 < warmup_steps < decay_from < num_steps:
+        raise ValueError(
+            "warmup_steps, decay_from and num_steps must be positive and ascend, got "
+            f"{warmup_steps}, {decay_from}, {num_steps}"
+        )
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, warmup_steps),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, 0.0, num_steps - decay_from),
+        ],
+        [warmup_steps, decay_from],
+    )
+    # Biases and scales do not decay, but those of query, key and value, which have two axes.
+    decays = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decays),
+    )
 
 
 def _train_from_last_save(config, folder, update, state):
