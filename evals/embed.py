@@ -56,7 +56,8 @@ def embed_texts(pretrained, texts, *, batch_size=256) -> np.ndarray:
     # The image tower's attention means nothing here: without it all arms share one program.
     run = functools.partial(_encode_texts, *nnx.split(pretrained.with_attention(None).model))
     rows = []
-    for start in range(0, len(texts), batch_size):
+    starts = range(0, len(texts), batch_size)
+    for start in tqdm.tqdm(starts, desc="texts", unit="batch", leave=False, mininterval=1):
         chunk = list(texts[start : start + batch_size])
         token_ids = pretrained.tokenize(chunk)
         padded = np.pad(token_ids, ((0, batch_size - len(chunk)), (0, 0)), mode="edge")

@@ -37,8 +37,8 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
     Raises:
       ValueError: `workdir` holds a run with other settings.
     """
-    workdir = claim_workdir(config, workdir)
     graphdef, state = nnx.split(_model_and_optimizer(config))
+    workdir = claim_workdir(config, workdir)
     with tempfile.TemporaryDirectory() as folder:
         companions = write_companions(folder)
         tokenize = load_tokenizer(

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from evals.pretrained import open_pretrained
 from evals.report import format_table, table_rows, write_report
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
+from tests.conftest import REFERENCES
 from tests.evals.conftest import short_settings
+from training.companions import write_companions
 
 TIMES = ("compile_seconds", "images_per_second")
 
@@ -204,6 +207,23 @@ def test_coco_captions_with_several_captions_per_image(tmp_path, short_config):
     points = run(short_config, tmp_path / "run")
     assert {point["task"] for point in points} == {"retrieval", "fidelity"}
     assert points[0]["num_captions"] == 7
+
+
+def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, short_config):
+    source = tmp_path / "clip"
+    source.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(REFERENCES / "clip_tiny" / name, source)
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        open_pretrained(str(source))
+    write_companions(source)
+    for index in range(4):
+        write_image(tmp_path / "data" / f"class_{index % 2}" / f"{index}.jpg", seed=index)
+    short_config.model, short_config.data = str(source), str(tmp_path / "data")
+    short_config.templates, short_config.fna.methods = ("a {} at the top", "{}"), ("fps",)
+    points = run(short_config, tmp_path / "run")
+    assert {point["task"] for point in points} == {"zero_shot", "fidelity"}
+    assert points[0]["num_images"] == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""One attention layer: exact against FNA, by number of tokens.
+
+    python -m benchmarks.attention
+
+All arms of a size run in one process, in turns, after a warm-up; compilation is counted apart.
+PyTorch's exact attention takes part where torch is installed.
+"""
+
+import argparse
+import csv
+import functools
+import io
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from evals.workdir import ROOT, environment, write_atomically
+from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks
+
+
+def main(argv=None):
+    arguments = _parser().parse_args(argv)
+    rows = []
+    for num_tokens in tqdm.tqdm(arguments.tokens, unit="size"):
+        rows += measure(num_tokens, arguments)
+    output = pathlib.Path(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, as_csv(rows))
+    print(as_csv(rows))
+
+
+def measure(num_tokens, arguments) -> list[dict]:
+    """One row per arm: milliseconds of the median run and of the quartiles, seconds to compile."""
+    shape = (arguments.batch, num_tokens, arguments.heads, arguments.head_dim)
+    query, key, value = jax.random.normal(jax.random.key(0), (3, *shape), arguments.dtype)
+    arms = jax_arms(query, key, value, arguments.landmarks)
+    compile_seconds = {}
+    for name, run in arms.items():
+        start = time.perf_counter()
+        run()
+        compile_seconds[name] = time.perf_counter() - start
+    arms |= torch_arms(query, key, value)
+    seconds = {name: [] for name in arms}
+    for repeat in range(arguments.repeats + 1):
+        for name, run in arms.items():
+            start = time.perf_counter()
+            run()
+            if repeat:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    rows = []
+    for name, times in seconds.items():
+        low, median, high = 1000 * np.quantile(times, [0.25, 0.5, 0.75])
+        first = compile_seconds.get(name, np.nan) - median / 1000
+        rows.append(
+            {
+                "arm": name,
+                "tokens": num_tokens,
+                "batch": arguments.batch,
+                "heads": arguments.heads,
+                "head_dim": arguments.head_dim,
+                "landmarks": arguments.landmarks,
+                "dtype": arguments.dtype,
+                "median_ms": round(median, 3),
+                "quartile_1_ms": round(low, 3),
+                "quartile_3_ms": round(high, 3),
+                "compile_s": "" if np.isnan(first) else round(max(first, 0), 2),
+                "repeats": arguments.repeats,
+            }
+        )
+    return rows
+
+
+def jax_arms(query, key, value, num_landmarks):
+    """Functions without arguments that run one arm to its end."""
+
+    def fna(query, key, value, indices):
+        return fast_nystrom_attention(query, key, value, indices)
+
+    def fna_with_sampling(query, key, value):
+        landmarks = select_landmarks(jnp.mean(query, axis=-2), num_landmarks)
+        return fast_nystrom_attention(query, key, value, landmarks)
+
+    indices = select_landmarks(jnp.mean(query, axis=-2), num_landmarks).indices
+    arms = {
+        "exact": (exact_attention, (query, key, value)),
+        "exact, jax.nn": (jax.nn.dot_product_attention, (query, key, value)),
+        "FNA, landmarks given": (fna, (query, key, value, indices)),
+        "FNA, q sampled": (fna_with_sampling, (query, key, value)),
+    }
+    return {
+        name: functools.partial(lambda f, args: jax.block_until_ready(f(*args)), jax.jit(f), args)
+        for name, (f, args) in arms.items()
+    }
+
+
+def torch_arms(query, key, value):
+    """PyTorch's exact attention on the CPU, or nothing, said so."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: its exact attention is left out")
+        return {}
+    heads_first = [
+        torch.from_numpy(np.array(x, np.float32)).transpose(1, 2).contiguous()
+        for x in (query, key, value)
+    ]
+    heads_first = [x.to(getattr(torch, str(query.dtype))) for x in heads_first]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return {f"exact, torch {torch.__version__}": functools.partial(attend, *heads_first)}
+
+
+def as_csv(rows) -> str:
+    """The rows, each with command, device and versions."""
+    fixed = environment()
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*rows[0], *fixed], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | fixed for row in rows)
+    return out.getvalue()
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[257, 1025, 4097, 16385])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--head_dim", type=int, default=64)
+    parser.add_argument("--landmarks", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", default=str(ROOT / "results" / "attention.csv"))
+    return parser
+
+
+if __name__ == "__main__":
+    main()
