@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention
 
-All arms of a size run in one process, in turns, after a warm-up; compilation is counted apart.
-PyTorch's exact attention takes part where torch is installed.
+All arms of a size run in one process, in turns of random order, after a warm-up; compilation is
+counted apart. PyTorch's exact attention takes part where torch is installed.
 """
 
 import argparse
@@ -39,38 +39,32 @@ def measure(num_tokens, arguments) -> list[dict]:
     query, key, value = jax.random.normal(jax.random.key(0), (3, *shape), arguments.dtype)
     arms = jax_arms(query, key, value, arguments.landmarks)
     compile_seconds = {}
-    for name, run in arms.items():
+    for name, run in dict(arms).items():
         start = time.perf_counter()
-        run()
+        try:
+            run()
+        except jax.errors.JaxRuntimeError as error:
+            print(f"{name} is left out at {num_tokens} tokens: {error}")
+            del arms[name]
         compile_seconds[name] = time.perf_counter() - start
     arms |= torch_arms(query, key, value)
     seconds = {name: [] for name in arms}
+    order = np.random.default_rng(0)  # an arm runs slower after one that fills the memory
     for repeat in range(arguments.repeats + 1):
-        for name, run in arms.items():
+        for name in order.permutation(list(arms)):
             start = time.perf_counter()
-            run()
+            arms[name]()
             if repeat:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
+    sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim", "landmarks")}
     rows = []
     for name, times in seconds.items():
-        low, median, high = 1000 * np.quantile(times, [0.25, 0.5, 0.75])
-        first = compile_seconds.get(name, np.nan) - median / 1000
-        rows.append(
-            {
-                "arm": name,
-                "tokens": num_tokens,
-                "batch": arguments.batch,
-                "heads": arguments.heads,
-                "head_dim": arguments.head_dim,
-                "landmarks": arguments.landmarks,
-                "dtype": arguments.dtype,
-                "median_ms": round(median, 3),
-                "quartile_1_ms": round(low, 3),
-                "quartile_3_ms": round(high, 3),
-                "compile_s": "" if np.isnan(first) else round(max(first, 0), 2),
-                "repeats": arguments.repeats,
-            }
-        )
+        low, median, high = np.round(1000 * np.quantile(times, [0.25, 0.5, 0.75]), 3)
+        row = {"arm": name, "tokens": num_tokens, **sizes, "dtype": arguments.dtype}
+        row |= {"median_ms": median, "quartile_1_ms": low, "quartile_3_ms": high}
+        if name in compile_seconds:  # PyTorch does not compile
+            row["compile_s"] = round(max(compile_seconds[name] - median / 1000, 0), 2)
+        rows.append(row | {"repeats": arguments.repeats})
     return rows
 
 
@@ -119,7 +113,8 @@ def as_csv(rows) -> str:
     """The rows, each with command, device and versions."""
     fixed = environment()
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*rows[0], *fixed], lineterminator="\n")
+    fields = dict.fromkeys(field for row in rows for field in row)
+    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
     writer.writeheader()
     writer.writerows(row | fixed for row in rows)
     return out.getvalue()

@@ -1,5 +1,6 @@
 """The README's code runs as it stands."""
 
+import csv
 import pathlib
 import re
 
@@ -19,3 +20,17 @@ def test_there_are_blocks_and_linked_files_exist():
     assert len(BLOCKS) == 3
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_speed_table_tells_the_committed_medians():
+    with open(ROOT / "results" / "attention.csv") as file:
+        rows = list(csv.DictReader(file))
+    text = lambda ms: f"{ms:,.1f}" if ms < 10 else f"{ms:,.0f}"
+    for tokens in (257, 1025, 4097, 16385):
+        median = {
+            row["arm"].split(" 2.")[0]: text(float(row["median_ms"]))
+            for row in rows
+            if int(row["tokens"]) == tokens
+        }
+        cells = [median[arm] for arm in ("exact", "exact, torch", "FNA, q sampled")]
+        assert f"| {tokens:,} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
