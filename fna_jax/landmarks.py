@@ -142,17 +142,13 @@ def _random_sampling(rng, eligible, num_samples):
 
 def _put_first(guarantee, samples):
     """The tokens marked in `guarantee` [*B, N], ascending, then `samples` [*B, S]; S are kept."""
-    num_landmarks = samples.shape[-1]
-
-    def row(guarantee, samples):
-        first = jnp.nonzero(guarantee, size=num_landmarks, fill_value=-1)[0].astype(jnp.int32)
-        # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
-        shift = jnp.arange(num_landmarks) - jnp.sum(guarantee)
-        return jnp.where(shift < 0, first, samples[jnp.maximum(shift, 0)])
-
-    for _ in guarantee.shape[:-1]:
-        row = jax.vmap(row)
-    return row(guarantee, samples)
+    num_tokens, num_landmarks = guarantee.shape[-1], samples.shape[-1]
+    earliness = jnp.where(guarantee, num_tokens - jnp.arange(num_tokens), 0)
+    score, first = jax.lax.top_k(earliness, num_landmarks)
+    # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
+    shift = jnp.arange(num_landmarks) - jnp.sum(guarantee, axis=-1, keepdims=True)
+    rest = jnp.take_along_axis(samples, jnp.maximum(shift, 0), axis=-1)
+    return jnp.where(score > 0, first, rest)
 
 
 def _checked_count(count, num_tokens):
