@@ -43,7 +43,7 @@ def environment() -> dict:
     """Command, device and versions, for every number."""
     device = jax.devices()[0]
     return {
-        "command": f"python {shlex.join(sys.argv)}".replace(f"{ROOT}/", ""),
+        "command": f"python {shlex.join(sys.orig_argv[1:])}".replace(f"{ROOT}/", ""),
         "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
         "jax": jax.__version__,
         "flax": flax.__version__,
