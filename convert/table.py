@@ -11,6 +11,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from convert.errors import show
 from convert.tensors import Tensor
@@ -111,7 +112,8 @@ def fill(table: Table, leaves: dict[str, jax.ShapeDtypeStruct], tensors: dict[st
     for row in table.rows:
         rows.setdefault(row.source, []).append(row)
     arrays, not_finite = {}, []
-    for source, targets in rows.items():
+    bar = tqdm.tqdm(rows.items(), desc="converting", unit="tensor", leave=False, disable=None)
+    for source, targets in bar:  # disable=None: no bar unless a person looks on
         array = tensors[source].read()
         finite = True
         for row in targets:

@@ -153,8 +153,8 @@ def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):
         record = fidelity(pretrained.with_attention(fna), images, batch_size=4)
         assert set(record["layer_errors"]) == {"0", "1"}
         errors[num_landmarks, steps] = [*record["layer_errors"].values(), record["embedding_error"]]
-    assert max(errors[65, 24]) < 0.02 < min(errors[4, 6])
-    assert np.mean(errors[65, 24]) < np.mean(errors[65, 6])
+    # Measured: 0.06 and more, 6e-3 and more, at most 6.3e-4.
+    assert max(errors[65, 24]) < 5e-3 < min(errors[65, 6]) < 0.05 < min(errors[4, 6])
 
 
 def test_fidelity_does_not_depend_on_the_batch_size(short_config):
