@@ -7,8 +7,10 @@ import sys
 
 import models
 from convert.errors import ConversionError, one_line, show, summarise
-from convert.loading import DTYPES, Report, convert_checkpoint
+from convert.families import FAMILIES
+from convert.loading import Report, convert_checkpoint
 from convert.sources import COMPANIONS, fetch, folder_of
+from models.vit import DTYPES
 
 
 def main(argv=None) -> int:
@@ -22,13 +24,13 @@ def main(argv=None) -> int:
     return 0
 
 
-def _convert(source, destination, revision, dtype):
+def _convert(source, destination, revision, dtype, family):
     """Converts `source` into the new directory `destination`; the report as text."""
     destination = pathlib.Path(destination).expanduser()
     if os.path.lexists(destination):  # before hours of download
         raise FileExistsError(f"{destination} exists; choose another destination or remove it")
     path = fetch(source, revision)
-    model, report = convert_checkpoint(path, dtype=dtype)
+    model, report = convert_checkpoint(path, dtype=dtype, family=family)
     companions = [folder_of(path) / name for name in COMPANIONS]
     companions = [file for file in companions if file.is_file()]
     models.save(model, destination, companions=companions)
@@ -42,7 +44,7 @@ def _convert(source, destination, revision, dtype):
 
 
 def _lines(report: Report):
-    yield f"family      {report.family}"
+    yield f"family      {report.layout}"
     yield f"mapped      {report.num_mapped} tensors"
     for name, why in report.ignored.items():
         yield f"ignored     {name}: {why}"
@@ -50,6 +52,8 @@ def _lines(report: Report):
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""
     yield f"dtype       {report.dtype}, from {dtypes}{widened}"
+    for name in report.unknown_fields:
+        yield f"warning     the config's field {show(name)} is unknown, and was not used"
     if report.not_finite:
         yield f"warning     NaN or infinity in {summarise(report.not_finite)}"
 
@@ -73,6 +77,7 @@ def _parser():
         "destination", metavar="DESTINATION", help="new checkpoint directory, for models.load"
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--family", choices=FAMILIES, help="by default told from the files")
     parser.add_argument("--dtype", choices=DTYPES, help="by default that of the file")
     return parser
 

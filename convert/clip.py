@@ -1,13 +1,13 @@
 """CLIP as Hugging Face's transformers, 4 and 5, writes it: `config.json` and key table."""
 
-from convert.errors import ConversionError, show
 from convert.fields import Fields
-from convert.table import CONVOLUTION, FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, Table
-from models.clip import CLIPConfig, TextConfig, VisionConfig
-from models.vit import ACTIVATIONS, EncoderConfig
+from convert.layout import Layout, Parsed, of_model_type
+from convert.rows import HF_CLIP_BLOCK, block_rows
+from convert.table import CONVOLUTION, LINEAR, SAME, Row, Table
+from models.clip import CLIPConfig, CLIPTextConfig
+from models.vit import EncoderConfig, VisionConfig
 
-MODEL_TYPE = "clip"
-REFUSED = {
+_REFUSED = {
     "clip_vision_model": "the vision tower alone; convert the whole CLIPModel",
     "clip_text_model": "the text tower alone; convert the whole CLIPModel",
 }
@@ -40,24 +40,6 @@ _VISION_DEFAULTS = {
 
 _ARGMAX_EOS = 2  # checkpoints with this id were trained to pool at the largest id
 
-_BLOCK = (
-    ("layer_norm1.weight", "norm1.scale", SAME),
-    ("layer_norm1.bias", "norm1.bias", SAME),
-    ("self_attn.q_proj.weight", "attention.query.kernel", SPLIT_HEADS),
-    ("self_attn.q_proj.bias", "attention.query.bias", FLAT),
-    ("self_attn.k_proj.weight", "attention.key.kernel", SPLIT_HEADS),
-    ("self_attn.k_proj.bias", "attention.key.bias", FLAT),
-    ("self_attn.v_proj.weight", "attention.value.kernel", SPLIT_HEADS),
-    ("self_attn.v_proj.bias", "attention.value.bias", FLAT),
-    ("self_attn.out_proj.weight", "attention.out.kernel", MERGE_HEADS),
-    ("self_attn.out_proj.bias", "attention.out.bias", SAME),
-    ("layer_norm2.weight", "norm2.scale", SAME),
-    ("layer_norm2.bias", "norm2.bias", SAME),
-    ("mlp.fc1.weight", "mlp.fc1.kernel", LINEAR),
-    ("mlp.fc1.bias", "mlp.fc1.bias", SAME),
-    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
-    ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
-)
 _REST = (
     ("logit_scale", "logit_scale", SAME),
     ("visual_projection.weight", "vision_projection.kernel", LINEAR),
@@ -87,46 +69,46 @@ _IGNORED = {
 def tables(config: CLIPConfig) -> tuple[Table, ...]:
     """The key layouts; a whole CLIPModel has one in transformers 4 (4.51.3) and 5 (5.23.0)."""
     towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
-    blocks = [
-        Row(f"{source}.encoder.layers.{i}.{key}", f"{target}.encoder.blocks.{i}.{leaf}", transform)
-        for source, target, tower in towers
-        for i in range(tower.encoder.depth)
-        for key, leaf, transform in _BLOCK
-    ]
-    return (Table((*(Row(*row) for row in _REST), *blocks), _IGNORED),)
+    rows = [Row(*row) for row in _REST]
+    for source, target, tower in towers:
+        names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
+        rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
+    return (Table(tuple(rows), _IGNORED),)
 
 
-def parse_config(values: dict) -> CLIPConfig:
+def parse_config(values: dict) -> Parsed:
     """The config of a CLIPModel from its `config.json`.
 
     Raises:
       ConversionError: a value that is not of its type, or that the model does not support.
     """
-    text = _section(values, "text", _TEXT_DEFAULTS)
-    vision = _section(values, "vision", _VISION_DEFAULTS)
-    if (channels := vision.size("num_channels")) != 3:
-        raise ConversionError(f"{vision.name}.num_channels must be 3, got {channels}")
+    whole = Fields("config.json", values, _DEFAULTS)
+    text = _section(whole, "text", _TEXT_DEFAULTS)
+    vision = _section(whole, "vision", _VISION_DEFAULTS)
+    for section in (whole, text, vision):
+        section.ignore("logit_scale_init_value", "projection_dim")  # the towers' are not used
+    vision.fix(num_channels=3)
     eos_token_id = text.integer("eos_token_id")
-    return CLIPConfig(
-        VisionConfig(vision.size("image_size"), vision.size("patch_size"), _encoder(vision)),
-        TextConfig(
+    config = CLIPConfig(
+        VisionConfig(
+            vision.size("image_size"), vision.size("patch_size"), "bicubic", _encoder(vision)
+        ),
+        CLIPTextConfig(
             text.size("vocab_size"),
             text.size("max_position_embeddings"),
-            None if eos_token_id == _ARGMAX_EOS else eos_token_id,
             _encoder(text),
+            None if eos_token_id == _ARGMAX_EOS else eos_token_id,
         ),
-        Fields("config.json", values, _DEFAULTS).size("projection_dim"),
+        whole.size("projection_dim"),
     )
+    return Parsed(config, [*whole.unknown(), *text.unknown(), *vision.unknown()])
 
 
-def _section(values, tower, defaults):
+def _section(whole, tower, defaults):
     # Where a file holds both, transformers takes `text_config_dict` and defaults for the rest.
-    for key in (f"{tower}_config_dict", f"{tower}_config"):
-        if (section := values.get(key)) is not None:
-            if not isinstance(section, dict):
-                raise ConversionError(f"{key} must be an object, got {show(section)}")
-            return Fields(key, section, defaults)
-    return Fields(f"{tower}_config", {}, defaults)
+    preferred = whole.section(f"{tower}_config_dict", defaults)
+    other = whole.section(f"{tower}_config", defaults)
+    return other if whole.values.get(preferred.name) is None else preferred
 
 
 def _encoder(section):
@@ -135,6 +117,17 @@ def _encoder(section):
         section.depth("num_hidden_layers"),
         section.size("num_attention_heads"),
         section.size("intermediate_size"),
-        section.choice("hidden_act", ACTIVATIONS),
+        section.activation("hidden_act"),
         section.epsilon("layer_norm_eps"),
     )
+
+
+LAYOUT = Layout(
+    family="clip",
+    library="transformers",
+    describes=of_model_type("clip"),
+    has_keys=lambda names: "vision_model.pre_layrnorm.weight" in names,
+    parse=lambda source: parse_config(source.config),
+    tables=tables,
+    refused=_REFUSED,
+)

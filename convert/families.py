@@ -1,46 +1,69 @@
-"""Which families can be converted: their config parsers and key tables."""
+"""All layouts that can be converted, and which of them a checkpoint has."""
 
-import dataclasses
-import typing
-
-from convert import clip
+from convert import clip, open_clip
 from convert.errors import ConversionError, show
-from convert.table import Table
+from convert.layout import Layout
+
+LAYOUTS: tuple[Layout, ...] = (clip.LAYOUT, open_clip.LAYOUT)
+FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """How one of `models.registry.FAMILIES` is read.
+def find_layout(values: dict | None, names, family=None) -> Layout:
+    """The layout of a checkpoint.
 
-    Attributes:
-      model_type: the word for it in `config.json`.
-      refused: relatives by their `model_type` that are not supported, and why.
-      parse_config: `config.json` to the family's config.
-      tables: the key layouts of files with such a config.
-    """
-
-    model_type: str
-    refused: dict[str, str]
-    parse_config: typing.Callable[[dict], typing.Any]
-    tables: typing.Callable[[typing.Any], tuple[Table, ...]]
-
-
-FAMILIES = {"clip": Family(clip.MODEL_TYPE, clip.REFUSED, clip.parse_config, clip.tables)}
-
-
-def family_of(values: dict) -> str:
-    """The name of the family that a `config.json` describes.
+    Args:
+      values: its config, or None where there is none.
+      names: of its tensors.
+      family: to consider only this one, whatever the config calls itself.
 
     Raises:
-      ConversionError: none of the families, by name.
+      ConversionError: none or several; the message lists what was considered.
     """
+    if family is not None and family not in FAMILIES:
+        raise ConversionError(f"family must be one of {', '.join(FAMILIES)}, got {show(family)}")
+    layouts = [layout for layout in LAYOUTS if family in (None, layout.family)]
+    if values is not None:
+        _refuse_relatives(values, layouts)
+        described = [layout for layout in layouts if layout.describes(values)]
+        if not described and family is None:
+            raise _not_described(values)
+        layouts = described or layouts
+    if len(layouts) > 1:
+        layouts = [layout for layout in layouts if layout.has_keys(names)]
+    if len(layouts) != 1:
+        considered = ", ".join(map(str, layouts or LAYOUTS))
+        which = "fit" if layouts else "none fits"
+        raise ConversionError(
+            f"the family cannot be told from the names of the tensors; {which}: {considered}. "
+            "Put the config.json that the weights were published with beside them, or name the "
+            "family with --family"
+        )
+    if values is None and layouts[0].needs_config:
+        raise ConversionError(
+            f"the names of the tensors are those of {layouts[0]}, whose weights can be read only "
+            "with the config.json that they were published with: put it beside them"
+        )
+    return layouts[0]
+
+
+def _refuse_relatives(values, layouts):
     model_type = values.get("model_type")
-    for name, family in FAMILIES.items():
-        if model_type == family.model_type:
-            return name
-        if isinstance(model_type, str) and model_type in family.refused:
+    for layout in layouts:
+        if isinstance(model_type, str) and model_type in layout.refused:
             raise ConversionError(
-                f"model_type {model_type!r} is not supported: {family.refused[model_type]}"
+                f"model_type {model_type!r} is not supported: {layout.refused[model_type]}"
             )
-    supported = ", ".join(repr(family.model_type) for family in FAMILIES.values())
-    raise ConversionError(f"model_type must be one of {supported}, got {show(model_type)}")
+
+
+def _not_described(values):
+    """The error for a config of no family: names what it says of itself, and what is known."""
+    for field in ("model_type", "architecture"):
+        if field in values:
+            return ConversionError(
+                f"{field} {show(values[field])} is of no family that is known: "
+                f"{', '.join(map(str, LAYOUTS))}; --family forces one"
+            )
+    return ConversionError(
+        "the config names neither a model_type nor an architecture; known are "
+        f"{', '.join(map(str, LAYOUTS))}; --family forces one"
+    )

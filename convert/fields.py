@@ -1,28 +1,58 @@
-"""Typed access to the fields of a `config.json`, for the parsers of the families."""
+"""Typed access to the fields of a checkpoint's config, for the parsers of the families."""
 
 import dataclasses
 
 from convert.errors import ConversionError, show
+from models.vit import ACTIVATIONS
 
 # A file may claim anything. No model exists beyond these; larger sizes would overflow in the
 # arithmetic of shapes, and flax needs minutes to build hundreds of blocks.
 _LARGEST_SIZE = 2**20
 _LARGEST_DEPTH = 128
 
+# What Hugging Face's configs hold that says nothing of what a vision model computes: training,
+# bookkeeping, outputs asked for, and the settings of generation, which version 4 wrote into all.
+_IRRELEVANT = frozenset(
+    """
+    _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
+    attention_probs_dropout_prob bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample drop_path_rate dropout dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_factor
+    initializer_range is_encoder_decoder label2id length_penalty max_length min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    typical_p use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 - sixty names in a column each would say less
+)
+# Fields of any of its configs that would change the computation, and the only values supported.
+_FIXED = {
+    "add_cross_attention": (False, None),
+    "is_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """An object of a `config.json`; its fields by type, with ConversionError for all others.
+    """An object of a config; its fields by type, with ConversionError for all others.
 
     Attributes:
       name: of the object, for messages.
       values: as read.
       defaults: of the fields that the file may leave out.
+      known: names of fields that were asked for.
     """
 
     name: str
     values: dict
     defaults: dict
+    known: set = dataclasses.field(default_factory=set)
 
     def size(self, field) -> int:
         """An integer from 1 to a million."""
@@ -39,11 +69,29 @@ class Fields:
             raise self._error(field, f"an integer in {least}..{most}")
         return value
 
+    def number(self, field, *, least, most) -> float:
+        """A number in `least..most`."""
+        value = self._get(field)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, float | int)
+            or not least <= value <= most
+        ):
+            raise self._error(field, f"a number in {least}..{most}")
+        return value
+
     def epsilon(self, field) -> float:
         """A number between 0 and 1."""
         value = self._get(field)
         if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < 1:
             raise self._error(field, "a number between 0 and 1")
+        return value
+
+    def flag(self, field) -> bool:
+        """True or False."""
+        value = self._get(field)
+        if not isinstance(value, bool):
+            raise self._error(field, "true or false")
         return value
 
     def choice(self, field, choices) -> str:
@@ -53,7 +101,43 @@ class Fields:
             raise self._error(field, f"one of {', '.join(choices)}")
         return value
 
+    def activation(self, field) -> str:
+        """One of the activations that the models have."""
+        return self.choice(field, ACTIVATIONS)
+
+    def section(self, field, defaults) -> "Fields":
+        """A nested object; empty where the file has none."""
+        self.known.add(field)
+        values = self.values.get(field)
+        if values is not None and not isinstance(values, dict):
+            raise self._error(field, "an object")
+        return Fields(field, values or {}, defaults)
+
+    def fix(self, **only):
+        """Refuses any other value of these fields, where the file has them at all."""
+        for field, value in only.items():
+            self.known.add(field)
+            if field in self.values and self.values[field] != value:
+                raise self._error(field, show(value))
+
+    def ignore(self, *fields):
+        """Says of these fields that they do not matter to what is computed."""
+        self.known.update(fields)
+
+    def unknown(self) -> list[str]:
+        """Fields that nothing asked for and nobody knows; call it last.
+
+        Raises:
+          ConversionError: a field of any config of transformers that changes the computation.
+        """
+        for field, values in _FIXED.items():
+            if field in self.values and self.values[field] not in values:
+                raise self._error(field, f"absent or {show(values[0])}")
+        known = self.known | _IRRELEVANT | _FIXED.keys()
+        return [f"{self.name}.{field}" for field in self.values if field not in known]
+
     def _get(self, field):
+        self.known.add(field)
         if field not in self.values and field not in self.defaults:
             raise ConversionError(f"{self.name} lacks {field}")
         return self.values.get(field, self.defaults.get(field))

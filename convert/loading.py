@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import typing
 import warnings
 
 import jax
@@ -10,12 +11,12 @@ from flax import nnx, traverse_util
 
 import models.registry
 from convert.errors import ConversionError, show, summarise
-from convert.families import FAMILIES, family_of
+from convert.families import find_layout
+from convert.layout import Layout, Source
 from convert.sources import fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
 from convert.tensors import open_tensors
-
-DTYPES = ("float32", "bfloat16")
+from models.vit import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,79 +24,88 @@ class Report:
     """What was done with every tensor of a checkpoint.
 
     Attributes:
-      family: of the model.
+      layout: the model's family and the library whose file it was.
       num_mapped: tensors that fill leaves.
       ignored: names of the others, and why.
       num_parameters: of the model.
       file_dtypes: number of mapped tensors of each dtype in the file.
       dtype: of the model's weights and computation.
       not_finite: names of the tensors that hold NaN or infinity.
+      unknown_fields: of the checkpoint's config, not used.
     """
 
-    family: str
+    layout: Layout
     num_mapped: int
     ignored: dict[str, str]
     num_parameters: int
     file_dtypes: dict[str, int]
     dtype: str
     not_finite: tuple[str, ...]
+    unknown_fields: tuple[str, ...]
 
 
-def load_pretrained(source, *, revision=None, dtype=None) -> nnx.Module:
+def load_pretrained(source, *, revision=None, dtype=None, family=None) -> nnx.Module:
     """A model with the weights of a PyTorch checkpoint, and exact attention.
 
     Args:
-      source: a directory with `config.json` and weights, a file of weights with `config.json`
-        beside it, or else an id on the Hugging Face hub.
+      source: a directory with a config and weights, a file of weights with its config beside it
+        (the original DINOv2's need none), or else an id on the Hugging Face hub.
       revision: branch, tag or commit on the hub.
       dtype: "float32" or "bfloat16", of weights and computation; by default the file's, float32
         for one of float16 or of mixed dtypes.
+      family: one of `convert.families.FAMILIES`; by default told from the config or the tensors.
 
     Raises:
       ConversionError: a source that cannot be read, or a single name or shape that does not fit.
 
     Warns:
-      UserWarning: tensors that hold NaN or infinity.
+      UserWarning: tensors that hold NaN or infinity, or fields of the config that nobody knows.
     """
-    model, report = convert_checkpoint(fetch(source, revision), dtype=dtype)
+    model, report = convert_checkpoint(fetch(source, revision), dtype=dtype, family=family)
+    if report.unknown_fields:
+        names = ", ".join(map(show, report.unknown_fields))
+        warnings.warn(f"the config has fields that are unknown and not used: {names}", stacklevel=2)
     if report.not_finite:
         names = summarise(report.not_finite)
         warnings.warn(f"NaN or infinity in {names}", stacklevel=2)
     return model
 
 
-def convert_checkpoint(path, *, dtype=None) -> tuple[nnx.Module, Report]:
+def convert_checkpoint(path, *, dtype=None, family=None) -> tuple[nnx.Module, Report]:
     """The model and the report of a local directory or file; see `load_pretrained`."""
     if dtype is not None and dtype not in DTYPES:
         raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {show(dtype)}")
-    name, config = _read_model_config(path)
     file = find_weights(path)
     tensors = open_tensors(file)
-    table = best_table(FAMILIES[name].tables(config), tensors)
+    layout, config, unknown_fields = read_layout(file, tensors, family)
+    table = best_table(layout.tables(config), tensors)
     mapped = dict.fromkeys(row.source for row in table.rows if row.source in tensors)
     file_dtypes = collections.Counter(tensors[source].dtype for source in mapped)
     dtype = dtype or ("bfloat16" if set(file_dtypes) == {"bfloat16"} else "float32")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    model, not_finite = _build(models.registry.FAMILIES[name].model, config, table, tensors, file)
+    ignored = {name: why for name, why in table.ignored.items() if name in tensors}
+    model_class = models.registry.FAMILIES[layout.family].model
+    model, not_finite = _build(model_class, config, table, tensors, file)
     return model, Report(
-        family=name,
+        layout=layout,
         num_mapped=len(mapped),
-        ignored={name: why for name, why in table.ignored.items() if name in tensors},
+        ignored=ignored,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))),
         file_dtypes=dict(file_dtypes),
         dtype=dtype,
         not_finite=tuple(not_finite),
+        unknown_fields=tuple(unknown_fields),
     )
 
 
-def _read_model_config(path):
-    """The family's name and the config that `config.json` describes."""
-    values = read_config(path)
-    name = family_of(values)
+def read_layout(file, tensors, family=None) -> tuple[Layout, typing.Any, list[str]]:
+    """The layout of a file of weights, the model's config, and fields that nobody knows."""
+    values = read_config(file)
+    layout = find_layout(values, tensors, family)
     try:
-        return name, FAMILIES[name].parse_config(values)
+        return layout, *layout.parse(Source(file, values, tensors))
     except ValueError as error:  # the models' configs refuse sizes that do not fit each other
-        raise ConversionError(f"the config.json of {show(str(path))}: {error}") from None
+        raise ConversionError(f"the config of {show(str(file))}: {error}") from None
 
 
 def _build(model_class, config, table, tensors, file):

@@ -9,16 +9,28 @@ import huggingface_hub
 from convert.errors import ConversionError, one_line, show
 
 CONFIG = "config.json"
-COMPANIONS = ("tokenizer.json", "preprocessor_config.json", "tokenizer_config.json")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+COMPANIONS = (
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    OPEN_CLIP_CONFIG,
+    CONFIG,  # of timm, which keeps the preprocessing there
+)
 # In order of preference: files that cannot hold code first.
-WEIGHTS = (
+_SAFE_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+)
+_PICKLED_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
 )
-_SAFE_PATTERNS = [CONFIG, *COMPANIONS, "model*.safetensors", "model.safetensors.index.json"]
-_PICKLE_PATTERNS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+WEIGHTS = _SAFE_WEIGHTS + _PICKLED_WEIGHTS
+_SAFE_PATTERNS = [*COMPANIONS, "model*.safetensors", *_SAFE_WEIGHTS[1:]]
+_PICKLE_PATTERNS = ["pytorch_model*.bin", *_PICKLED_WEIGHTS[1:]]
 
 
 def fetch(source, revision=None) -> pathlib.Path:
@@ -60,8 +72,7 @@ def find_weights(path) -> pathlib.Path:
     if (file := _weights_in(path)) is not None:
         return file
     raise ConversionError(
-        f"{show(str(path))} holds none of {', '.join(WEIGHTS)}: "
-        "give the file of weights itself, with config.json beside it"
+        f"{show(str(path))} holds none of {', '.join(WEIGHTS)}: give the file of weights itself"
     )
 
 
@@ -70,19 +81,18 @@ def folder_of(path) -> pathlib.Path:
     return path if path.is_dir() else path.parent
 
 
-def read_config(path) -> dict:
-    """The `config.json` of a checkpoint's directory, or beside its file of weights.
+def read_config(weights) -> dict | None:
+    """The config beside a file of weights; None where there is none.
 
     Raises:
-      ConversionError: no such file, or one that is not a JSON object.
+      ConversionError: a file that is not a JSON object.
     """
-    file = folder_of(path) / CONFIG
-    if not file.is_file():
-        raise ConversionError(
-            f"{show(str(file))} does not exist: "
-            "weights can be read only with the config.json that they were published with"
-        )
-    return read_json_object(file)
+    names = [CONFIG, OPEN_CLIP_CONFIG]
+    if weights.name.startswith("open_clip_"):  # some repositories hold the layouts of two libraries
+        names.reverse()
+    files = (weights.parent / name for name in names)
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else read_json_object(file)
 
 
 def read_json_object(file) -> dict:

@@ -45,6 +45,17 @@ MERGE_HEADS = Transform(  # [C, H·D] → [H, D, C]
 CONVOLUTION = Transform(  # [O, I, height, width] → [height, width, I, O]
     lambda leaf: (leaf[3], leaf[2], leaf[0], leaf[1]), lambda x, leaf: x.transpose(2, 3, 1, 0)
 )
+BATCHED = Transform(lambda leaf: (1, 1, *leaf)[-3:], lambda x, leaf: x.reshape(leaf))  # [1, N, C]
+
+
+def part(transform: Transform, index: int, count: int) -> Transform:
+    """`transform` of one of `count` equal parts along the first axis of a fused tensor."""
+
+    def source_shape(leaf):
+        first, *rest = transform.source_shape(leaf)
+        return (count * first, *rest)
+
+    return Transform(source_shape, lambda x, leaf: transform.apply(np.split(x, count)[index], leaf))
 
 
 @dataclasses.dataclass(frozen=True)

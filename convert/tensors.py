@@ -55,19 +55,22 @@ def _open_file(file):
 
 def _open_safetensors(file):
     """The library checks that offsets fit the shapes, overlap nowhere and fill the file."""
+
+    def tensor(name, header):
+        dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
+        return Tensor(tuple(header.get_shape()), dtype, lambda: read(name))
+
+    def read(name):  # opened anew: what was read stays in memory as long as a file is open
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            return handle.get_tensor(name)
+
     try:
-        handle = safetensors.safe_open(file, framework="numpy")
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            return {name: tensor(name, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ConversionError(
             f"{show(str(file))} is damaged, or not safetensors: {one_line(error)}; get it anew"
         ) from None
-
-    def tensor(name, header):
-        dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
-        return Tensor(tuple(header.get_shape()), dtype, lambda: handle.get_tensor(name))
-
-    return {name: tensor(name, header) for name, header in slices.items()}
 
 
 def _open_pickle(file):

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from fna_jax import FNAConfig
+from models import registry
 from models.checkpoint import load, save
 from models.linen_swap import swap_attention
 from models.registry import create, family_of, list_models
@@ -22,7 +23,7 @@ def with_attention(model, fna: FNAConfig | None):
     family_of(model)
     if fna is not None and not isinstance(fna, FNAConfig):
         raise TypeError(f"expected an FNAConfig or None, got {fna!r}")
-    depth = model.config.vision.encoder.depth
+    depth = registry.vision_config(model).encoder.depth
     if fna is not None and fna.layers[-1] >= depth:
         raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got layers {fna.layers}")
     return nnx.with_attributes(model, fna=fna)

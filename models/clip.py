@@ -9,64 +9,37 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fna_jax import FNAConfig
+from models.embeddings import prepend, resize_positions
+from models.text import TextConfig, TextTower
 from models.vit import (
-    Encoder,
     EncoderConfig,
     LayerNorm,
-    PatchEmbedding,
+    ModelConfig,
+    VisionConfig,
     VisionOutput,
-    attend_causally,
+    VisionTower,
     check_positive,
-    resize_positions,
-    vision_attends,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower: square `image_size` in pixels, at which positions were learned."""
-
-    image_size: int
-    patch_size: int
-    encoder: EncoderConfig
-
-    def __post_init__(self):
-        check_positive(self, "image_size", "patch_size")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} does not divide by patch_size {self.patch_size}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
+class CLIPTextConfig(TextConfig):
     """The text tower. `eos_token_id` None pools at the largest id, as OpenAI's checkpoints do."""
 
-    vocab_size: int
-    context_length: int
     eos_token_id: int | None
-    encoder: EncoderConfig
-
-    def __post_init__(self):
-        check_positive(self, "vocab_size", "context_length")
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPConfig:
-    """A CLIP model. `dtype` is the computation's, `param_dtype` the weights'."""
+class CLIPConfig(ModelConfig):
+    """A CLIP model."""
 
     vision: VisionConfig
-    text: TextConfig
+    text: CLIPTextConfig
     projection_dim: int
-    dtype: str = "float32"
-    param_dtype: str = "float32"
 
     def __post_init__(self):
+        super().__post_init__()
         check_positive(self, "projection_dim")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name} must be float32 or bfloat16, got {getattr(self, name)!r}")
 
 
 def _openai(projection_dim, *, image_size, patch_size, vision, text):
@@ -76,8 +49,8 @@ def _openai(projection_dim, *, image_size, patch_size, vision, text):
         return EncoderConfig(width, depth, num_heads, 4 * width, "quick_gelu", 1e-5)
 
     return CLIPConfig(
-        VisionConfig(image_size, patch_size, encoder(*vision)),
-        TextConfig(49408, 77, None, encoder(*text)),
+        VisionConfig(image_size, patch_size, "bicubic", encoder(*vision)),
+        CLIPTextConfig(49408, 77, encoder(*text), None),
         projection_dim,
     )
 
@@ -98,85 +71,48 @@ VARIANTS = {
 }
 
 
-class VisionTower(nnx.Module):
-    """Images to tokens; a class token in front, layer norm before the blocks."""
+class CLIPVisionTower(VisionTower):
+    """A class token in front, layer norm before the blocks; the class token's state is pooled."""
 
     def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs):
-        self.fna: FNAConfig | None = None
+        dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+        super().__init__(config, num_prefix=1, patch_bias=False, **dtypes, rngs=rngs)
+        self.position_resize = config.position_resize
         width = config.encoder.width
         num_positions = 1 + (config.image_size // config.patch_size) ** 2
         normal = nnx.initializers.normal(width**-0.5)
-        self.patch_embedding = PatchEmbedding(
-            width,
-            config.patch_size,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
         self.class_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
         self.pre_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
-        self.encoder = Encoder(config.encoder, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
 
     def embed(self, images):
         """Tokens `[B, 1 + h·w, C]` before the first block, class token first."""
-        images = jnp.asarray(images)
         grid = self.patch_embedding.grid(images)
-        patches = self.patch_embedding(images)
-        first = jnp.broadcast_to(self.class_token[...], (patches.shape[0], 1, patches.shape[-1]))
-        positions = self.positions[...]
-        positions = jnp.concatenate([positions[:1], resize_positions(positions[1:], grid)])
-        tokens = jnp.concatenate([first.astype(patches.dtype), patches], axis=1)
-        return self.pre_norm(tokens + positions.astype(patches.dtype))
-
-    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
-        """See `CLIP.__call__`."""
-        attends = vision_attends(
-            self.fna, len(self.encoder.blocks), num_prefix=1, rng=rng, compare=compare
+        tokens = prepend(self.patch_embedding(images), self.class_token[...])
+        positions = resize_positions(
+            self.positions[...], grid, rule=self.position_resize, num_prefix=1
         )
-        tokens, landmarks, records = self.encoder(self.embed(images), attends)
-        errors = jnp.stack([records[i] for i in self.fna.layers]) if compare else None
-        return VisionOutput(tokens, self.post_norm(tokens[:, 0]), landmarks, errors)
+        return self.pre_norm(tokens + positions.astype(tokens.dtype))
+
+    def finish(self, tokens):
+        """The tokens as they are, and the class token after layer norm."""
+        return tokens, self.post_norm(tokens[:, 0])
 
 
-class TextTower(nnx.Module):
-    """Token ids to the state of the end-of-text token."""
+class CLIPTextTower(TextTower):
+    """Causal; the state of the end-of-text token is pooled."""
 
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs):
+    causal = True
+
+    def __init__(self, config: CLIPTextConfig, *, dtype, param_dtype, rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.eos_token_id = config.eos_token_id
-        width = config.encoder.width
-        normal = nnx.initializers.normal(0.02)
-        self.token_embedding = nnx.Embed(
-            config.vocab_size,
-            width,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            embedding_init=normal,
-            rngs=rngs,
-        )
-        positions = normal(rngs.params(), (config.context_length, width), param_dtype)
-        self.positions = nnx.Param(positions)
-        self.encoder = Encoder(config.encoder, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.final_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, token_ids):
-        """Pooled text states `[B, C]` of int token_ids `[B, T]`, T up to the context length."""
-        token_ids = jnp.asarray(token_ids)
-        context_length, num_blocks = self.positions.shape[0], len(self.encoder.blocks)
-        if token_ids.ndim != 2 or not 1 <= token_ids.shape[1] <= context_length:
-            raise ValueError(
-                f"token_ids must be [B, T] with T in 1..{context_length}, got {token_ids.shape}"
-            )
-        x = self.token_embedding(token_ids)
-        x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
-        x, _, _ = self.encoder(x, [attend_causally] * num_blocks)
-        if self.eos_token_id is None:
-            last = jnp.argmax(token_ids, axis=-1)
-        else:
-            last = jnp.argmax(token_ids == self.eos_token_id, axis=-1)  # the first one
-        return self.final_norm(x[jnp.arange(x.shape[0]), last])
+    def pool(self, tokens, token_ids):
+        """The state `[B, C]` of the first end-of-text token, or of the largest id."""
+        is_last = token_ids if self.eos_token_id is None else token_ids == self.eos_token_id
+        return tokens[jnp.arange(tokens.shape[0]), jnp.argmax(is_last, axis=-1)]
 
 
 class CLIP(nnx.Module):
@@ -184,9 +120,9 @@ class CLIP(nnx.Module):
 
     def __init__(self, config: CLIPConfig, *, rngs):
         self.config = config
-        dtypes = dict(dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype))
-        self.vision = VisionTower(config.vision, **dtypes, rngs=rngs)
-        self.text = TextTower(config.text, **dtypes, rngs=rngs)
+        dtypes = config.dtypes()
+        self.vision = CLIPVisionTower(config.vision, **dtypes, rngs=rngs)
+        self.text = CLIPTextTower(config.text, **dtypes, rngs=rngs)
         self.vision_projection = nnx.Linear(
             config.vision.encoder.width,
             config.projection_dim,
@@ -201,16 +137,7 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(initial, dtypes["param_dtype"]))
 
     def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
-        """Vision tokens `[B, N, C]` and the pooled state `[B, C]` before projection.
-
-        Args:
-          images: floats `[B, height, width, 3]`, preprocessed; any size that divides by the patch.
-          rng: key of random landmarks, if the attention draws them.
-          compare: run exactly, and report each FNA block's error on the exact inputs.
-
-        Raises:
-          ValueError: an image size that does not divide, or an argument that nothing would use.
-        """
+        """Vision tokens and the pooled state before projection; see `VisionTower.__call__`."""
         return self.vision(images, rng=rng, compare=compare)
 
     def encode_image(self, images, *, rng=None):

@@ -52,6 +52,11 @@ def family_of(model) -> str:
     raise TypeError(f"{type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
 
 
+def vision_config(model):
+    """The config of a model's vision tower, with `patch_size` and `encoder`, in any family."""
+    return getattr(model.config, "vision", model.config)
+
+
 def override(config, changes: dict):
     """`config` with some fields replaced; a dictionary changes fields of a nested config."""
     hints = typing.get_type_hints(type(config))
@@ -66,7 +71,8 @@ def override(config, changes: dict):
 
 
 def config_from_dict(config_class, values: dict):
-    """The inverse of `dataclasses.asdict`, strict: every field known, present and of its type.
+    """The inverse of `dataclasses.asdict`, strict: every field known, of its type, and present
+    unless it has a default.
 
     Raises:
       ValueError: an unknown or missing field, or a value of another type.
@@ -75,20 +81,21 @@ def config_from_dict(config_class, values: dict):
         raise ValueError(f"{config_class.__name__} must be an object, got {values!r}")
     hints = typing.get_type_hints(config_class)
     _refuse_unknown(values, hints, config_class)
-    if missing := [name for name in hints if name not in values]:
+    required = [f.name for f in dataclasses.fields(config_class) if f.default is f.default_factory]
+    if missing := [name for name in required if name not in values]:
         raise ValueError(f"{config_class.__name__} lacks {', '.join(missing)}")
     fields = {}
-    for name, hint in hints.items():
-        if dataclasses.is_dataclass(hint):
-            fields[name] = config_from_dict(hint, values[name])
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            fields[name] = config_from_dict(hints[name], value)
         else:
-            fields[name] = _of_type(hint, values[name], f"{config_class.__name__}.{name}")
+            fields[name] = _of_type(hints[name], value, f"{config_class.__name__}.{name}")
     return config_class(**fields)
 
 
 def _of_type(hint, value, name):
     """`value` if it is of the type; True and False are no integers here."""
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{name} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return value
 

@@ -1,4 +1,4 @@
-"""What the vision transformers share: embeddings, attention, blocks, and the loop over them.
+"""What the vision transformers share: attention, blocks, the loop over them, and the tower.
 
 Shape letters: B batch, N tokens, S landmarks, H heads, D head dimension, C width.
 """
@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fna_jax import FNAConfig, exact_attention, fast_nystrom_attention, select_landmarks
+from fna_jax import FNAConfig
 from fna_jax.landmarks import Landmarks
+from models.attends import attend_exactly, vision_attends
+from models.embeddings import POSITION_RESIZES, PatchEmbedding
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "silu": jax.nn.silu,
 }
+DTYPES = ("float32", "bfloat16")
 
 
 def check_positive(config, *names):
@@ -27,9 +31,23 @@ def check_positive(config, *names):
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
+def check_choice(config, name, choices):
+    """Raises ValueError if this field of a config is none of the choices."""
+    if getattr(config, name) not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of a stack of pre-norm transformer blocks. Activation and epsilon have no default."""
+    """A stack of pre-norm transformer blocks. Activation and epsilon have no default.
+
+    Attributes:
+      biases: which of query, key and value add a bias, by their first letters.
+      gated_mlp: `fc2(activation(gate(x)) · fc1(x))` for the MLP.
+      layer_scale: a learned factor per channel after attention and after the MLP.
+    """
 
     width: int
     depth: int
@@ -37,15 +55,58 @@ class EncoderConfig:
     mlp_dim: int
     activation: str
     layer_norm_epsilon: float
+    biases: str = "qkv"
+    gated_mlp: bool = False
+    layer_scale: bool = False
 
     def __post_init__(self):
         check_positive(self, "width", "depth", "num_heads", "mlp_dim")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
-            )
+        check_choice(self, "activation", ACTIVATIONS)
+        check_choice(self, "biases", ("", "qv", "qkv"))
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide by {self.num_heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A vision tower: square `image_size` in pixels, at which positions were learned.
+
+    `position_resize` is one of `embeddings.POSITION_RESIZES`.
+    """
+
+    image_size: int
+    patch_size: int
+    position_resize: str
+    encoder: EncoderConfig
+
+    def __post_init__(self):
+        check_patches(self)
+        check_choice(self, "position_resize", POSITION_RESIZES)
+
+
+def check_patches(config):
+    """Raises ValueError if `image_size` does not divide by `patch_size`."""
+    check_positive(config, "image_size", "patch_size")
+    if config.image_size % config.patch_size:
+        raise ValueError(
+            f"image_size {config.image_size} does not divide by patch_size {config.patch_size}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every model's config ends with: the computation's dtype and the weights'."""
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "param_dtype", DTYPES)
+
+    def dtypes(self):
+        """Both, as keywords for modules."""
+        return dict(dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +115,7 @@ class VisionOutput:
     """What a vision backbone returns.
 
     Attributes:
-      tokens: `[B, N, C]`, as the last block leaves them (Hugging Face's `last_hidden_state`).
+      tokens: `[B, N, C]`, Hugging Face's `last_hidden_state`.
       pooled: `[B, C]`.
       landmarks: those of the last FNA block; None without FNA.
       attention_error: float32 `[L, B]`, one row per FNA block; None unless asked for.
@@ -91,9 +152,9 @@ class Attention(nnx.Module):
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.query = linear(config.width, heads)
-        self.key = linear(config.width, heads)
-        self.value = linear(config.width, heads)
+        self.query = linear(config.width, heads, use_bias="q" in config.biases)
+        self.key = linear(config.width, heads, use_bias="k" in config.biases)
+        self.value = linear(config.width, heads, use_bias="v" in config.biases)
         self.out = linear(heads, config.width, axis=(-2, -1))
 
     def project(self, x):
@@ -114,21 +175,55 @@ class Mlp(nnx.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class GatedMlp(nnx.Module):
+    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`."""
+
+    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
+        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gate = linear(config.width, config.mlp_dim)
+        self.fc1 = linear(config.width, config.mlp_dim)
+        self.fc2 = linear(config.mlp_dim, config.width)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def __call__(self, x):
+        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))
+
+
+class LayerScale(nnx.Module):
+    """`[..., C]` times a learned factor per channel (arXiv 2103.17239, eq. 4)."""
+
+    def __init__(self, width, *, param_dtype):
+        self.scale = nnx.Param(jnp.ones(width, param_dtype))
+
+    def __call__(self, x):
+        return x * self.scale[...].astype(x.dtype)
+
+
+def _identity(x):
+    return x
+
+
 class Block(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
+        mlp = GatedMlp if config.gated_mlp else Mlp
         self.norm1 = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
         self.attention = Attention(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm2 = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
-        self.mlp = Mlp(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = mlp(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.scale1 = self.scale2 = _identity
+        if config.layer_scale:
+            self.scale1, self.scale2 = (
+                LayerScale(config.width, param_dtype=param_dtype) for _ in range(2)
+            )
 
     def __call__(self, x, landmarks, attend):
         """x `[B, N, C]` and the landmarks after this block, and what `attend` recorded."""
         query, key, value = self.attention.project(self.norm1(x))
         out, landmarks, record = attend(x, query, key, value, landmarks)
-        x = x + self.attention.out(out)
-        return x + self.mlp(self.norm2(x)), landmarks, record
+        x = x + self.scale1(self.attention.out(out))
+        return x + self.scale2(self.mlp(self.norm2(x))), landmarks, record
 
 
 class Encoder(nnx.Module):
@@ -155,151 +250,73 @@ class Encoder(nnx.Module):
             records.append(record)
         return x, landmarks, records
 
+    def hidden_states(self, x, attends):
+        """x `[B, N, C]` before the first block and after each of them."""
 
-def attend_exactly(x, query, key, value, landmarks):
-    """Exact attention among all tokens."""
-    del x
-    return exact_attention(query, key, value), landmarks, None
+        def recording_input(attend):
+            return lambda x, *states: (*attend(x, *states)[:2], x)
 
-
-def attend_causally(x, query, key, value, landmarks):
-    """Exact attention to the tokens up to one's own, for text."""
-    del x
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True), landmarks, None
+        tokens, _, inputs = self(x, [recording_input(attend) for attend in attends])
+        return [*inputs, tokens]
 
 
-@dataclasses.dataclass(frozen=True)
-class LandmarkAttention:
-    """FNA of one block, with the landmarks handed in or chosen here.
+class VisionTower(nnx.Module):
+    """Images to tokens. A family's tower is this with its own `embed` and `finish`.
 
     Attributes:
-      config: the FNA settings.
-      num_prefix: leading tokens (class token, registers) that are always landmarks.
-      rng: random key of this block's landmarks, for method "random".
-      compare: let the block run exactly, and record the relative error of FNA, float32 `[B]`.
+      fna: the attention of some blocks; None for exact attention in all. Not saved.
+      num_prefix: tokens in front of the patches: class token and registers.
     """
 
-    config: FNAConfig
-    num_prefix: int
-    rng: jax.Array | None
-    compare: bool
-
-    def __call__(self, x, query, key, value, landmarks):
-        if landmarks is None or self.config.resample:
-            landmarks = self.select(x, query, key, value)
-        out = fast_nystrom_attention(
-            query,
-            key,
-            value,
-            landmarks,
-            inverse_steps=self.config.inverse_steps,
-            implementation=self.config.implementation,
-        )
-        if not self.compare:
-            return out, landmarks, None
-        exact = exact_attention(query, key, value)
-        return exact, landmarks, relative_error(out, exact)
-
-    def select(self, x, query, key, value) -> Landmarks:
-        """Landmarks of a block with input x `[B, N, C]` and states `[B, N, H, D]`."""
-        if self.config.features == "input":
-            features = x
-        else:
-            states = {"q": query, "k": key, "v": value}[self.config.features]
-            features = jnp.mean(states.astype(jnp.float32), axis=-2)  # [B, N, D]
-        guarantee = None
-        if self.config.guarantee_prefix and self.num_prefix:
-            prefix = jnp.arange(features.shape[-2]) < self.num_prefix
-            guarantee = jnp.broadcast_to(prefix, features.shape[:-1])
-        return select_landmarks(
-            features,
-            self.config.num_landmarks,
-            method=self.config.method,
-            guarantee=guarantee,
-            rng=self.rng,
-        )
-
-
-def vision_attends(fna: FNAConfig | None, depth: int, *, num_prefix, rng, compare):
-    """The attention of each block of a vision encoder: exact, or FNA in `fna.layers`.
-
-    Raises:
-      ValueError: `rng` missing for random landmarks, or anything given that nothing would use.
-    """
-    uses_rng = fna is not None and fna.method == "random"
-    if uses_rng and rng is None:
-        raise ValueError("random landmarks need a key: call the model with rng=jax.random.key(0)")
-    if rng is not None and not uses_rng:
-        raise ValueError("rng was given, but no block draws random landmarks: drop it")
-    if compare and fna is None:
-        raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
-
-    attends = [attend_exactly] * depth
-    for index in fna.layers if fna else ():
-        block_rng = jax.random.fold_in(rng, index) if uses_rng else None
-        attends[index] = LandmarkAttention(fna, num_prefix, block_rng, compare)
-    return attends
-
-
-def relative_error(approximation, exact):
-    """`‖a − e‖ / ‖e‖` over all axes but the first, float32 `[B]`."""
-    axes = tuple(range(1, exact.ndim))
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes))
-    return norm(approximation.astype(jnp.float32) - exact.astype(jnp.float32)) / norm(exact)
-
-
-class PatchEmbedding(nnx.Module):
-    """Images `[B, height, width, 3]` to patch tokens `[B, h·w, C]`, row by row."""
-
-    def __init__(self, width, patch_size, *, use_bias, dtype, param_dtype, rngs):
-        self.patch_size = patch_size
-        self.conv = nnx.Conv(
-            3,
-            width,
-            (patch_size, patch_size),
-            strides=patch_size,
-            padding="VALID",
-            use_bias=use_bias,
+    def __init__(self, config, *, num_prefix, patch_bias=True, dtype, param_dtype, rngs):
+        """Of a config with `patch_size` and `encoder`: the patch embedding and the blocks."""
+        self.fna: FNAConfig | None = None
+        self.num_prefix = num_prefix
+        self.patch_embedding = PatchEmbedding(
+            config.encoder.width,
+            config.patch_size,
+            use_bias=patch_bias,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
         )
+        self.encoder = Encoder(config.encoder, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    def grid(self, images):
-        """Patches down and across; raises where an image does not divide by the patch."""
-        if (
-            images.ndim != 4
-            or images.shape[-1] != 3
-            or not jnp.issubdtype(images.dtype, jnp.floating)
-        ):
-            raise ValueError(
-                "images must be preprocessed floats [B, height, width, 3], "
-                f"got {images.dtype}{list(images.shape)}"
-            )
-        for name, size in zip(("height", "width"), images.shape[1:3]):
-            below = size // self.patch_size * self.patch_size
-            if size != below or not size:
-                nearest = f"{below} or {below + self.patch_size}" if below else self.patch_size
-                raise ValueError(
-                    f"image {name} {size} does not divide by the patch size {self.patch_size}; "
-                    f"the nearest that do: {nearest}"
-                )
-        return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+    def embed(self, images):
+        """Tokens `[B, N, C]` before the first block, those in front of the patches first."""
+        raise NotImplementedError
 
-    def __call__(self, images):
-        patches = self.conv(images)  # [B, h, w, C]
-        return patches.reshape(patches.shape[0], -1, patches.shape[-1])
+    def finish(self, tokens):
+        """The tower's tokens `[B, N, C]` and pooled state `[B, C]`, of the last block's tokens."""
+        raise NotImplementedError
 
+    def position_attends(self, attends, images):
+        """The blocks' attentions with what positions do to them: nothing, unless rotary."""
+        del images
+        return attends
 
-def resize_positions(positions, grid):
-    """Position embeddings `[n·n, C]` of a square grid on another grid `(h, w)`: `[h·w, C]`.
+    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
+        """Tokens `[B, N, C]` and their pooled state `[B, C]`.
 
-    PyTorch's bicubic interpolation without antialias, as Hugging Face's CLIP does it.
-    """
-    side = round(positions.shape[0] ** 0.5)
-    if grid == (side, side):
-        return positions
-    square = positions.astype(jnp.float32).reshape(side, side, -1)
-    shape = (*grid, positions.shape[-1])
-    resized = jax.image.resize(square, shape, method="bicubic-pytorch", antialias=False)
-    return resized.reshape(-1, positions.shape[-1]).astype(positions.dtype)
+        Args:
+          images: floats `[B, height, width, 3]`, preprocessed; any size that divides by the patch.
+          rng: key of random landmarks, if the attention draws them.
+          compare: run exactly, and report each FNA block's error on the exact inputs.
+
+        Raises:
+          ValueError: an image size that does not divide, or an argument that nothing would use.
+        """
+        images = jnp.asarray(images)
+        attends = vision_attends(
+            self.fna, len(self.encoder.blocks), num_prefix=self.num_prefix, rng=rng, compare=compare
+        )
+        tokens = self.embed(images)
+        tokens, landmarks, records = self.encoder(tokens, self.position_attends(attends, images))
+        errors = jnp.stack([records[i] for i in self.fna.layers]) if compare else None
+        return VisionOutput(*self.finish(tokens), landmarks, errors)
+
+    def hidden_states(self, images):
+        """Tokens `[B, N, C]` after the embedding and after each block, with exact attention."""
+        images = jnp.asarray(images)
+        attends = self.position_attends([attend_exactly] * len(self.encoder.blocks), images)
+        return self.encoder.hidden_states(self.embed(images), attends)

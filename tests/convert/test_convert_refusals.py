@@ -27,9 +27,9 @@ def change_tensors(source, change):
 
 
 CONFIGS = [
-    (lambda c: c.update(model_type="siglip"), ["'siglip'", "'clip'"]),
+    (lambda c: c.update(model_type="swin"), ["'swin'", "clip (transformers)"]),
     (lambda c: c.update(model_type=["clip"]), ["model_type", "['clip']"]),
-    (lambda c: c.pop("model_type"), ["model_type", "None"]),
+    (lambda c: c.pop("model_type"), ["neither a model_type nor"]),
     (lambda c: c.update(model_type="clip_vision_model"), ["clip_vision_model", "CLIPModel"]),
     (lambda c: c.update(model_type="clip_text_model"), ["clip_text_model", "CLIPModel"]),
     (lambda c: c["vision_config"].update(hidden_act="relu"), ["'relu'", "quick_gelu"]),

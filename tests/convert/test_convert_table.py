@@ -3,59 +3,66 @@
 import jax
 import numpy as np
 import pytest
-import tiny_clip
+import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
 from convert.families import FAMILIES
-from convert.loading import convert_checkpoint
+from convert.loading import convert_checkpoint, read_layout
+from convert.sources import find_weights
 from convert.table import (
     FLAT,
     LINEAR,
     SAME,
     Row,
     Table,
-    Transform,
     best_table,
     fill,
     leaf_problems,
     name_problems,
+    part,
 )
-from convert.tensors import Tensor
-
-# family → tensors with every ignored name too, and config.json of a small checkpoint
-CASES = {
-    "clip": (
-        lambda: tiny_clip.shallow_tensors() | tiny_clip.position_ids(),
-        tiny_clip.shallow_config,
-    )
-}
+from convert.tensors import Tensor, open_tensors
+from tests import zoo
 
 
-def test_every_family_has_a_table_and_a_case():
-    assert set(models.registry.FAMILIES) == set(FAMILIES) == set(CASES)
+@pytest.fixture
+def source(tmp_path):
+    """Of a case: the model's tables, the tensors, and a function that writes others in place."""
+
+    def open_case(case):
+        folder = zoo.write(case, tmp_path / case)
+        file = find_weights(folder)
+        layout, config, _ = read_layout(file, open_tensors(file))
+        return folder, layout.tables(config), zoo.tensors(case), file
+
+    return open_case
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_tables_name_each_leaf_once(family):
-    config = FAMILIES[family].parse_config(CASES[family][1]())
-    for table in FAMILIES[family].tables(config):
+def test_every_family_is_converted():
+    assert set(models.registry.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_tables_name_each_leaf_once(source, case):
+    for table in source(case)[1]:
         targets = [row.target for row in table.rows]
         assert len(set(targets)) == len(targets)
         assert not {row.source for row in table.rows} & table.ignored.keys()
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_every_row_fills_its_leaf_and_no_other(tmp_path, family):
-    arrays, values = CASES[family][0](), CASES[family][1]()
-    (table,) = FAMILIES[family].tables(FAMILIES[family].parse_config(values))
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_every_row_fills_its_leaf_and_no_other(source, case):
+    folder, tables, arrays, file = source(case)
+    table = best_table(tables, arrays)
     numbers = {row.source: i for i, row in enumerate(table.rows)}
     marked = {  # each tensor is filled with its own number
         name: np.full_like(x, numbers[name]) if name in numbers else x for name, x in arrays.items()
     }
-    model, report = convert_checkpoint(tiny_clip.write(tmp_path / "source", marked, values))
-    assert report.num_mapped == len(table.rows)
-    assert report.ignored == table.ignored
+    safetensors.numpy.save_file(marked, file)
+    model, report = convert_checkpoint(folder)
+    assert report.num_mapped == len({row.source for row in table.rows})
+    assert report.ignored.keys() == arrays.keys() & table.ignored.keys()
     leaves = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     leaves = {".".join(map(str, path)): leaf for path, leaf in leaves.items()}
     assert leaves.keys() == {row.target for row in table.rows}
@@ -71,18 +78,11 @@ def leaf(*shape, dtype="float32"):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def part(index):
-    """A third of a fused tensor: what open_clip's and DINOv2's tables need."""
-    return Transform(
-        lambda leaf: (3 * leaf[0], *leaf[1:]), lambda x, leaf: np.split(x, 3)[index].reshape(leaf)
-    )
-
-
 def test_a_fused_tensor_is_read_once_and_fills_several_leaves():
     reads = []
     array = np.arange(6, dtype=np.float32)
     tensors = {"fused": Tensor((6,), "float32", lambda: reads.append(1) or array)}
-    table = Table(tuple(Row("fused", name, part(i)) for i, name in enumerate("qkv")), {})
+    table = Table(tuple(Row("fused", name, part(SAME, i, 3)) for i, name in enumerate("qkv")), {})
     leaves = {name: leaf(2) for name in "qkv"}
     assert leaf_problems(table, leaves, tensors) == []
     filled, not_finite = fill(table, leaves, tensors)

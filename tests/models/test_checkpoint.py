@@ -120,7 +120,7 @@ def test_a_damaged_description_raises(copy, text):
             lambda d: d["config"]["vision"].update(patchsize=3),
             "no field 'patchsize'; did you mean 'patch_size'",
         ),
-        (lambda d: d["config"].pop("dtype"), "CLIPConfig lacks dtype"),
+        (lambda d: d["config"].pop("text"), "CLIPConfig lacks text"),
         (lambda d: d["config"].update(vision=3), "VisionConfig must be an object, got 3"),
         (lambda d: d.update(config=None), "CLIPConfig must be an object, got None"),
         (

@@ -10,7 +10,6 @@ from flax import nnx
 
 import models
 from fna_jax import FNAConfig
-from models import vit
 from models.clip import similarity
 from tests.conftest import random_images, rel_max_error, with_settings
 
@@ -115,20 +114,6 @@ def test_layer_norm_withstands_a_massive_token(clip, dtype):
     for row, expected, tolerance in zip(output, exact, tolerances):
         rounding = 4e-3 if dtype == jnp.bfloat16 else 0
         assert rel_max_error(row, expected) < tolerance + rounding
-
-
-def test_positions_at_the_native_grid_are_untouched():
-    positions = jnp.asarray(np.random.default_rng(0).standard_normal((64, 32)), jnp.float32)
-    assert vit.resize_positions(positions, (8, 8)) is positions
-    resized = vit.resize_positions(jnp.ones((64, 32)), (5, 11))
-    np.testing.assert_allclose(resized, np.ones((55, 32)), rtol=1e-6)  # weights sum to one
-
-
-def test_resized_positions_keep_rows_and_columns_apart():
-    down = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], (8, 8, 1)).reshape(64, 1)
-    resized = np.asarray(vit.resize_positions(down, (16, 6))).reshape(16, 6)
-    np.testing.assert_allclose(resized, resized[:, :1] * np.ones(6), rtol=1e-6)
-    assert (np.diff(resized[1:-1, 0]) > 0).all()  # bicubic may overshoot at the border
 
 
 # FNA in the vision blocks.

@@ -1,0 +1,58 @@
+"""What the converters know of one way in which a family's checkpoints are published."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Callable, Mapping
+
+from convert.table import Table
+from convert.tensors import Tensor
+
+
+class Source(typing.NamedTuple):
+    """A checkpoint as found: its file of weights, its config if there is one, its tensors."""
+
+    file: pathlib.Path
+    config: dict | None
+    tensors: Mapping[str, Tensor]
+
+
+class Parsed(typing.NamedTuple):
+    """A model's config, and the fields of the checkpoint's that nobody knows."""
+
+    config: typing.Any
+    unknown_fields: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way in which checkpoints of a family are published.
+
+    Attributes:
+      family: one of `models.registry.FAMILIES`.
+      library: whose files these are: "transformers", "timm", "open_clip" or "original".
+      describes: whether a config, as read from JSON, is of this layout.
+      has_keys: whether names of tensors are; they tell the family where there is no config.
+      parse: the config of the model; raises ConversionError. The source's may be None only if
+        `needs_config` is false.
+      tables: the key tables that such files may have.
+      needs_config: whether the tensors alone leave something open.
+      refused: relatives by their `model_type` that are not supported, and why.
+    """
+
+    family: str
+    library: str
+    describes: Callable[[Mapping], bool]
+    has_keys: Callable[[Mapping], bool]
+    parse: Callable[[Source], Parsed]
+    tables: Callable[[typing.Any], tuple[Table, ...]]
+    needs_config: bool = True
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self):
+        return f"{self.family} ({self.library})"
+
+
+def of_model_type(*model_types):
+    """A `Layout.describes` for configs of transformers."""
+    return lambda values: values.get("model_type") in model_types

@@ -1,0 +1,255 @@
+"""CLIP with OpenAI's names, as open_clip writes it: `open_clip_config.json` and key table."""
+
+from convert.errors import ConversionError
+from convert.fields import Fields
+from convert.layout import Layout, Parsed, Source
+from convert.rows import block_rows
+from convert.sources import OPEN_CLIP_CONFIG
+from convert.table import (
+    CONVOLUTION,
+    FLAT,
+    LINEAR,
+    MERGE_HEADS,
+    SAME,
+    SPLIT_HEADS,
+    Row,
+    Table,
+    part,
+)
+from models.clip import CLIPConfig, CLIPTextConfig
+from models.vit import EncoderConfig, VisionConfig
+
+_EPSILON = 1e-5  # of torch's LayerNorm; open_clip has no field for it
+_QUICK = {True: "quick_gelu", False: "gelu"}
+
+# The documented defaults of CLIPVisionCfg and CLIPTextCfg.
+_VISION_DEFAULTS = {
+    "layers": 12,
+    "width": 768,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+    "patch_size": 16,
+    "image_size": 224,
+}
+_TEXT_DEFAULTS = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 512,
+    "heads": 8,
+    "layers": 12,
+    "mlp_ratio": 4.0,
+}
+# Fields that change the computation, and the values of a plain CLIP.
+_VISION_FIXED = dict(
+    ls_init_value=None,
+    attentional_pool=False,
+    no_ln_pre=False,
+    pos_embed_type="learnable",
+    final_ln_after_pool=False,
+    pool_type="tok",
+    act_kwargs=None,
+    norm_kwargs=None,
+    timm_model_name=None,
+    block_type=None,
+    qk_norm=False,
+    scaled_cosine_attn=False,
+    scale_heads=False,
+    scale_attn_inner=False,
+    scale_attn=False,
+    scale_fc=False,
+)
+_TEXT_FIXED = dict(
+    ls_init_value=None,
+    embed_cls=False,
+    no_causal_mask=False,
+    final_ln_after_pool=False,
+    pool_type="argmax",
+    proj_bias=False,
+    proj_type="linear",
+    act_kwargs=None,
+    norm_kwargs=None,
+    hf_model_name=None,
+    block_type=None,
+    qk_norm=False,
+    scaled_cosine_attn=False,
+    scale_heads=False,
+    scale_attn_inner=False,
+    scale_attn=False,
+    scale_fc=False,
+)
+_MODEL_FIXED = dict(multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False)
+_VISION_IRRELEVANT = ("patch_dropout", "output_tokens")
+_TEXT_IRRELEVANT = ("pad_id", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens")
+_MODEL_IRRELEVANT = ("init_logit_scale", "custom_text", "force_custom_text")
+
+_QKV = tuple(enumerate(("query", "key", "value")))
+_BLOCK = (
+    ("ln_1.weight", "norm1.scale", SAME),
+    ("ln_1.bias", "norm1.bias", SAME),
+    *(("attn.in_proj_weight", f"attention.{x}.kernel", part(SPLIT_HEADS, i, 3)) for i, x in _QKV),
+    *(("attn.in_proj_bias", f"attention.{x}.bias", part(FLAT, i, 3)) for i, x in _QKV),
+    ("attn.out_proj.weight", "attention.out.kernel", MERGE_HEADS),
+    ("attn.out_proj.bias", "attention.out.bias", SAME),
+    ("ln_2.weight", "norm2.scale", SAME),
+    ("ln_2.bias", "norm2.bias", SAME),
+    ("mlp.c_fc.weight", "mlp.fc1.kernel", LINEAR),
+    ("mlp.c_fc.bias", "mlp.fc1.bias", SAME),
+    ("mlp.c_proj.weight", "mlp.fc2.kernel", LINEAR),
+    ("mlp.c_proj.bias", "mlp.fc2.bias", SAME),
+)
+_VISION = (
+    ("logit_scale", "logit_scale", SAME),
+    ("visual.proj", "vision_projection.kernel", SAME),  # [C, P], not a linear layer's [P, C]
+    ("visual.class_embedding", "vision.class_token", SAME),
+    ("visual.conv1.weight", "vision.patch_embedding.conv.kernel", CONVOLUTION),
+    ("visual.positional_embedding", "vision.positions", SAME),
+    ("visual.ln_pre.weight", "vision.pre_norm.scale", SAME),
+    ("visual.ln_pre.bias", "vision.pre_norm.bias", SAME),
+    ("visual.ln_post.weight", "vision.post_norm.scale", SAME),
+    ("visual.ln_post.bias", "vision.post_norm.bias", SAME),
+)
+_TEXT = (
+    ("text_projection", "text_projection.kernel", SAME),
+    ("token_embedding.weight", "text.token_embedding.embedding", SAME),
+    ("positional_embedding", "text.positions", SAME),
+    ("ln_final.weight", "text.final_norm.scale", SAME),
+    ("ln_final.bias", "text.final_norm.bias", SAME),
+)
+_SIZES_OF_OPENAI = ("input_resolution", "context_length", "vocab_size")
+_IGNORED = dict.fromkeys(_SIZES_OF_OPENAI, "a size, not a weight; OpenAI's own files have it")
+_MASK = "the causal mask, not a weight"
+
+
+def tables(config: CLIPConfig) -> tuple[Table, ...]:
+    """The key layouts: text tower at the top (CLIP), or under `text.` (CustomTextCLIP)."""
+
+    def table(prefix):
+        rows = [Row(*row) for row in _VISION]
+        rows += [Row(f"{prefix}{source}", *row) for source, *row in _TEXT]
+        for names, target, tower in (
+            ("visual.transformer.resblocks", "vision", config.vision),
+            (f"{prefix}transformer.resblocks", "text", config.text),
+        ):
+            rows += block_rows(names, f"{target}.encoder.blocks", _BLOCK, tower.encoder.depth)
+        return Table(tuple(rows), _IGNORED | {f"{prefix}attn_mask": _MASK})
+
+    return table(""), table("text.")
+
+
+def parse(source: Source) -> Parsed:
+    """The config of a CLIP from its `open_clip_config.json`, or from OpenAI's tensors.
+
+    Raises:
+      ConversionError: a value that is not of its type, that the model does not support, or exact
+        GELU for weights of OpenAI, which were trained with quick GELU.
+    """
+    values = _config_of(source.tensors) if source.config is None else source.config
+    whole = Fields(OPEN_CLIP_CONFIG, values, {})
+    whole.ignore("preprocess_cfg")
+    model = whole.section("model_cfg", {"quick_gelu": False})
+    vision = model.section("vision_cfg", _VISION_DEFAULTS)
+    text = model.section("text_cfg", _TEXT_DEFAULTS)
+    vision.fix(**_VISION_FIXED)
+    text.fix(**_TEXT_FIXED)
+    model.fix(**_MODEL_FIXED)
+    for section, fields in zip(
+        (vision, text, model), (_VISION_IRRELEVANT, _TEXT_IRRELEVANT, _MODEL_IRRELEVANT)
+    ):
+        section.ignore(*fields)
+    quick = model.flag("quick_gelu")
+    if not quick and _is_openai(source):
+        raise ConversionError(
+            "model_cfg.quick_gelu is false, but these weights are OpenAI's, which were trained "
+            "with quick GELU: the config is of another model; take the one with quick_gelu true"
+        )
+    width = vision.size("width")
+    heads, rest = divmod(width, vision.size("head_width"))
+    if rest:
+        raise ConversionError(
+            f"vision_cfg.width {width} does not divide by head_width {vision.size('head_width')}"
+        )
+    config = CLIPConfig(
+        VisionConfig(
+            vision.size("image_size"),
+            vision.size("patch_size"),
+            "bicubic_antialias",
+            _encoder(vision, heads, quick),
+        ),
+        CLIPTextConfig(
+            text.size("vocab_size"),
+            text.size("context_length"),
+            _encoder(text, text.size("heads"), quick),
+            eos_token_id=None,
+        ),
+        model.size("embed_dim"),
+    )
+    return Parsed(config, [x for part in (whole, model, vision, text) for x in part.unknown()])
+
+
+def _encoder(section, heads, quick):
+    width = section.size("width")
+    return EncoderConfig(
+        width,
+        section.depth("layers"),
+        heads,
+        int(width * section.number("mlp_ratio", least=0.01, most=100)),
+        _QUICK[quick],
+        _EPSILON,
+    )
+
+
+def _is_openai(source):
+    """Whether the names of the file's folders or its tensors say that the weights are OpenAI's."""
+    names = [name for part in source.file.parts[-4:] for name in (part, part.partition(".")[2])]
+    return "openai" in names or any(name in source.tensors for name in _SIZES_OF_OPENAI)
+
+
+def _config_of(tensors):
+    """What `open_clip_config.json` would say of OpenAI's own state dicts, all of heads of 64."""
+    if not all(name in tensors for name in _SIZES_OF_OPENAI):
+        raise ConversionError(
+            "the tensors do not tell quick from exact GELU: put the open_clip_config.json "
+            "that they were published with beside them"
+        )
+
+    def shape(name, axes):
+        if name not in tensors or len(tensors[name].shape) != axes:
+            raise ConversionError(f"{name} is missing, or not of {axes} axes")
+        return tensors[name].shape
+
+    def layers(prefix):
+        return sum(name.startswith(prefix) and name.endswith("ln_1.weight") for name in tensors)
+
+    width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+    vocab_size, text_width = shape("token_embedding.weight", 2)
+    side = round(max(shape("visual.positional_embedding", 2)[0] - 1, 0) ** 0.5)
+    return {
+        "model_cfg": {
+            "embed_dim": shape("text_projection", 2)[1],
+            "quick_gelu": True,
+            "vision_cfg": {
+                "image_size": side * patch_size,
+                "layers": layers("visual.transformer."),
+                "width": width,
+                "patch_size": patch_size,
+            },
+            "text_cfg": {
+                "context_length": shape("positional_embedding", 2)[0],
+                "vocab_size": vocab_size,
+                "width": text_width,
+                "heads": max(text_width // 64, 1),
+                "layers": layers("transformer."),
+            },
+        }
+    }
+
+
+LAYOUT = Layout(
+    family="clip",
+    library="open_clip",
+    describes=lambda values: "model_cfg" in values,
+    has_keys=lambda names: "visual.conv1.weight" in names,
+    parse=parse,
+    tables=tables,
+    needs_config=False,
+)

@@ -1,0 +1,66 @@
+"""The rows of a transformer block in the layouts that several families share."""
+
+from convert.table import FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, part
+
+# CLIP and SigLIP in transformers.
+HF_CLIP_BLOCK = (
+    ("layer_norm1.weight", "norm1.scale", SAME),
+    ("layer_norm1.bias", "norm1.bias", SAME),
+    ("self_attn.q_proj.weight", "attention.query.kernel", SPLIT_HEADS),
+    ("self_attn.q_proj.bias", "attention.query.bias", FLAT),
+    ("self_attn.k_proj.weight", "attention.key.kernel", SPLIT_HEADS),
+    ("self_attn.k_proj.bias", "attention.key.bias", FLAT),
+    ("self_attn.v_proj.weight", "attention.value.kernel", SPLIT_HEADS),
+    ("self_attn.v_proj.bias", "attention.value.bias", FLAT),
+    ("self_attn.out_proj.weight", "attention.out.kernel", MERGE_HEADS),
+    ("self_attn.out_proj.bias", "attention.out.bias", SAME),
+    ("layer_norm2.weight", "norm2.scale", SAME),
+    ("layer_norm2.bias", "norm2.bias", SAME),
+    ("mlp.fc1.weight", "mlp.fc1.kernel", LINEAR),
+    ("mlp.fc1.bias", "mlp.fc1.bias", SAME),
+    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
+    ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
+)
+# The norms and the attention of ViT and DINOv2 in transformers.
+HF_VIT_ATTENTION = (
+    ("attention.attention.query.weight", "attention.query.kernel", SPLIT_HEADS),
+    ("attention.attention.query.bias", "attention.query.bias", FLAT),
+    ("attention.attention.key.weight", "attention.key.kernel", SPLIT_HEADS),
+    ("attention.attention.key.bias", "attention.key.bias", FLAT),
+    ("attention.attention.value.weight", "attention.value.kernel", SPLIT_HEADS),
+    ("attention.attention.value.bias", "attention.value.bias", FLAT),
+    ("attention.output.dense.weight", "attention.out.kernel", MERGE_HEADS),
+    ("attention.output.dense.bias", "attention.out.bias", SAME),
+)
+# timm's ViT and the original DINOv2.
+TIMM_ATTENTION = (
+    ("norm1.weight", "norm1.scale", SAME),
+    ("norm1.bias", "norm1.bias", SAME),
+    *(
+        ("attn.qkv.weight", f"attention.{name}.kernel", part(SPLIT_HEADS, i, 3))
+        for i, name in enumerate(("query", "key", "value"))
+    ),
+    *(
+        ("attn.qkv.bias", f"attention.{name}.bias", part(FLAT, i, 3))
+        for i, name in enumerate(("query", "key", "value"))
+    ),
+    ("attn.proj.weight", "attention.out.kernel", MERGE_HEADS),
+    ("attn.proj.bias", "attention.out.bias", SAME),
+    ("norm2.weight", "norm2.scale", SAME),
+    ("norm2.bias", "norm2.bias", SAME),
+)
+TIMM_MLP = (
+    ("mlp.fc1.weight", "mlp.fc1.kernel", LINEAR),
+    ("mlp.fc1.bias", "mlp.fc1.bias", SAME),
+    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
+    ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
+)
+
+
+def block_rows(source, target, block, depth) -> tuple[Row, ...]:
+    """`block`'s rows for each of `depth` blocks, whose names start `source.0.` and `target.0.`."""
+    return tuple(
+        Row(f"{source}.{i}.{key}", f"{target}.{i}.{leaf}", transform)
+        for i in range(depth)
+        for key, leaf, transform in block
+    )

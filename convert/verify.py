@@ -1,0 +1,114 @@
+"""Whether a converted model computes what the original does, stage by stage."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import tqdm
+
+import models
+from convert.errors import ConversionError
+from convert.layout import Source
+from convert.loading import convert_checkpoint, read_layout
+from convert.originals import original_stages
+from convert.sources import fetch, find_weights, read_config
+from convert.tensors import open_tensors
+
+BOUND = 1e-4  # of the relative maximum error, in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e."""
+
+    size: tuple[int, int]
+    stage: str
+    error: float
+    cosine: float
+
+
+def verify(source, *, against=None, revision=None, family=None, seed=0) -> list[Comparison]:
+    """Compares every stage, on random images at two sizes, one not square, and random texts.
+
+    Args:
+      source: as in `load_pretrained`.
+      against: a directory of `models.save` to compare, instead of converting `source` now.
+      revision, family: as in `load_pretrained`.
+      seed: of the random inputs.
+
+    Raises:
+      ConversionError: a source that cannot be read, or whose original library is not installed.
+    """
+    path = fetch(source, revision)
+    file = find_weights(path)
+    tensors = open_tensors(file)
+    layout, _, _ = read_layout(file, tensors, family)
+    if against is None:
+        model, _ = convert_checkpoint(path, dtype="float32", family=family)
+    else:
+        model = models.load(against)
+    found = Source(file, read_config(file), tensors)
+    comparisons = []
+    pairs = random_inputs(model.config, seed)
+    for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
+        expected, actual = original_stages(layout, found, *inputs), stages(model, *inputs)
+        comparisons += _compare(inputs[0].shape[1:3], actual, expected)
+    return comparisons
+
+
+def random_inputs(config, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images `[2, height, width, 3]` of the config's size and of one not square, and token ids."""
+    rng = np.random.default_rng(seed)
+    vision = getattr(config, "vision", config)
+    side, patch = vision.image_size, vision.patch_size
+    sizes = (side, side), (side + 2 * patch, max(side - patch, patch))
+    return [
+        (rng.standard_normal((2, *size, 3)).astype(np.float32), _random_texts(config, rng))
+        for size in sizes
+    ]
+
+
+def stages(model, images, token_ids) -> dict[str, np.ndarray]:
+    """What the model computes with exact attention, by the names of `original_stages`."""
+    tower = getattr(model, "vision", model)
+    with jax.default_matmul_precision("highest"):
+        found = _numbered("", tower.hidden_states(images))
+        output = tower(images)
+        found |= {"tokens": output.tokens, "pooled": output.pooled}
+        if hasattr(model, "encode_image"):
+            found["projected"] = model.encode_image(images)
+        if hasattr(model, "classify"):
+            found["logits"] = model.classify(images)
+        if hasattr(model, "text"):
+            found |= _numbered("text ", model.text.hidden_states(token_ids))
+            found["text projected"] = model.encode_text(token_ids)
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+def _numbered(prefix, states):
+    names = ["embeddings", *(f"block {i}" for i in range(len(states) - 1))]
+    return {f"{prefix}{name}": state for name, state in zip(names, states, strict=True)}
+
+
+def _random_texts(config, rng):
+    """Random token ids `[2, T]`, the last of each the end-of-text token if there is one."""
+    if not hasattr(config, "text"):
+        return np.zeros((2, 1), np.int64)
+    text = config.text
+    token_ids = rng.integers(0, text.vocab_size, (2, text.context_length))
+    end = getattr(text, "eos_token_id", None)
+    token_ids[:, -1] = text.vocab_size - 1 if end is None else end
+    return token_ids
+
+
+def _compare(size, actual, expected):
+    common = [name for name in actual if name in expected]
+    if not common:
+        raise ConversionError("the original gave no stage to compare with")
+    for name in common:
+        a, e = actual[name].astype(np.float64), expected[name].astype(np.float64)
+        if a.shape != e.shape:
+            raise ConversionError(f"{name} is {a.shape}, but {e.shape} in the original")
+        error = np.max(np.abs(a - e)) / np.max(np.abs(e))
+        cosine = np.vdot(a, e) / (np.linalg.norm(a) * np.linalg.norm(e))
+        yield Comparison(size, name, float(error), float(cosine))

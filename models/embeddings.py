@@ -1,0 +1,92 @@
+"""Images to tokens: patches, learned positions at any resolution, tokens in front.
+
+Shape letters: B batch, C width, P tokens in front of the patches, h and w patches down and across.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# How learned positions reach another grid: (antialias, the offset of the scale (n + offset) / n0).
+POSITION_RESIZES = {
+    "bicubic": (False, 0.0),  # Hugging Face
+    "bicubic_antialias": (True, 0.0),  # open_clip, timm, DINOv2 with registers
+    "bicubic_offset": (False, 0.1),  # DINOv2 without registers, as it was trained
+}
+
+
+class PatchEmbedding(nnx.Module):
+    """Images `[B, height, width, 3]` to patch tokens `[B, h·w, C]`, row by row."""
+
+    def __init__(self, width, patch_size, *, use_bias, dtype, param_dtype, rngs):
+        self.patch_size = patch_size
+        self.conv = nnx.Conv(
+            3,
+            width,
+            (patch_size, patch_size),
+            strides=patch_size,
+            padding="VALID",
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def grid(self, images):
+        """Patches down and across; raises where an image does not divide by the patch."""
+        if (
+            images.ndim != 4
+            or images.shape[-1] != 3
+            or not jnp.issubdtype(images.dtype, jnp.floating)
+        ):
+            raise ValueError(
+                "images must be preprocessed floats [B, height, width, 3], "
+                f"got {images.dtype}{list(images.shape)}"
+            )
+        for name, size in zip(("height", "width"), images.shape[1:3]):
+            below = size // self.patch_size * self.patch_size
+            if size != below or not size:
+                nearest = f"{below} or {below + self.patch_size}" if below else self.patch_size
+                raise ValueError(
+                    f"image {name} {size} does not divide by the patch size {self.patch_size}; "
+                    f"the nearest that do: {nearest}"
+                )
+        return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+
+    def __call__(self, images):
+        patches = self.conv(images)  # [B, h, w, C]
+        return patches.reshape(patches.shape[0], -1, patches.shape[-1])
+
+
+def prepend(tokens, *prefixes):
+    """Learned tokens, each `[C]` or `[n, C]`, in front of each image's tokens `[B, N, C]`."""
+    prefix = jnp.concatenate([x.reshape(-1, tokens.shape[-1]) for x in prefixes])
+    prefix = jnp.broadcast_to(prefix.astype(tokens.dtype), (tokens.shape[0], *prefix.shape))
+    return jnp.concatenate([prefix, tokens], axis=1)
+
+
+def resize_positions(positions, grid, *, rule, num_prefix):
+    """Position embeddings `[P + n·n, C]` of a square grid on a grid `(h, w)`: `[P + h·w, C]`.
+
+    Args:
+      positions: those of the P tokens in front stay as they are.
+      grid: patches down and across.
+      rule: one of POSITION_RESIZES.
+      num_prefix: P.
+    """
+    prefix, patches = positions[:num_prefix], positions[num_prefix:]
+    side = round(patches.shape[0] ** 0.5)
+    if grid == (side, side):
+        return positions
+    antialias, offset = POSITION_RESIZES[rule]
+    resized = jax.image.scale_and_translate(
+        patches.astype(jnp.float32).reshape(side, side, -1),
+        (*grid, patches.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=jnp.array([(n + offset) / side for n in grid]),
+        translation=jnp.zeros(2),
+        method="bicubic-pytorch",
+        antialias=antialias,
+    )
+    resized = resized.reshape(-1, patches.shape[-1]).astype(positions.dtype)
+    return jnp.concatenate([prefix, resized])

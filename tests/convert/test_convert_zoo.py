@@ -1,0 +1,86 @@
+"""Every layout: converted tiny models against what the original libraries computed."""
+
+import functools
+
+import numpy as np
+import pytest
+
+import models
+from convert.families import LAYOUTS
+from convert.loading import convert_checkpoint
+from convert.verify import BOUND, random_inputs, stages, verify
+from fna_jax import FNAConfig
+from tests import zoo
+from tests.conftest import rel_max_error
+
+MEASURED = 5e-6  # the largest: 9e-7
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of a case, written once."""
+    root = tmp_path_factory.mktemp("zoo")
+    return functools.cache(lambda case: zoo.write(case, root / case))
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    """The converted model of a case, and its report."""
+    return functools.cache(lambda case: convert_checkpoint(folders(case)))
+
+
+def test_every_layout_has_a_case(loaded):
+    converted = {str(loaded(case)[1].layout) for case in zoo.CASES}
+    assert converted == {str(layout) for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_outputs_are_the_originals(loaded, case):
+    model, report = loaded(case)
+    expected, compared = zoo.expected(case), set()
+    for inputs in random_inputs(model.config):
+        height, width = inputs[0].shape[1:3]
+        for stage, actual in stages(model, *inputs).items():
+            name = f"{height}×{width} {stage}"
+            if name in expected:
+                assert rel_max_error(actual, expected[name]) < MEASURED, name
+                compared.add(name)
+    assert compared == expected.keys()
+    assert not report.unknown_fields and not report.not_finite
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_fna_runs_in_every_family(loaded, case):
+    model, _ = loaded(case)
+    (images, _), _ = random_inputs(model.config)
+    depth = models.registry.vision_config(model).encoder.depth
+    exact = model(images)
+    num_tokens = exact.tokens.shape[1]
+    fast = models.with_attention(model, FNAConfig(f"{depth - 1}:{depth}", num_tokens - 2))
+    approximate = fast(images)
+    num_prefix = getattr(model, "vision", model).num_prefix
+    chosen = np.asarray(approximate.landmarks.indices)
+    assert all(set(range(num_prefix)) <= set(row) for row in chosen)
+    assert 1e-7 < rel_max_error(approximate.tokens, exact.tokens) < 0.5  # nearly all are landmarks
+    assert rel_max_error(model(images).tokens, exact.tokens) == 0
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_a_saved_model_is_the_converted_one(loaded, tmp_path, case):
+    model, _ = loaded(case)
+    models.save(model, tmp_path / "saved")
+    again = models.load(tmp_path / "saved")
+    assert again.config == model.config
+    (images, _), _ = random_inputs(model.config)
+    np.testing.assert_array_equal(again(images).pooled, model(images).pooled)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_every_stage_agrees_live(folders, case):
+    pytest.importorskip("torch")
+    comparisons = verify(folders(case))
+    assert {c.size[0] == c.size[1] for c in comparisons} == {True, False}
+    assert {"embeddings", "block 0"} < {c.stage for c in comparisons}
+    for comparison in comparisons:
+        assert comparison.error < BOUND and comparison.cosine > 1 - 1e-6, comparison

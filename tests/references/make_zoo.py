@@ -1,0 +1,83 @@
+"""Writes what the tests compare with: names, shapes and outputs of the original tiny models.
+
+    python -m tests.references.make_zoo [CASE ...]
+
+from the root of the repository, in an environment of requirements-reference.txt. A case is a folder
+of `zoo/` with the config of a tiny model as its library publishes it; the weights follow from their
+names (tests/zoo.py). Beside the config this writes `tensors.json` (names and shapes, as the library
+saves them) and `expected.npz` (the last stages, at two sizes of images).
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+
+from convert.layout import Source
+from convert.loading import read_layout
+from convert.originals import original_stages, prepare_libraries
+from convert.sources import find_weights, read_config
+from convert.tensors import open_tensors
+from convert.verify import random_inputs
+from tests import zoo
+
+KEPT = ("tokens", "pooled", "projected", "logits", "text projected")
+
+
+def save_transformers(folder, values, scratch):
+    """A new model of transformers, of the class that the config names."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    getattr(transformers, values["architectures"][0])(config).save_pretrained(scratch)
+
+
+def save_open_clip(folder, values, scratch):
+    """A new model of open_clip."""
+    import open_clip
+    import safetensors.torch
+
+    settings = dict(values["model_cfg"])
+    custom = settings.pop("custom_text", False)
+    model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+    safetensors.torch.save_file(model.state_dict(), scratch / "open_clip_model.safetensors")
+
+
+def save_new(folder, scratch):
+    """Saves a new model of the config in `folder`, as its library does."""
+    if (folder / "open_clip_config.json").is_file():
+        values = json.loads((folder / "open_clip_config.json").read_text())
+        save_open_clip(folder, values, scratch)
+    else:
+        values = json.loads((folder / "config.json").read_text())
+        save_transformers(folder, values, scratch)
+
+
+def write_case(case):
+    """Writes `tensors.json`, then `expected.npz` from the weights that follow from the names."""
+    folder = zoo.ZOO / case
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = pathlib.Path(scratch)
+        save_new(folder, scratch)
+        tensors = open_tensors(find_weights(scratch))
+        shapes = {name: list(tensors[name].shape) for name in sorted(tensors)}
+        (folder / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
+        file = find_weights(zoo.write(case, scratch / "checkpoint"))
+        source = Source(file, read_config(file), open_tensors(file))
+        layout, config, _ = read_layout(file, source.tensors)
+        expected = {}
+        for inputs in random_inputs(config):
+            height, width = inputs[0].shape[1:3]
+            for stage, array in original_stages(layout, source, *inputs).items():
+                if stage in KEPT:
+                    expected[f"{height}×{width} {stage}"] = array
+    np.savez_compressed(folder / "expected.npz", **expected)
+    print(case, *expected, sep=", ")
+
+
+if __name__ == "__main__":
+    prepare_libraries()
+    for case in sys.argv[1:] or zoo.CASES:
+        write_case(case)
