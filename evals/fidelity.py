@@ -8,7 +8,7 @@ import tqdm
 from flax import nnx
 
 from evals.data import batches
-from models.vit import relative_error
+from models.attends import relative_error
 
 
 def fidelity(pretrained, images, *, batch_size, rng=None) -> dict:
