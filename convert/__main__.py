@@ -1,4 +1,7 @@
-"""`python -m convert SOURCE DESTINATION`: converts a checkpoint, once and for all."""
+"""`python -m convert SOURCE DESTINATION` converts a checkpoint, once and for all.
+
+`python -m convert verify SOURCE` compares a converted model with the original, stage by stage.
+"""
 
 import argparse
 import os
@@ -9,16 +12,20 @@ import models
 from convert.errors import ConversionError, one_line, show, summarise
 from convert.families import FAMILIES
 from convert.loading import Report, convert_checkpoint
-from convert.sources import COMPANIONS, fetch, folder_of
+from convert.sources import COMPANIONS, CONFIG, fetch, folder_of
+from convert.verify import BOUND, verify
 from models.vit import DTYPES
 
 
 def main(argv=None) -> int:
     """Runs the command line; the exit status is 0, or 1 with one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(argv)
-        print(_convert(**vars(arguments)))
-    except (ConversionError, OSError) as error:
+        if argv[:1] == ["verify"]:
+            _verify(**vars(_verify_parser().parse_args(argv[1:])))
+        else:
+            print(_convert(**vars(_parser().parse_args(argv))))
+    except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
@@ -32,15 +39,34 @@ def _convert(source, destination, revision, dtype, family):
     path = fetch(source, revision)
     model, report = convert_checkpoint(path, dtype=dtype, family=family)
     companions = [folder_of(path) / name for name in COMPANIONS]
+    if report.layout.library != "timm":  # which keeps the preprocessing there
+        companions.remove(folder_of(path) / CONFIG)
     companions = [file for file in companions if file.is_file()]
     models.save(model, destination, companions=companions)
     return "\n".join(
         [
             f"converted   {show(source)} to {show(str(destination))}",
             *_lines(report),
-            *_companion_lines({file.name for file in companions}),
+            *_companion_lines([file.name for file in companions]),
         ]
     )
+
+
+def _verify(source, **options):
+    """Prints a comparison of every stage; raises ConversionError above the bound."""
+    comparisons = verify(source, **options)
+    print(f"{'image size':<12}{'stage':<20}{'max error':>10}{'cosine':>13}")
+    for c in comparisons:
+        size = f"{c.size[0]}×{c.size[1]}"
+        print(f"{size:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
+    beyond = [c for c in comparisons if not c.error <= BOUND]  # also where it is NaN
+    if beyond:
+        raise ConversionError(
+            f"{len(beyond)} of {len(comparisons)} stages differ by more than {BOUND:.0e} of the "
+            f"largest value; the first is {beyond[0].stage!r} at {beyond[0].error:.1e}"
+        )
+    largest = max(c.error for c in comparisons)
+    print(f"the same within {largest:.1e} of the largest value (the bound is {BOUND:.0e})")
 
 
 def _lines(report: Report):
@@ -59,8 +85,10 @@ def _lines(report: Report):
 
 
 def _companion_lines(copied):
-    for name in COMPANIONS:
-        yield f"companion   {name} {'copied' if name in copied else 'missing'}"
+    for name in copied:
+        yield f"companion   {name} copied"
+    if not copied:
+        yield "companion   none found: no tokenizer, no preprocessing"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,16 +97,33 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    parser = _Parser(prog="python -m convert", description=__doc__)
-    parser.add_argument(
-        "source", metavar="SOURCE", help="directory, file of weights, or id on the Hugging Face hub"
-    )
+    parser = _source_parser("python -m convert", __doc__.splitlines()[0])
     parser.add_argument(
         "destination", metavar="DESTINATION", help="new checkpoint directory, for models.load"
     )
+    parser.add_argument("--dtype", choices=DTYPES, help="by default that of the file")
+    return parser
+
+
+def _verify_parser():
+    parser = _source_parser(
+        "python -m convert verify",
+        "Runs the original library and the converted model on the same random inputs, and prints "
+        f"the difference at every stage; the exit status is 1 if one is above {BOUND:.0e}.",
+    )
+    parser.add_argument(
+        "--against", metavar="DESTINATION", help="a converted directory; by default converts now"
+    )
+    return parser
+
+
+def _source_parser(prog, description):
+    parser = _Parser(prog=prog, description=description)
+    parser.add_argument(
+        "source", metavar="SOURCE", help="directory, file of weights, or id on the Hugging Face hub"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--family", choices=FAMILIES, help="by default told from the files")
-    parser.add_argument("--dtype", choices=DTYPES, help="by default that of the file")
     return parser
 
 

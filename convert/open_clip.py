@@ -200,8 +200,9 @@ def _encoder(section, heads, quick):
 
 def _is_openai(source):
     """Whether the names of the file's folders or its tensors say that the weights are OpenAI's."""
-    names = [name for part in source.file.parts[-4:] for name in (part, part.partition(".")[2])]
-    return "openai" in names or any(name in source.tensors for name in _SIZES_OF_OPENAI)
+    folders = source.file.parts[-4:-1]  # a hub's snapshot: models--owner--name/snapshots/revision
+    named = source.file.parent.name == "openai" or any(x.endswith(".openai") for x in folders)
+    return named or any(name in source.tensors for name in _SIZES_OF_OPENAI)
 
 
 def _config_of(tensors):

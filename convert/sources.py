@@ -14,8 +14,9 @@ COMPANIONS = (
     "tokenizer.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
+    "spiece.model",
     OPEN_CLIP_CONFIG,
-    CONFIG,  # of timm, which keeps the preprocessing there
+    CONFIG,
 )
 # In order of preference: files that cannot hold code first.
 _SAFE_WEIGHTS = (

@@ -12,10 +12,17 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from models.registry import FAMILIES, config_from_dict, did_you_mean, family_of
+from models.registry import (
+    FAMILIES,
+    abstract_model,
+    config_from_dict,
+    did_you_mean,
+    family_of,
+)
 
 _DESCRIPTION = "model.json"
 _WEIGHTS = "weights"
+_WRITTEN_AT_ONCE = 2**27  # bytes
 
 
 def save(model, path, *, companions=()) -> None:
@@ -32,19 +39,34 @@ def save(model, path, *, companions=()) -> None:
     """
     description = {"family": family_of(model), "config": dataclasses.asdict(model.config)}
     with new_directory(path) as folder:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / _WEIGHTS, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        with _frugal_checkpointer(weights) as checkpointer:
+            checkpointer.save(folder / _WEIGHTS, weights)
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         for companion in companions:
             shutil.copy(companion, folder)
 
 
-def load(path) -> nnx.Module:
+def _frugal_checkpointer(weights):
+    """Writes few leaves at a time: all of them at once would need the model's memory again."""
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(weights))  # less than a leaf is refused
+    limit = 1.01e-9 * max(largest, _WRITTEN_AT_ONCE)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit))
+
+
+def load(path, *, sharding=None) -> nnx.Module:
     """The model that `save` wrote to `path`, with exact attention.
+
+    Args:
+      path: a checkpoint directory.
+      sharding: where the weights go, straight from the disk: a `jax.sharding.Sharding` for all
+        leaves, or a function of a leaf's path, such as "encoder.blocks.0.mlp.fc1.kernel", and its
+        `jax.ShapeDtypeStruct` that returns one. By default the first device.
 
     Raises:
       FileNotFoundError: `path` is not a checkpoint directory.
-      ValueError: a description or weights that do not fit each other.
+      ValueError: a description or weights that do not fit each other, or a sharding that does not
+        fit a leaf.
     """
     path = pathlib.Path(path).absolute()
     if not (path / _DESCRIPTION).is_file():
@@ -62,13 +84,8 @@ def load(path) -> nnx.Module:
     family = FAMILIES[family_name]
     config = config_from_dict(family.config, values)
 
-    model = nnx.eval_shape(lambda: family.model(config, rngs=nnx.Rngs(0)))
-    graphdef, abstract = nnx.split(model)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        nnx.to_pure_dict(abstract),
-    )
+    graphdef, abstract = nnx.split(abstract_model(family.model, config))
+    target = _placed(nnx.to_pure_dict(abstract), sharding)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             _check_shapes(checkpointer.metadata(path / _WEIGHTS).item_metadata.tree, target)
@@ -82,12 +99,37 @@ def load(path) -> nnx.Module:
     return nnx.merge(graphdef, abstract)
 
 
+def _placed(leaves, sharding):
+    """The leaves' shapes and dtypes with the sharding of each."""
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    choose = sharding if callable(sharding) else lambda path, leaf: sharding
+
+    def place(path, leaf):
+        name = _name(path)
+        leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        chosen = choose(name, leaf)
+        if not isinstance(chosen, jax.sharding.Sharding):
+            raise ValueError(f"the sharding of {name} must be a jax.sharding.Sharding: {chosen!r}")
+        try:
+            chosen.shard_shape(leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=chosen)
+        except ValueError as error:
+            raise ValueError(f"the sharding of {name}, {list(leaf.shape)}: {error}") from None
+
+    return jax.tree_util.tree_map_with_path(place, leaves)
+
+
+def _name(path):
+    return ".".join(str(key.key) for key in path)
+
+
 def _check_shapes(stored, target):
     """Raises ValueError for the first leaf that only one of two trees has, or of another shape."""
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {"/".join(str(key.key) for key in path): tuple(x.shape) for path, x in leaves}
+        return {_name(path): tuple(x.shape) for path, x in leaves}
 
     stored, target = shapes(stored), shapes(target)
     for path in sorted(stored.keys() | target.keys()):

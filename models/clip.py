@@ -42,32 +42,56 @@ class CLIPConfig(ModelConfig):
         check_positive(self, "projection_dim")
 
 
-def _openai(projection_dim, *, image_size, patch_size, vision, text):
-    """OpenAI's released sizes; `vision` and `text` are (width, depth, heads)."""
-
-    def encoder(width, depth, num_heads):
-        return EncoderConfig(width, depth, num_heads, 4 * width, "quick_gelu", 1e-5)
-
+def _sizes(projection_dim, image_size, patch_size, vision, text, *, activation, position_resize):
+    """A released model; `vision` and `text` are (width, depth, heads), vision's with MLP width."""
+    width, depth, num_heads, *mlp_dim = vision
+    encoder = EncoderConfig(width, depth, num_heads, *(mlp_dim or [4 * width]), activation, 1e-5)
+    text_width, text_depth, text_heads = text
+    text_encoder = EncoderConfig(
+        text_width, text_depth, text_heads, 4 * text_width, activation, 1e-5
+    )
     return CLIPConfig(
-        VisionConfig(image_size, patch_size, "bicubic", encoder(*vision)),
-        CLIPTextConfig(49408, 77, encoder(*text), None),
+        VisionConfig(image_size, patch_size, position_resize, encoder),
+        CLIPTextConfig(49408, 77, text_encoder, None),
         projection_dim,
     )
 
 
+_B_32 = (512, 224, 32, (768, 12, 12), (512, 12, 8))
+_B_16 = (512, 224, 16, (768, 12, 12), (512, 12, 8))
+_L_14 = (768, 224, 14, (1024, 24, 16), (768, 12, 12))
+_L_14_336 = (768, 336, 14, (1024, 24, 16), (768, 12, 12))
+_H_14 = (1024, 224, 14, (1280, 32, 16), (1024, 24, 16))
+_H_14_378 = (1024, 378, 14, (1280, 32, 16), (1024, 24, 16))
+_G_14 = (1024, 224, 14, (1408, 40, 16, 6144), (1024, 24, 16))
+_BIGG_14 = (1280, 224, 14, (1664, 48, 16, 8192), (1280, 32, 20))
+
+# OpenAI's models; LAION's and others of open_clip; of these, the ones of DFN and MetaCLIP, which
+# were trained with quick GELU.
+_OPENAI = {"b-32": _B_32, "b-16": _B_16, "l-14": _L_14, "l-14-336": _L_14_336}
+_OPEN_CLIP = {
+    "b-32": _B_32,
+    "b-16": _B_16,
+    "l-14": _L_14,
+    "h-14": _H_14,
+    "g-14": _G_14,
+    "bigg-14": _BIGG_14,
+}
+_QUICK = {"b-32": _B_32, "b-16": _B_16, "l-14": _L_14, "h-14": _H_14, "h-14-378": _H_14_378}
+
 VARIANTS = {
-    "clip-vit-b-32": _openai(
-        512, image_size=224, patch_size=32, vision=(768, 12, 12), text=(512, 12, 8)
-    ),
-    "clip-vit-b-16": _openai(
-        512, image_size=224, patch_size=16, vision=(768, 12, 12), text=(512, 12, 8)
-    ),
-    "clip-vit-l-14": _openai(
-        768, image_size=224, patch_size=14, vision=(1024, 24, 16), text=(768, 12, 12)
-    ),
-    "clip-vit-l-14-336": _openai(
-        768, image_size=336, patch_size=14, vision=(1024, 24, 16), text=(768, 12, 12)
-    ),
+    f"clip-vit-{name}": _sizes(*sizes, activation="quick_gelu", position_resize="bicubic")
+    for name, sizes in _OPENAI.items()
+}
+VARIANTS |= {
+    f"open-clip-vit-{name}": _sizes(*sizes, activation="gelu", position_resize="bicubic_antialias")
+    for name, sizes in _OPEN_CLIP.items()
+}
+VARIANTS |= {
+    f"open-clip-vit-{name}-quickgelu": _sizes(
+        *sizes, activation="quick_gelu", position_resize="bicubic_antialias"
+    )
+    for name, sizes in _QUICK.items()
 }
 
 

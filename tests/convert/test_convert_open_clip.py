@@ -1,0 +1,162 @@
+"""CLIP in open_clip's layout: which GELU, OpenAI's own files, and towers of other kinds."""
+
+import dataclasses
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import convert
+from convert import clip, open_clip
+from convert.__main__ import main
+from convert.loading import convert_checkpoint
+from models.clip import CLIP, VARIANTS
+from models.registry import abstract_model, override
+from tests import zoo
+
+CASE = "clip_open_clip"
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+SIZES = {name: np.array(1, np.int64) for name in ("input_resolution", "context_length")}
+
+
+@pytest.fixture
+def source(tmp_path):
+    return zoo.write(CASE, tmp_path / "source")
+
+
+def change_config(folder, change):
+    values = json.loads((folder / CONFIG).read_text())
+    change(values["model_cfg"])
+    (folder / CONFIG).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("quick, activation", [(True, "quick_gelu"), (False, "gelu")])
+def test_the_config_decides_the_activation(source, quick, activation):
+    change_config(source, lambda model: model.update(quick_gelu=quick))
+    config = convert.load_pretrained(source).config
+    assert config.vision.encoder.activation == config.text.encoder.activation == activation
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch32_clip_224.openai", "openai"])
+def test_exact_gelu_for_weights_of_openai_is_a_contradiction(tmp_path, refused, name):
+    folder = zoo.write(CASE, tmp_path / name)
+    assert "quick_gelu true" in refused(folder)
+    change_config(folder, lambda model: model.update(quick_gelu=True))
+    assert convert.load_pretrained(folder).config.vision.encoder.activation == "quick_gelu"
+
+
+def test_tensors_that_only_openai_writes_tell_as_much(source, refused):
+    safetensors.numpy.save_file(zoo.tensors(CASE) | SIZES, source / WEIGHTS)
+    assert "quick_gelu true" in refused(source)
+
+
+@pytest.fixture
+def of_openai(tmp_path):
+    """A file with OpenAI's names and sizes, without config; and the config that it has."""
+    config = override(
+        VARIANTS["open-clip-vit-b-32-quickgelu"],
+        {
+            "projection_dim": 24,
+            "vision": {"image_size": 32, "patch_size": 8, "encoder": _small(128, 2)},
+            "text": {"vocab_size": 99, "context_length": 16, "encoder": _small(64, 1)},
+        },
+    )
+    table, _ = open_clip.tables(config)
+    abstract = abstract_model(CLIP, config)
+    leaf = lambda path: _follow(abstract, path).shape
+    arrays = {
+        row.source: zoo.random_weight(row.source, row.transform.source_shape(leaf(row.target)))
+        for row in table.rows
+    }
+    half = {name: x.astype(np.float16) for name, x in arrays.items()}
+    arrays = half | SIZES | {"vocab_size": np.array(99, np.int64)}
+    file = tmp_path / "ViT-B-32.safetensors"
+    safetensors.numpy.save_file(arrays, file)
+    return file, config
+
+
+def _small(width, num_heads):
+    return {"width": width, "depth": 2, "num_heads": num_heads, "mlp_dim": 4 * width}
+
+
+def _follow(module, path):
+    for name in path.split("."):
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
+
+
+def test_a_file_of_openai_needs_no_config(of_openai):
+    file, config = of_openai
+    model, report = convert_checkpoint(file)
+    assert model.config == config
+    assert report.ignored.keys() == {"input_resolution", "context_length", "vocab_size"}
+
+
+def test_without_its_sizes_nothing_tells_the_activation(of_openai, refused):
+    file, _ = of_openai
+    arrays = safetensors.numpy.load_file(file)
+    del arrays["vocab_size"]
+    safetensors.numpy.save_file(arrays, file)
+    assert "quick from exact GELU" in refused(file)
+
+
+@pytest.mark.parametrize("damage", ["visual.conv1.weight", "token_embedding.weight"])
+def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, damage):
+    file, _ = of_openai
+    arrays = safetensors.numpy.load_file(file)
+    arrays[damage] = arrays[damage].ravel()
+    safetensors.numpy.save_file(arrays, file)
+    assert damage in refused(file)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: m["vision_cfg"].update(timm_model_name="convnext_base"), "timm_model_name"),
+        (lambda m: m["vision_cfg"].update(attentional_pool=True), "attentional_pool"),
+        (lambda m: m["vision_cfg"].update(pool_type="avg"), "pool_type must be 'tok'"),
+        (lambda m: m["text_cfg"].update(hf_model_name="roberta-base"), "hf_model_name"),
+        (lambda m: m["text_cfg"].update(no_causal_mask=True), "no_causal_mask"),
+        (lambda m: m.update(multimodal_cfg={"width": 1}), "multimodal_cfg"),
+        (lambda m: m.update(init_logit_bias=-10), "init_logit_bias"),
+        (lambda m: m.update(quick_gelu="no"), "quick_gelu must be true or false"),
+        (lambda m: m["vision_cfg"].update(head_width=7), "head_width 7"),
+        (lambda m: m["vision_cfg"].update(layers=[3, 4, 6, 3]), "layers must be an integer"),
+        (lambda m: m["vision_cfg"].update(mlp_ratio="4"), "mlp_ratio must be a number"),
+        (lambda m: m.update(vision_cfg=None), "problems"),
+        (lambda m: m.pop("embed_dim"), "model_cfg lacks embed_dim"),
+    ],
+)
+def test_other_towers_are_refused_by_name(source, refused, change, words):
+    change_config(source, change)
+    assert words in refused(source)
+
+
+def test_unknown_fields_are_listed_and_not_used(source, tmp_path, capsys):
+    change_config(source, lambda model: model["text_cfg"].update(flux=1))
+    with pytest.warns(UserWarning, match="text_cfg.flux"):
+        convert.load_pretrained(source)
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    assert "field 'text_cfg.flux' is unknown" in capsys.readouterr().out
+
+
+def test_two_layouts_in_one_folder_are_not_mixed_up(source):
+    """As LAION's repositories: a file's config is that of its own library."""
+    other = zoo.write("clip_hf", source.parent / "other")
+    for file in other.iterdir():
+        file.rename(source / file.name)
+    assert convert_checkpoint(source)[1].layout is clip.LAYOUT
+    assert convert_checkpoint(source / WEIGHTS)[1].layout is open_clip.LAYOUT
+
+
+def test_bfloat16_files_stay_bfloat16(source):
+    arrays = {name: x.astype(ml_dtypes.bfloat16) for name, x in zoo.tensors(CASE).items()}
+    safetensors.numpy.save_file(arrays, source / WEIGHTS)
+    config = convert.load_pretrained(source).config
+    assert (config.dtype, config.param_dtype) == ("bfloat16", "bfloat16")
+    assert dataclasses.replace(config, dtype="float32", param_dtype="float32") == (
+        convert.load_pretrained(zoo.write(CASE, source.parent / "exact")).config
+    )
