@@ -7,10 +7,7 @@ counted apart. PyTorch's exact attention takes part where torch is installed.
 """
 
 import argparse
-import csv
 import functools
-import io
-import pathlib
 import time
 
 import jax
@@ -18,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from evals.workdir import ROOT, environment, write_atomically
+from benchmarks.rows import write_rows
+from evals.workdir import ROOT
 from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks
 
 
@@ -27,10 +25,7 @@ def main(argv=None):
     rows = []
     for num_tokens in tqdm.tqdm(arguments.tokens, unit="size"):
         rows += measure(num_tokens, arguments)
-    output = pathlib.Path(arguments.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, as_csv(rows))
-    print(as_csv(rows))
+    print(write_rows(arguments.output, rows))
 
 
 def measure(num_tokens, arguments) -> list[dict]:
@@ -107,17 +102,6 @@ def torch_arms(query, key, value):
     heads_first = [x.to(getattr(torch, str(query.dtype))) for x in heads_first]
     attend = torch.nn.functional.scaled_dot_product_attention
     return {f"exact, torch {torch.__version__}": functools.partial(attend, *heads_first)}
-
-
-def as_csv(rows) -> str:
-    """The rows, each with command, device and versions."""
-    fixed = environment()
-    out = io.StringIO()
-    fields = dict.fromkeys(field for row in rows for field in row)
-    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | fixed for row in rows)
-    return out.getvalue()
 
 
 def _parser():

@@ -1,10 +1,19 @@
 """All layouts that can be converted, and which of them a checkpoint has."""
 
-from convert import clip, open_clip
+from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
 from convert.errors import ConversionError, show
 from convert.layout import Layout
 
-LAYOUTS: tuple[Layout, ...] = (clip.LAYOUT, open_clip.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (
+    clip.LAYOUT,
+    open_clip.LAYOUT,
+    dinov2.LAYOUT,
+    dinov2.ORIGINAL,
+    dinov3.LAYOUT,
+    siglip.LAYOUT,
+    hf_vit.LAYOUT,
+    timm_vit.LAYOUT,
+)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
 
 

@@ -116,7 +116,7 @@ def _build(model_class, config, table, tensors, file):
     problems = [problem for pair in pairs for problem in pair if problem]
     if len(missing) > len(tensors):  # names suffice: to build so large a model would take minutes
         raise _misfit(file, problems)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = nnx.split(models.registry.abstract_model(model_class, config))
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
     leaves = {".".join(map(str, path)): leaf for path, leaf in flat.items()}
     if problems := problems + leaf_problems(table, leaves, tensors):

@@ -54,11 +54,18 @@ def _transformers(source, pixels, token_ids):
     model_class = next(filter(None, classes), transformers.AutoModel)
     model = model_class.from_pretrained(source.file.parent, dtype="float32").eval()
     stages = {}
-    vision = getattr(model, "vision_model", model)
+    # The base_model of DINOv3 is its blocks without what embeds.
+    embeds = hasattr(model, "embeddings")
+    vision = model if embeds else getattr(model, "vision_model", model.base_model)
+    if model.config.model_type == "vit":
+        vision.pooler = None  # no part of what is converted
+    keywords = _unmasking(model.config, pixels)
     with _recording(vision, stages, ""):
-        output = _call_at_any_size(model.vision_model if vision is not model else model, pixels)
+        output = _call_at_any_size(vision, pixels, **keywords)
     stages |= _vision_outputs(output)
-    if vision is not model:
+    if hasattr(model, "classifier"):
+        stages["logits"] = _call_at_any_size(model, pixels).logits
+    if hasattr(model, "text_model"):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
         with _recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
@@ -66,16 +73,25 @@ def _transformers(source, pixels, token_ids):
 
 
 def _vision_outputs(output):
-    names = {"last_hidden_state": "tokens", "pooler_output": "pooled", "logits": "logits"}
+    names = {"last_hidden_state": "tokens", "pooler_output": "pooled"}
     return {name: output[key] for key, name in names.items() if output.get(key) is not None}
 
 
-def _call_at_any_size(function, pixels):
+def _call_at_any_size(function, pixels, **keywords):
     """Calls a vision model; some resize their learned positions only when asked to."""
     try:
-        return function(pixel_values=pixels, interpolate_pos_encoding=True)
+        return function(pixel_values=pixels, interpolate_pos_encoding=True, **keywords)
     except TypeError:
-        return function(pixel_values=pixels)
+        return function(pixel_values=pixels, **keywords)
+
+
+def _unmasking(config, pixels):
+    """Keywords with which MAE, which drops patches and shuffles the others, keeps all in order."""
+    if config.model_type != "vit_mae":
+        return {}
+    config.mask_ratio = 0.0
+    num_patches = (pixels.shape[2] // config.patch_size) * (pixels.shape[3] // config.patch_size)
+    return {"noise": import_torch().arange(num_patches).float().expand(len(pixels), -1)}
 
 
 def _open_clip(source, pixels, token_ids):
@@ -99,7 +115,27 @@ def _open_clip(source, pixels, token_ids):
     return stages
 
 
-_LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip}
+def _timm(source, pixels, token_ids):
+    import timm
+
+    from convert.timm_vit import config_of
+
+    values = config_of(source.tensors) if source.config is None else source.config
+    args = {"num_classes": values["num_classes"], **values.get("model_args", {})}
+    args["dynamic_img_size"] = True
+    model = timm.create_model(values["architecture"], **args).eval()
+    as_torch = lambda x: import_torch().from_numpy(np.asarray(x.read(), np.float32))
+    model.load_state_dict({name: as_torch(source.tensors[name]) for name in model.state_dict()})
+    stages = {}
+    with _recording(model, stages, ""):
+        stages["tokens"] = model.forward_features(pixels)
+    stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
+    if values["num_classes"]:
+        stages["logits"] = model.forward_head(stages["tokens"])
+    return stages
+
+
+_LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}
 
 
 @contextlib.contextmanager
@@ -107,7 +143,7 @@ def _recording(tower, stages, prefix):
     """Records the input of a tower's first block and the output of each, by forward hooks."""
     torch = import_torch()
     lists = [module for module in tower.modules() if isinstance(module, torch.nn.ModuleList)]
-    blocks = max(lists, key=len)
+    blocks = tower.blocks if hasattr(tower, "blocks") else max(lists, key=len)
 
     def state(value):
         return value[0] if isinstance(value, tuple) else value

@@ -55,6 +55,43 @@ TIMM_MLP = (
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
 )
+# DINOv2 and DINOv3 in transformers: the norms and what follows attention and MLP.
+HF_DINO_NORMS = (
+    ("norm1.weight", "norm1.scale", SAME),
+    ("norm1.bias", "norm1.bias", SAME),
+    ("layer_scale1.lambda1", "scale1.scale", SAME),
+    ("norm2.weight", "norm2.scale", SAME),
+    ("norm2.bias", "norm2.bias", SAME),
+    ("layer_scale2.lambda1", "scale2.scale", SAME),
+)
+# DINOv3, and DINOv2 where transformers 5 writes its own names rather than the published ones.
+HF_DINO_ATTENTION = (
+    ("attention.q_proj.weight", "attention.query.kernel", SPLIT_HEADS),
+    ("attention.q_proj.bias", "attention.query.bias", FLAT),
+    ("attention.k_proj.weight", "attention.key.kernel", SPLIT_HEADS),
+    ("attention.k_proj.bias", "attention.key.bias", FLAT),
+    ("attention.v_proj.weight", "attention.value.kernel", SPLIT_HEADS),
+    ("attention.v_proj.bias", "attention.value.bias", FLAT),
+    ("attention.o_proj.weight", "attention.out.kernel", MERGE_HEADS),
+    ("attention.o_proj.bias", "attention.out.bias", SAME),
+)
+HF_DINO_MLP = (
+    ("mlp.up_proj.weight", "mlp.fc1.kernel", LINEAR),
+    ("mlp.up_proj.bias", "mlp.fc1.bias", SAME),
+    ("mlp.down_proj.weight", "mlp.fc2.kernel", LINEAR),
+    ("mlp.down_proj.bias", "mlp.fc2.bias", SAME),
+)
+HF_DINO_GATED_MLP = (
+    ("mlp.gate_proj.weight", "mlp.gate.kernel", LINEAR),
+    ("mlp.gate_proj.bias", "mlp.gate.bias", SAME),
+    *HF_DINO_MLP,
+)
+
+
+def with_biases(block, biases):
+    """The rows of `block` for an encoder of these `biases`, as in `models.vit.EncoderConfig`."""
+    absent = {f"attention.{x}.bias" for x in ("query", "key", "value") if x[0] not in biases}
+    return tuple(row for row in block if row[1] not in absent)
 
 
 def block_rows(source, target, block, depth) -> tuple[Row, ...]:

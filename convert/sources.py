@@ -13,6 +13,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 COMPANIONS = (
     "tokenizer.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer_config.json",
     "spiece.model",
     OPEN_CLIP_CONFIG,

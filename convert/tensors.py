@@ -14,6 +14,7 @@ from convert.errors import ConversionError, one_line, show, summarise
 from convert.sources import read_json_object
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_WRAPPERS = ("model", "state_dict")  # under which training scripts save the state dict
 _INDEX = ".index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # others keep their own name
 
@@ -31,6 +32,13 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     read: typing.Callable[[], np.ndarray]
+
+
+def shape_of(tensors, name, axes) -> tuple[int, ...]:
+    """A tensor's shape; raises ConversionError if it is missing or not of this many axes."""
+    if name not in tensors or len(tensors[name].shape) != axes:
+        raise ConversionError(f"{name} is missing, or not of {axes} axes")
+    return tensors[name].shape
 
 
 def open_tensors(file: pathlib.Path) -> dict[str, Tensor]:
@@ -82,6 +90,11 @@ def _open_pickle(file):
             f"{show(str(file))} is pickled, which only torch reads: "
             "pip install -r requirements-reference.txt, or get the weights as safetensors"
         ) from None
+    if _is_torchscript(file):
+        raise ConversionError(
+            f"{show(str(file))} is a TorchScript archive, a program with its weights inside: it is "
+            "not run. Get the weights as safetensors; OpenAI's are on the Hugging Face hub"
+        )
     try:
         state = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
@@ -91,6 +104,8 @@ def _open_pickle(file):
             f"{show(str(file))} is refused: damaged, or holds more than tensors, which could run "
             f"code ({type(error).__name__}); nothing in it was run. Get the weights as safetensors"
         ) from None
+    if isinstance(state, dict):
+        state = _unwrapped(state, torch.Tensor)
     dense = lambda x: (
         isinstance(x, torch.Tensor) and x.layout is torch.strided and x.device.type == "cpu"
     )
@@ -102,6 +117,25 @@ def _open_pickle(file):
             f"got {show(state if not isinstance(state, dict) else list(state)[:3])}"
         )
     return {name: _torch_tensor(torch, value.detach()) for name, value in state.items()}
+
+
+def _is_torchscript(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _unwrapped(state, tensor_type):
+    """The state dict of one that holds it beside numbers and texts, as in `{"model": …}`."""
+    for name in _WRAPPERS:
+        rest = [value for key, value in state.items() if key != name]
+        if isinstance(state.get(name), dict) and not any(
+            isinstance(value, (dict, list, tuple, tensor_type)) for value in rest
+        ):
+            return state[name]
+    return state
 
 
 def _torch_tensor(torch, value):

@@ -77,7 +77,7 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
         found |= {"tokens": output.tokens, "pooled": output.pooled}
         if hasattr(model, "encode_image"):
             found["projected"] = model.encode_image(images)
-        if hasattr(model, "classify"):
+        if getattr(model.config, "num_classes", 0):
             found["logits"] = model.classify(images)
         if hasattr(model, "text"):
             found |= _numbered("text ", model.text.hidden_states(token_ids))

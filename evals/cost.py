@@ -3,6 +3,7 @@
 import dataclasses
 
 from fna_jax import FNAConfig
+from models.vit import EncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,14 +11,12 @@ class VisionCost:
     """Multiply-adds of the vision blocks for one image.
 
     Attributes:
-      num_tokens: N, class token included.
       linear: of projections and MLPs, which FNA does not change.
       attention: of exact attention in all blocks.
       replaced: of exact attention in the blocks that run FNA.
       fna: of FNA in those blocks, farthest point sampling included.
     """
 
-    num_tokens: int
     linear: int
     attention: int
     replaced: int
@@ -41,33 +40,31 @@ class VisionCost:
         return total / (total - self.replaced + self.fna)
 
 
-def vision_cost(config, image_size: tuple[int, int], fna: FNAConfig) -> VisionCost:
-    """Counts for a vision config with `patch_size` and `encoder`, and an image (height, width)."""
-    encoder = config.encoder
+def vision_cost(encoder: EncoderConfig, num_tokens: int, fna: FNAConfig) -> VisionCost:
+    """Counts for a vision encoder and the number of its tokens."""
     width, heads, landmarks = encoder.width, encoder.num_heads, fna.num_landmarks
-    num_tokens = 1 + (image_size[0] // config.patch_size) * (image_size[1] // config.patch_size)
+    mlp_matrices = 3 if encoder.gated_mlp else 2
     exact = 2 * num_tokens**2 * width
     nystrom = 4 * num_tokens * landmarks * width + 2 * landmarks**2 * width
     inverse = 4 * fna.inverse_steps * landmarks**3 * heads
     features = width if fna.features == "input" else width // heads
     sampling = num_tokens * landmarks * features * (len(fna.layers) if fna.resample else 1)
     return VisionCost(
-        num_tokens=num_tokens,
-        linear=encoder.depth * num_tokens * width * (4 * width + 2 * encoder.mlp_dim),
+        linear=encoder.depth * num_tokens * width * (4 * width + mlp_matrices * encoder.mlp_dim),
         attention=encoder.depth * exact,
         replaced=len(fna.layers) * exact,
         fna=len(fna.layers) * (nystrom + inverse) + sampling,
     )
 
 
-def advice(config, image_size, fnas) -> str:
+def advice(encoder, num_tokens, fnas) -> str:
     """What FNA can gain in this model, in a sentence or two; honest when that is nothing."""
-    costs = [vision_cost(config, image_size, fna) for fna in fnas]
+    costs = [vision_cost(encoder, num_tokens, fna) for fna in fnas]
     one = costs[0]
     counted = ", ".join(f"{c.speedup:.2f} (S = {f.num_landmarks})" for c, f in zip(costs, fnas))
     text = (
-        f"At {one.num_tokens} tokens attention is {100 * one.attention_share:.0f} % of this vision "
-        f"tower's arithmetic. FNA in {len(fnas[0].layers)} of {config.encoder.depth} blocks could "
+        f"At {num_tokens} tokens attention is {100 * one.attention_share:.0f} % of this vision "
+        f"tower's arithmetic. FNA in {len(fnas[0].layers)} of {encoder.depth} blocks could "
         f"make it at most {one.most_speedup:.2f} times faster; counting FNA's own work: {counted}."
     )
     if max(cost.speedup for cost in costs) < 1.1:

@@ -65,7 +65,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     arms = make_arms(config.fna, pretrained.model.config.vision.encoder.depth)
     datasets = open_datasets(config)
     image, _ = next(readers.batches(datasets.fidelity_images[:1], pretrained.preprocess, 1))
-    _check(arms, pretrained, image)
+    num_tokens = pretrained.model.vision.embed(image).shape[1]
+    _check(arms, pretrained, num_tokens)
     folder = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint()) / "points"
     folder.mkdir(exist_ok=True)
 
@@ -79,12 +80,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
         points.append(json.loads(file.read_text()))
 
     fnas = {arm.fna.num_landmarks: arm.fna for arm in arms if arm.fna}
-    vision = pretrained.model.config.vision
+    encoder = pretrained.model.config.vision.encoder
     return {
         "model": pretrained.name.replace(f"{ROOT}/", ""),
         "config": config.to_dict(),
         "environment": environment(),
-        "advice": advice(vision, image.shape[1:3], [*fnas.values()]) if fnas else "",
+        "advice": advice(encoder, num_tokens, [*fnas.values()]) if fnas else "",
         "points": points,
     }
 
@@ -174,9 +175,8 @@ def check_settings(config) -> None:
             )
 
 
-def _check(arms, pretrained, image):
+def _check(arms, pretrained, num_tokens):
     """Raises ValueError for an arm that the model cannot run, before the first one runs."""
-    num_tokens = pretrained.model.vision.embed(image).shape[1]
     for arm in arms:
         pretrained.with_attention(arm.fna)  # knows the blocks
         if arm.fna and arm.fna.num_landmarks > num_tokens:

@@ -12,6 +12,7 @@ from flax import nnx
 
 import convert
 import models
+from convert.sources import find_weights
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.tokenizer import load_tokenizer
 
@@ -49,17 +50,23 @@ def open_pretrained(source, revision=None) -> Pretrained:
     """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
 
     Raises:
-      FileNotFoundError, ValueError: nothing usable there, or tokenizer or preprocessing missing.
+      FileNotFoundError, ValueError: nothing usable there, a model without a text tower, or
+        tokenizer or preprocessing missing.
     """
     path = pathlib.Path(source).expanduser()
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
-        model = models.load(path)
+        model, weights = models.load(path), path
     else:
         path = convert.fetch(source, revision)
-        model = convert.load_pretrained(path)
-        path = path if path.is_dir() else path.parent
+        model, weights = convert.load_pretrained(path), find_weights(path)
+        path = weights.parent
+    if not hasattr(model.config, "text"):
+        raise ValueError(
+            f"{source} is a {models.registry.family_of(model)}, which has no text tower: zero-shot "
+            "classification and retrieval compare images with texts; take a CLIP or a SigLIP"
+        )
     text = model.config.text
     return Pretrained(
         name=str(source),
@@ -67,5 +74,5 @@ def open_pretrained(source, revision=None) -> Pretrained:
         tokenize=load_tokenizer(
             path, context_length=text.context_length, vocab_size=text.vocab_size
         ),
-        preprocess=load_preprocessor(path),
+        preprocess=load_preprocessor(weights),
     )

@@ -1,124 +1,242 @@
-"""Images to model input by the `preprocessor_config.json` that lies beside a checkpoint."""
+"""The preprocessing of a checkpoint from the file that it was published with."""
 
-import dataclasses
 import json
 import math
 import pathlib
+import re
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-_SIDES = ("height", "width")
+from models.preprocessor import Preprocessor
 
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessor:
-    """Resize, crop, scale to 0..1, normalise: what the checkpoint was trained with.
-
-    Attributes:
-      resize: side in pixels, of the shorter side or of a square; None keeps the size.
-      keep_aspect: whether `resize` is the shorter side's.
-      crop: side of the centre crop, or None.
-      mean, std: per channel, of values in 0..1.
-      resample: Pillow's filter number; 3 is bicubic.
-    """
-
-    resize: int | None
-    crop: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resample: int = 3
-    keep_aspect: bool = True
-
-    def __call__(self, image):
-        """float32 `[height, width, 3]` of a Pillow image of any mode, or a uint8 or 0..1 array."""
-        if isinstance(image, np.ndarray):
-            image = _image_of(image)
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        if self.resize:
-            image = image.resize(self._size(image.size), Image.Resampling(self.resample))
-        pixels = np.asarray(image, np.float32) / 255
-        if self.crop:
-            pixels = _centre_crop(pixels, self.crop)
-        return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-
-    def _size(self, size):
-        if not self.keep_aspect:
-            return self.resize, self.resize
-        shorter = min(size)
-        return tuple(int(self.resize * side / shorter) for side in size)
+_OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def load_preprocessor(path) -> Preprocessor:
-    """The preprocessor of a checkpoint directory.
+    """The preprocessing of a checkpoint, by the file of the library that its weights are for.
+
+    That is the first of `processor_config.json` and `preprocessor_config.json` of transformers,
+    `config.json` of timm and `open_clip_config.json`; the last comes first for a file of weights
+    whose name begins with `open_clip_`.
+
+    Args:
+      path: the checkpoint's directory, or its file of weights.
 
     Raises:
-      FileNotFoundError: no `preprocessor_config.json` there.
+      FileNotFoundError: none of these files is there.
       ValueError: a file that is damaged or asks for what is not supported.
     """
-    file = pathlib.Path(path) / "preprocessor_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: copy it beside the checkpoint")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        _refuse_unsupported(values)
-        return Preprocessor(
-            resize=_side(values.get("size")) if values.get("do_resize", True) else None,
-            crop=_side(values.get("crop_size")) if values.get("do_center_crop", False) else None,
-            mean=_channels(values["image_mean"]),
-            std=_channels(values["image_std"]),
-            resample=int(values.get("resample", 3)),
-            keep_aspect=not isinstance(values.get("size"), dict) or "height" not in values["size"],
-        )
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be used: {error!r}") from None
+    path = pathlib.Path(path)
+    names = list(_READERS)
+    if path.name.startswith("open_clip_") and path.is_file():
+        names = [_OPEN_CLIP_CONFIG, *names]
+    folder = path.parent if path.is_file() else path
+    for file in (folder / name for name in names):
+        if file.is_file():
+            try:
+                preprocessor = _READERS[file.name](_read(file), folder)
+            except _ERRORS as error:  # hostile JSON raises all of these
+                raise ValueError(f"{file} cannot be used: {error!r}") from None
+            if preprocessor is not None:
+                return preprocessor
+    raise FileNotFoundError(
+        f"{folder} says nothing of preprocessing in any of {', '.join(_READERS)}: copy the one "
+        "that was published with the checkpoint there"
+    )
 
 
-def _refuse_unsupported(values):
-    if not values.get("do_rescale", True) or not values.get("do_normalize", True):
-        raise ValueError("do_rescale and do_normalize must be on")
-    if min(values["image_std"]) <= 0:
-        raise ValueError(f"image_std must be positive, got {values['image_std']}")
-    if not math.isclose(values.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise ValueError(f"rescale_factor must be 1/255, got {values['rescale_factor']}")
+def _read(file):
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _side(size):
-    """The side in pixels of Hugging Face's size: an int, a shortest edge, or a square."""
+def _class(statistics, size, resample=3, **fields):
+    mean, std = statistics
+    return {"image_mean": mean, "image_std": std, "size": size, "resample": resample} | fields
+
+
+# What the classes of transformers do where the file says nothing.
+_CROPPED = _class(
+    _OPENAI, {"shortest_edge": 224}, do_center_crop=True, crop_size=224, do_convert_rgb=True
+)
+_CLASSES = {
+    "CLIP": _CROPPED,
+    "Bit": _CROPPED,
+    "Siglip": _class(_HALF, [224, 224], do_convert_rgb=True),
+    "ViT": _class(_HALF, [224, 224], resample=2),
+    "DeiT": _class(_HALF, [256, 256], do_center_crop=True, crop_size=224),
+    "DINOv3ViT": _class(_IMAGENET, [224, 224], resample=2),
+}
+_INTEGER_IS_SQUARE = ("ViT", "DeiT", "DINOv3ViT")  # for the others it is the shorter side
+_CLASS_OF_MODEL_TYPE = {
+    "clip": "CLIP",
+    "dinov2": "Bit",
+    "dinov3_vit": "DINOv3ViT",
+    "siglip": "Siglip",
+    "vit": "ViT",
+    "vit_mae": "ViT",
+}
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+
+def _from_processor(values, folder):
+    """As transformers 5 writes it for models of images and text."""
+    if "image_processor" not in values:
+        return None
+    return _from_preprocessor(values["image_processor"], folder)
+
+
+def _from_preprocessor(values, folder):
+    name = _class_of(values, folder)
+    values = {"resample": 3} | _CLASSES.get(name, {}) | values
+    for step in filter(re.compile("do_").match, values):
+        _expect(step in _STEPS or not values[step], step, values[step])
+    _expect(values.get("do_rescale", True), "do_rescale", False)
+    _expect(values["resample"] in (1, 2, 3), "resample", values["resample"])
+    factor = values.get("rescale_factor", 1 / 255)
+    _expect(math.isclose(factor, 1 / 255, rel_tol=1e-6), "rescale_factor", factor)
+    resizes = values.get("do_resize", True)
+    resize, fit = _size_and_fit(values["size"], name) if resizes else (None, "fill")
+    normalised = values.get("do_normalize", True)
+    return Preprocessor(
+        resize=resize,
+        crop=_pair("crop_size", values["crop_size"]) if values.get("do_center_crop") else None,
+        mean=_channels("image_mean", values["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        std=_scales("image_std", values["image_std"]) if normalised else (1.0, 1.0, 1.0),
+        resample=int(values["resample"]),
+        fit=fit,
+        levels=name != "DINOv3ViT",  # which scales to 0..1 before it resizes
+        on_white=bool(values.get("do_convert_rgb")),
+    )
+
+
+def _class_of(values, folder):
+    """A key of `_CLASSES`; None for a file that names no class and lies beside no config."""
+    for field in ("image_processor_type", "feature_extractor_type"):
+        if field in values:
+            name = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", values[field])
+            _expect(name in _CLASSES, field, values[field])
+            return name
+    if not (config := folder / "config.json").is_file():
+        return None
+    return _one_of("model_type", _read(config).get("model_type"), _CLASS_OF_MODEL_TYPE)
+
+
+def _size_and_fit(size, name):
     if isinstance(size, dict):
-        sides = {size["shortest_edge"]} if "shortest_edge" in size else {*map(size.get, _SIDES)}
-        if len(sides) != 1:
-            raise ValueError(f"only square sizes are supported, got {size}")
-        (size,) = sides
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"a size must be a positive integer, got {size!r}")
-    return size
+        size = {key: side for key, side in size.items() if side is not None}
+        if size.keys() == {"shortest_edge"}:
+            return _pair("size", size["shortest_edge"]), "cover"
+    if isinstance(size, int):
+        _expect(name is not None, "an integer size without image_processor_type", size)
+        return _pair("size", size), "fill" if name in _INTEGER_IS_SQUARE else "cover"
+    return _pair("size", size), "fill"
 
 
-def _channels(values):
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"expected a number for each of three channels, got {values}")
-    return tuple(float(value) for value in values)
+def _from_timm(values, folder):
+    if "architecture" not in values:  # the config of another library
+        return None
+    defaults = {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "mean": _IMAGENET[0],
+        "std": _IMAGENET[1],
+    }
+    values = _over(defaults, values.get("pretrained_cfg", values))  # older files are flat
+    channels, *size = values["input_size"]
+    crop = _pair("input_size", size)
+    fit = _one_of("crop_mode", values["crop_mode"], {"center": "cover", "squash": "fill"})
+    _expect(channels == 3 and _fits(crop, fit), "input_size", values["input_size"])
+    _expect(0 < values["crop_pct"] <= 1, "crop_pct", values["crop_pct"])
+    filters = {filter.name.lower(): filter for filter in Image.Resampling}
+    return Preprocessor(
+        resize=tuple(int(side / values["crop_pct"]) for side in crop),
+        crop=crop,
+        mean=_channels("mean", values["mean"]),
+        std=_scales("std", values["std"]),
+        resample=_one_of("interpolation", values["interpolation"], filters),
+        fit=fit,
+        library="timm",
+    )
 
 
-def _image_of(pixels):
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too
-            raise ValueError(
-                f"a float image must lie in 0..1, got {pixels.min()} to {pixels.max()}"
-            )
-        pixels = np.round(pixels * 255).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"an image array must be uint8 or floats in 0..1, got {pixels.dtype}")
-    return Image.fromarray(pixels)
+def _from_open_clip(values, folder):
+    defaults = {
+        "mode": "RGB",
+        "mean": _OPENAI[0],
+        "std": _OPENAI[1],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    # The size is the model's, whatever the preprocessing says.
+    size = _pair("image_size", values["model_cfg"]["vision_cfg"].get("image_size", 224))
+    values = _over(defaults, values.get("preprocess_cfg", {}))
+    fits = {"shortest": "cover", "longest": "contain", "squash": "fill"}
+    fit = _one_of("resize_mode", values["resize_mode"], fits)
+    _expect(_fits(size, fit), "image_size", size)
+    _expect(values["mode"] == "RGB", "mode", values["mode"])
+    _expect(fit != "contain" or values["fill_color"] == 0, "fill_color", values["fill_color"])
+    filters = {"bicubic": 3, "bilinear": 2, "random": 3}  # random in training only
+    return Preprocessor(
+        resize=size,
+        crop=size,
+        mean=_channels("mean", values["mean"]),
+        std=_scales("std", values["std"]),
+        resample=_one_of("interpolation", values["interpolation"], filters),
+        fit=fit,
+        library="open_clip",
+    )
 
 
-def _centre_crop(pixels, side):
-    """`[side, side, 3]` from the middle; black where the image is smaller."""
-    height, width = pixels.shape[:2]
-    top, left = (height - side) // 2, (width - side) // 2
-    out = np.zeros((side, side, 3), np.float32)
-    inner = pixels[max(top, 0) : max(top, 0) + side, max(left, 0) : max(left, 0) + side]
-    y, x = max(-top, 0), max(-left, 0)
-    out[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
-    return out
+_READERS = {
+    "processor_config.json": _from_processor,
+    "preprocessor_config.json": _from_preprocessor,
+    "config.json": _from_timm,
+    _OPEN_CLIP_CONFIG: _from_open_clip,
+}
+
+
+def _over(defaults, values):
+    return defaults | {name: value for name, value in values.items() if value is not None}
+
+
+def _expect(supported, field, value):
+    if not supported:
+        raise ValueError(f"{field} {value!r} is not supported")
+
+
+def _one_of(field, value, known):
+    _expect(isinstance(value, str) and value in known, field, value)
+    return known[value]
+
+
+def _pair(field, size):
+    """Height and width in pixels of an integer, a pair, or a dictionary of the two."""
+    sides = size
+    if isinstance(size, dict):
+        _expect(size.keys() == {"height", "width"}, field, size)
+        sides = [size["height"], size["width"]]
+    elif isinstance(size, int):
+        sides = [size, size]
+    _expect(len(sides) == 2 and all(type(side) is int and side > 0 for side in sides), field, size)
+    return tuple(sides)
+
+
+def _fits(size, fit):
+    return fit != "cover" or size[0] == size[1]
+
+
+def _channels(field, values):
+    _expect(len(values) == 3 and all(map(math.isfinite, values)), field, values)
+    return tuple(map(float, values))
+
+
+def _scales(field, values):
+    _expect(all(value > 0 for value in values), field, values)
+    return _channels(field, values)

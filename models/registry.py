@@ -4,9 +4,10 @@ import dataclasses
 import difflib
 import typing
 
+import jax
 from flax import nnx
 
-from models import clip
+from models import clip, dinov2, dinov3, plain_vit, siglip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,13 @@ class Family:
     variants: dict[str, typing.Any]
 
 
-FAMILIES = {"clip": Family(clip.CLIP, clip.CLIPConfig, clip.VARIANTS)}
+FAMILIES = {
+    "clip": Family(clip.CLIP, clip.CLIPConfig, clip.VARIANTS),
+    "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
+    "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
+    "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
+    "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
+}
 
 
 def list_models() -> list[str]:
@@ -42,6 +49,21 @@ def create(name, *, rngs, **overrides) -> nnx.Module:
         if name in family.variants:
             return family.model(override(family.variants[name], overrides), rngs=rngs)
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, list_models())}")
+
+
+class _NoRandomness:
+    """Stands in for `nnx.Rngs` where only shapes are asked for.
+
+    A counter that is traced makes each use dearer than the one before: minutes for deep models.
+    """
+
+    def params(self):
+        return jax.random.key(0)
+
+
+def abstract_model(model_class, config) -> nnx.Module:
+    """A model whose leaves are shapes and dtypes without memory."""
+    return nnx.eval_shape(lambda: model_class(config, rngs=_NoRandomness()))
 
 
 def family_of(model) -> str:

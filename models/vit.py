@@ -212,11 +212,10 @@ class Block(nnx.Module):
         self.attention = Attention(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm2 = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
         self.mlp = mlp(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.scale1 = self.scale2 = _identity
-        if config.layer_scale:
-            self.scale1, self.scale2 = (
-                LayerScale(config.width, param_dtype=param_dtype) for _ in range(2)
-            )
+        self.scale1, self.scale2 = (
+            LayerScale(config.width, param_dtype=param_dtype) if config.layer_scale else _identity
+            for _ in range(2)
+        )
 
     def __call__(self, x, landmarks, attend):
         """x `[B, N, C]` and the landmarks after this block, and what `attend` recorded."""

@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import zipfile
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import tiny_clip
 from flax import nnx
 
 import convert
+from convert.originals import prepare_libraries
 
 pytestmark = pytest.mark.reference
 
@@ -24,6 +26,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def transformers(torch):
+    prepare_libraries()
     module = pytest.importorskip("transformers")
     if not module.__version__.startswith("5."):
         pytest.skip(f"written for transformers 5, found {module.__version__}")
@@ -125,7 +128,7 @@ def test_defaults_are_those_of_transformers(transformers, tmp_path, left_out):
     values = transformers.CLIPConfig().to_dict()
     del values[left_out]
     full = transformers.CLIPConfig().to_dict()
-    parse = convert.families.FAMILIES["clip"].parse_config
+    parse = convert.clip.parse_config
     assert parse(values) == parse(full)
 
 
@@ -135,7 +138,7 @@ def test_a_section_dict_wins_as_in_transformers(transformers):
         "text_config": {"hidden_size": 64, "eos_token_id": 2, "layer_norm_eps": 1e-3},
         "text_config_dict": {"hidden_size": 32},
     }
-    parse = convert.families.FAMILIES["clip"].parse_config
+    parse = convert.clip.parse_config
     theirs = transformers.CLIPConfig(**values).to_dict()
     assert parse(values) == parse(theirs)
 
@@ -171,6 +174,12 @@ def test_pickles_equal_safetensors(torch, tmp_path, pickled, name, zipped, dtype
         np.testing.assert_array_equal(np.asarray(a, np.float32), b)
 
 
+@pytest.mark.parametrize("name", ["model", "state_dict"])
+def test_a_state_dict_under_a_name_is_read(torch, pickled, name):
+    torch.save({name: state_dict(torch), "epoch": 3, "arch": "vit"}, pickled)
+    assert len(jax.tree.leaves(nnx.state(convert.load_pretrained(pickled.parent)))) > 10
+
+
 class Bomb:
     """Touches a file when it is unpickled by anything that runs code."""
 
@@ -199,7 +208,10 @@ def test_code_is_refused_and_not_run(torch, tmp_path, pickled, refused, how):
     [
         (lambda torch: [torch.zeros(1)], "not a state dict"),
         (lambda torch: torch.zeros(1), "not a state dict"),
-        (lambda torch: {"state_dict": {"a": torch.zeros(1)}}, "not a state dict"),
+        (lambda torch: {"state_dict": {"a": torch.zeros(1)}}, "'a' is unknown"),
+        (lambda torch: {"model": {"a": torch.zeros(1)}, "ema": {}}, "not a state dict"),
+        (lambda torch: {"model": {"a": torch.zeros(1)}, "x": torch.zeros(1)}, "not a state dict"),
+        (lambda torch: {"model": {"model": {"a": torch.zeros(1)}}}, "not a state dict"),
         (lambda torch: {1: torch.zeros(1)}, "not a state dict"),
         (lambda torch: {"a": torch.eye(2).to_sparse()}, "not a state dict"),
         (lambda torch: {"a": torch.zeros(1, device="meta")}, "not a state dict"),
@@ -212,6 +224,13 @@ def test_code_is_refused_and_not_run(torch, tmp_path, pickled, refused, how):
 def test_pickles_that_are_not_the_state_dict(torch, pickled, refused, make, word):
     torch.save(make(torch), pickled)
     assert word in refused(pickled.parent)
+
+
+def test_a_torchscript_archive_is_refused_by_name(pickled, refused):
+    with zipfile.ZipFile(pickled, "w") as archive:
+        archive.writestr("model/code/__torch__.py", "raise SystemExit")
+        archive.writestr("model/constants.pkl", pickle.dumps(()))
+    assert "TorchScript" in refused(pickled.parent)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])

@@ -10,14 +10,17 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import models
 from evals import evaluate as evaluation
 from evals.data import batches, coco_captions, image_folder
 from evals.evaluate import evaluate, landmark_examples
 from evals.fidelity import fidelity
+from evals.landmark_map import landmark_points
 from evals.pretrained import open_pretrained
 from evals.report import format_table, table_rows, write_report
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
+from tests import zoo
 from tests.conftest import REFERENCES
 from tests.evals.conftest import short_settings
 from training.companions import write_companions
@@ -224,6 +227,30 @@ def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, shor
     points = run(short_config, tmp_path / "run")
     assert {point["task"] for point in points} == {"zero_shot", "fidelity"}
     assert points[0]["num_images"] == 4
+
+
+def test_siglip_without_a_class_token_is_evaluated(tmp_path, short_config):
+    source = zoo.write("siglip_hf", tmp_path / "siglip")  # scenes of 64 pixels are 64 patches
+    write_companions(source)
+    short_config.model, short_config.fna.methods = str(source), ("fps",)
+    short_config.fna.num_landmarks = (64,)
+    results = evaluate(short_config, tmp_path / "run")
+    assert {point["task"] for point in results["points"]} == {"zero_shot", "retrieval", "fidelity"}
+    assert "At 64 tokens" in results["advice"]
+    pretrained = open_pretrained(str(source)).with_attention(FNAConfig((1,), 64))
+    (points,) = landmark_points(pretrained, np.zeros((1, 64, 64, 3), np.float32))
+    assert len(np.unique(points, axis=0)) == 64  # every patch, the first one too
+    short_config.fna.num_landmarks = (65,)
+    with pytest.raises(ValueError, match="more than the 64 tokens"):
+        evaluate(short_config, tmp_path / "other")
+
+
+def test_a_model_without_a_text_tower_is_refused(tmp_path):
+    encoder = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+    model = models.create("dinov2-vit-s-14", rngs=nnx.Rngs(0), image_size=28, encoder=encoder)
+    models.save(model, tmp_path / "model")
+    with pytest.raises(ValueError, match="dinov2, which has no text tower"):
+        open_pretrained(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

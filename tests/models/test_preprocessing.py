@@ -1,27 +1,16 @@
 import dataclasses
 import io
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from models.preprocessing import Preprocessor, load_preprocessor
+from models.preprocessing import Preprocessor
 
 HALF = (0.5, 0.5, 0.5)
-CLIP = Preprocessor(resize=32, crop=32, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
-OPENAI = {
-    "crop_size": {"height": 32, "width": 32},
-    "do_center_crop": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.48, 0.46, 0.41],
-    "image_std": [0.27, 0.26, 0.28],
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": 32},
-}
+ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+CLIP = Preprocessor((32, 32), (32, 32), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+LIBRARIES = ("transformers", "open_clip", "timm")
 
 
 def noise(height, width, seed=0):
@@ -34,12 +23,9 @@ def smooth(height, width):
     )
 
 
-@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}])
-def test_sizes_as_hugging_face_writes_them(tmp_path, size):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(OPENAI | {"size": size}))
-    square = isinstance(size, dict) and "height" in size
-    expected = dataclasses.replace(CLIP, resize=224, keep_aspect=not square)
-    assert load_preprocessor(tmp_path) == expected
+def plain(**changes):
+    """Neither resizes, crops nor normalises, but for the changes."""
+    return dataclasses.replace(Preprocessor(None, None, mean=ZERO, std=ONE), **changes)
 
 
 def test_without_resizing_it_is_the_formula():
@@ -50,21 +36,45 @@ def test_without_resizing_it_is_the_formula():
     assert out.dtype == np.float32
 
 
-def test_shorter_side_without_a_crop_keeps_the_shape():
-    uncropped = dataclasses.replace(CLIP, crop=None)
-    assert uncropped(noise(40, 80)).shape == (32, 64, 3)
-    assert dataclasses.replace(uncropped, keep_aspect=False)(noise(40, 80)).shape == (32, 32, 3)
+@pytest.mark.parametrize(
+    ("fit", "shape"), [("cover", (32, 65, 3)), ("contain", (16, 32, 3)), ("fill", (32, 32, 3))]
+)
+def test_fits(fit, shape):
+    assert plain(resize=(32, 32), fit=fit)(noise(40, 82)).shape == shape
 
 
-def test_shorter_side_then_centre_crop():
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_shorter_side_then_centre_crop(library):
     wide = smooth(40, 100)
-    out = CLIP(wide)
-    middle = CLIP(wide[:, 30:70])  # 40 × 40 around the centre
+    preprocess = dataclasses.replace(CLIP, library=library)
+    out = preprocess(wide)
+    middle = preprocess(wide[:, 30:70])  # 40 × 40 around the centre
     assert out.shape == (32, 32, 3)
     # The border sees other neighbours under the filter; the inside may not move by a pixel.
     assert (
         np.abs(out - middle)[:, 4:-4].max() < np.abs(np.roll(out, 1, 1) - middle)[:, 4:-4].max() / 3
     )
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("size", [(90, 200), (20, 31), (37, 185)])
+@pytest.mark.parametrize("make", [noise, smooth])
+def test_at_most_a_level_from_pillow(make, size, resample):
+    pixels = make(*size)
+    expected = np.asarray(Image.fromarray(pixels).resize((48, 48), resample), np.float32)
+    out = plain(resize=(48, 48), fit="fill", resample=resample)(pixels)
+    assert np.abs(out * 255 - expected).max() <= 1 + 1e-4
+    for library in ("open_clip", "timm"):
+        exact = plain(resize=(48, 48), fit="fill", resample=resample, library=library)(pixels)
+        np.testing.assert_allclose(exact * 255, expected, atol=1e-4)
+
+
+def test_without_levels_resizing_is_linear():
+    preprocess = plain(resize=(9, 9), fit="fill", levels=False)
+    white = Image.new("RGB", (5, 7), "white")
+    pixels = smooth(7, 5)
+    total = preprocess(pixels) + preprocess(255 - pixels)
+    np.testing.assert_allclose(total, preprocess(white), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
@@ -73,60 +83,58 @@ def test_every_mode_equals_its_rgb_conversion(mode):
     np.testing.assert_array_equal(CLIP(image), CLIP(image.convert("RGB")))
 
 
+def test_transparent_pixels_on_white():
+    image = Image.new("RGBA", (2, 1), (0, 0, 255, 0))
+    image.putpixel((1, 0), (0, 0, 255, 51))
+    np.testing.assert_allclose(plain(on_white=True)(image), [[[1, 1, 1], [0.8, 0.8, 1]]], atol=1e-6)
+    np.testing.assert_array_equal(plain()(image), [[[0, 0, 1], [0, 0, 1]]])
+
+
+def test_open_clip_resizes_palettes_without_mixing_colours():
+    image = Image.fromarray(noise(40, 50)).quantize(4)
+    preprocess = plain(resize=(32, 32), library="open_clip")
+    colours = {tuple(colour) for colour in np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()}
+    out = np.rint(preprocess(image) * 255).astype(int).reshape(-1, 3).tolist()
+    assert {tuple(colour) for colour in out} <= colours
+
+
 def test_floats_in_0_to_1_equal_uint8():
     pixels = noise(40, 50)
     np.testing.assert_array_equal(CLIP(pixels.astype(np.float32) / 255), CLIP(pixels))
 
 
-def test_exif_rotation_is_undone():
+@pytest.mark.parametrize("on_white", [False, True])
+def test_exif_rotation_is_undone(on_white):
+    preprocess = dataclasses.replace(CLIP, on_white=on_white)
     upright = Image.fromarray(smooth(40, 60))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown rotated by 90° clockwise
     file = io.BytesIO()
     upright.rotate(90, expand=True).save(file, "png", exif=exif)
-    np.testing.assert_array_equal(CLIP(Image.open(file)), CLIP(upright))
+    np.testing.assert_array_equal(preprocess(Image.open(file)), preprocess(upright))
 
 
-def test_crop_larger_than_the_image_is_filled_with_black():
-    out = Preprocessor(resize=None, crop=8, mean=HALF, std=HALF)(np.full((4, 6, 3), 255, np.uint8))
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_crop_larger_than_the_image_is_filled_with_black(library):
+    preprocess = Preprocessor(None, (8, 8), mean=HALF, std=HALF, library=library)
     expected = np.full((8, 8, 3), -1, np.float32)
-    expected[2:6, 1:7] = 1
-    np.testing.assert_array_equal(out, expected)
+    expected[1:6, 1:7] = 1
+    np.testing.assert_array_equal(preprocess(np.full((5, 6, 3), 255, np.uint8)), expected)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"image_mean": [0.5]},
-        {"image_std": None},
-        {"size": {"height": 3, "width": 4}},
-        {"do_rescale": False},
-        {"do_normalize": False},
-        {"rescale_factor": 1 / 127.5},
-        {"size": None},
-        {"size": 0},
-        {"size": {"shortest_edge": "224"}},
-        {"image_std": [0.5, 0.0, 0.5]},
-        {"image_mean": [0.5, float("nan"), 0.5]},
-    ],
-)
-def test_what_is_not_supported_is_refused(tmp_path, change):
-    file = tmp_path / "preprocessor_config.json"
-    file.write_text(json.dumps(OPENAI | change))
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json cannot be used"):
-        load_preprocessor(tmp_path)
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("height", "first"), [(4, 0), (5, 0), (6, 1), (8, 2)])
+def test_centre_of_an_even_or_flat_excess(library, height, first):
+    pixels = noise(height, 4)
+    out = plain(crop=(4, 4), library=library)(pixels)
+    np.testing.assert_allclose(out, pixels[first : first + 4] / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
-def test_damaged_file_is_refused(tmp_path, text):
-    (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(ValueError, match="cannot be used"):
-        load_preprocessor(tmp_path)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
-        load_preprocessor(tmp_path)
+@pytest.mark.parametrize(("library", "first"), [("transformers", 1), ("open_clip", 2), ("timm", 2)])
+def test_centre_of_an_odd_excess_by_library(library, first):
+    pixels = noise(4, 7)
+    out = plain(crop=(4, 4), library=library)(pixels)
+    np.testing.assert_allclose(out, pixels[:, first : first + 4] / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [-0.1, 255.0, np.nan])

@@ -1,3 +1,6 @@
+import json
+import sys
+
 import numpy as np
 import pytest
 import tokenizers
@@ -53,3 +56,164 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 def test_tokenizer_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="5 tokens, but the model 4"):
         load_tokenizer(write(tmp_path), context_length=5, vocab_size=4)
+
+
+def test_ids_beyond_a_gap_in_the_vocabulary_are_refused(tmp_path):
+    write(tmp_path, vocabulary=VOCABULARY | {"far": 9})
+    with pytest.raises(ValueError, match="10 tokens, but the model 9"):
+        load_tokenizer(tmp_path, context_length=5, vocab_size=9)
+
+
+# What tokenizer_config.json adds.
+
+
+def configure(folder, **fields):
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        (dict(), [0, 2, 1, 3, 3]),
+        (dict(pad_token="a"), [0, 2, 1, 2, 2]),
+        (dict(pad_token={"content": "a"}), [0, 2, 1, 2, 2]),
+        (dict(pad_token=None, padding_side="left"), [3, 3, 0, 2, 1]),
+        (dict(model_max_length=10**30), [0, 2, 1, 3, 3]),
+    ],
+)
+def test_the_config_comes_before_the_padding_section(tmp_path, fields, expected):
+    configure(write(tmp_path, pad="b"), **fields)
+    tokenize = load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+    np.testing.assert_array_equal(tokenize(["a"]), [expected])
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(pad_token="<none>"), "has no <none>"),
+        (dict(pad_token=3), "must be a string, got 3"),
+        (dict(padding_side="top"), "left or right, got 'top'"),
+        (dict(model_max_length=4), "texts of 4 tokens, but the model's have 5"),
+        (dict(model_max_length="long"), "cannot be used"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(tmp_path, fields, message):
+    configure(write(tmp_path), **fields)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    (write(tmp_path) / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json cannot be used"):
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+
+
+# SigLIP.
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        (dict(tokenizer_class="CLIPTokenizer"), [0, 4, 4, 3, 4, 1]),
+        (dict(do_lower_case=True), [0, 2, 4, 3, 4, 1]),
+        (dict(tokenizer_class="Siglip2Tokenizer"), [0, 2, 4, 3, 4, 1]),
+        (dict(processor_class="SiglipProcessor"), [0, 2, 4, 3, 4, 1]),
+        (dict(tokenizer_class="SiglipTokenizer"), [0, 2, 3, 1, 1, 1]),
+        (dict(tokenizer_class="SiglipTokenizer", do_lower_case=False), [0, 4, 3, 1, 1, 1]),
+    ],
+)  # fmt: skip
+def test_case_and_punctuation_as_the_model_was_trained(tmp_path, fields, expected):
+    configure(write(tmp_path), **fields)
+    tokenize = load_tokenizer(tmp_path, context_length=6, vocab_size=5)
+    np.testing.assert_array_equal(tokenize(["A, b!"]), [expected])
+
+
+def test_spiece_model_without_its_package_names_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ValueError, match="pip install sentencepiece"):
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+
+
+TEXTS = [
+    "a photo of a cat",
+    "A Photo, of a CAT!",
+    "  naïve \t café?!\nplaying\u2003in the\u00a0park ",
+    "",
+    " ",
+    "{}",
+    "don't stop a-b_c",
+    "…«quoted» ’apostrophe’ – dash",
+    "日本語 テキスト İstanbul ẞ ﬁ ΟΔΟΣ",
+    "a cat and a dog " * 30,
+]
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """A folder with a sentencepiece model of the special tokens of SigLIP's."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("spiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a cat", "two dogs playing in the park", "naïve"] * 9),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("fields", [{}, dict(do_lower_case=False), dict(pad_token="<unk>")])
+def test_spiece_model_is_read_as_transformers_does(spiece, fields):
+    transformers = pytest.importorskip("transformers")
+    configure(spiece, tokenizer_class="SiglipTokenizer", **fields)
+    original = transformers.SiglipTokenizer.from_pretrained(spiece)
+    settings = dict(padding="max_length", truncation=True, max_length=24)
+    tokenize = load_tokenizer(spiece, context_length=24, vocab_size=60)
+    np.testing.assert_array_equal(tokenize(TEXTS), original(TEXTS, **settings)["input_ids"])
+
+
+@pytest.mark.reference
+def test_spiece_model_needs_no_config_and_refuses_what_does_not_fit(spiece):
+    (spiece / "tokenizer_config.json").unlink(missing_ok=True)
+    tokenize = load_tokenizer(spiece, context_length=4, vocab_size=60)
+    np.testing.assert_array_equal(tokenize(["!?"]), [[1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="but the model 9"):
+        load_tokenizer(spiece, context_length=4, vocab_size=9)
+    configure(spiece, pad_token="<none>")
+    with pytest.raises(ValueError, match="lacks one of the tokens"):
+        load_tokenizer(spiece, context_length=4, vocab_size=60)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("fixed_padding", [True, False])
+def test_gemma_tokenizer_of_siglip2_is_read_as_transformers_does(tmp_path, fixed_padding):
+    transformers = pytest.importorskip("transformers")
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    vocabulary = {token: i for i, token in enumerate((*special, "▁", *"actT", "at", "▁a", "cat"))}
+    merges = [("a", "t"), ("▁", "a"), ("c", "at")]
+    transformers.Siglip2Tokenizer(vocab=vocabulary, merges=merges).save_pretrained(tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")  # as published
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    fields = {} if fixed_padding else dict(padding_side="right")
+    if fixed_padding:
+        tokenizer.enable_padding(length=64, pad_id=0, pad_token="<pad>")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    configure(
+        tmp_path, tokenizer_class="Siglip2Tokenizer", pad_token="<pad>", eos_token="<eos>", **fields
+    )
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    settings = dict(padding="max_length", truncation=True, max_length=24)
+    tokenize = load_tokenizer(tmp_path, context_length=24, vocab_size=len(vocabulary))
+    np.testing.assert_array_equal(tokenize(TEXTS), original(TEXTS, **settings)["input_ids"])

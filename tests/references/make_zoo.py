@@ -45,6 +45,16 @@ def save_open_clip(folder, values, scratch):
     safetensors.torch.save_file(model.state_dict(), scratch / "open_clip_model.safetensors")
 
 
+def save_timm(values, scratch):
+    """A new model of timm."""
+    import safetensors.torch
+    import timm
+
+    args = {"num_classes": values["num_classes"], **values.get("model_args", {})}
+    model = timm.create_model(values["architecture"], **args)
+    safetensors.torch.save_file(model.state_dict(), scratch / "model.safetensors")
+
+
 def save_new(folder, scratch):
     """Saves a new model of the config in `folder`, as its library does."""
     if (folder / "open_clip_config.json").is_file():
@@ -52,7 +62,10 @@ def save_new(folder, scratch):
         save_open_clip(folder, values, scratch)
     else:
         values = json.loads((folder / "config.json").read_text())
-        save_transformers(folder, values, scratch)
+        if "architecture" in values:
+            save_timm(values, scratch)
+        else:
+            save_transformers(folder, values, scratch)
 
 
 def write_case(case):

@@ -1,0 +1,66 @@
+"""Memory and time of `python -m convert` on a checkpoint of published size with random weights.
+
+    python -m benchmarks.conversion [--variant dinov2-vit-g-14]
+
+The conversion is a process of its own; its peak is the most memory that was resident at once.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import models.registry
+from benchmarks.published import write_random_checkpoint
+from benchmarks.rows import write_rows
+from convert import dinov2
+from evals.workdir import ROOT
+
+DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion")
+    parser.add_argument("--variant", default="dinov2-vit-g-14", help="a DINOv2")
+    parser.add_argument("--output", default=str(ROOT / "results" / "conversion.csv"))
+    arguments = parser.parse_args(argv)
+    config = models.registry.FAMILIES["dinov2"].variants[arguments.variant]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for file_dtype, dtype in DTYPES:
+            source = folder / "source"
+            file = write_random_checkpoint(source, dinov2.ORIGINAL, config, dtype=file_dtype)
+            row = measure(file, folder / "destination", dtype)
+            rows.append({"variant": arguments.variant, "file_dtype": file_dtype} | row)
+            shutil.rmtree(source)
+            shutil.rmtree(folder / "destination")
+    print(write_rows(arguments.output, rows))
+
+
+def measure(file, destination, dtype) -> dict:
+    """Sizes in GB, the peak over the size of the file, and seconds of one conversion."""
+    command = [sys.executable, "-m", "convert", str(file), str(destination), "--dtype", dtype]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} failed")
+    size, peak = file.stat().st_size, 1024 * usage.ru_maxrss
+    return {
+        "dtype": dtype,
+        "file_gb": round(size / 1e9, 3),
+        "peak_gb": round(peak / 1e9, 3),
+        "peak_over_file": round(peak / size, 2),
+        "seconds": round(seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Checkpoints of published sizes with random weights, in the files of their original libraries."""
+
+import json
+import math
+import zlib
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from flax import nnx, traverse_util
+
+import models.registry
+from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
+from convert.layout import Layout
+from models.clip import CLIPConfig
+from models.dinov2 import DINOv2Config
+from models.dinov3 import DINOv3Config
+from models.plain_vit import ViTConfig
+from models.siglip import SigLIPConfig
+from models.vit import EncoderConfig
+
+
+def layouts_of(config) -> list[tuple[Layout, dict]]:
+    """The layouts in which an installed library reads a model, with its config in each."""
+    match config:
+        case CLIPConfig() if config.vision.position_resize == "bicubic":
+            return [(clip.LAYOUT, _clip(config))]
+        case CLIPConfig():
+            return [(open_clip.LAYOUT, _open_clip(config))]
+        case DINOv2Config():
+            return [(dinov2.LAYOUT, _dinov2(config))]
+        case DINOv3Config():
+            return [(dinov3.LAYOUT, _dinov3(config))]
+        case SigLIPConfig():
+            return [(siglip.LAYOUT, _siglip(config))]
+        case ViTConfig():
+            return [(timm_vit.LAYOUT, _timm(config)), (hf_vit.LAYOUT, _hf_vit(config))]
+
+
+def _encoder(encoder: EncoderConfig):
+    return {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": encoder.mlp_dim,
+        "hidden_act": encoder.activation,
+        "layer_norm_eps": encoder.layer_norm_epsilon,
+    }
+
+
+def _image(config):
+    return {"image_size": config.image_size, "patch_size": config.patch_size}
+
+
+def _text(config):
+    return _encoder(config.encoder) | {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+    }
+
+
+def _clip(config):
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.projection_dim,
+        "text_config": _text(config.text) | {"eos_token_id": 2},
+        "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
+    }
+
+
+def _open_clip(config):
+    vision, text = config.vision.encoder, config.text.encoder
+    vision_cfg = _image(config.vision) | {
+        "layers": vision.depth,
+        "width": vision.width,
+        "head_width": vision.width // vision.num_heads,
+        # As open_clip's own configs: int(width · ratio) is the width of the MLP.
+        "mlp_ratio": math.ceil(1e4 * vision.mlp_dim / vision.width) / 1e4,
+    }
+    text_cfg = {
+        "context_length": config.text.context_length,
+        "vocab_size": config.text.vocab_size,
+        "width": text.width,
+        "heads": text.num_heads,
+        "layers": text.depth,
+    }
+    model_cfg = {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": vision.activation == "quick_gelu",
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+    }
+    return {"model_cfg": model_cfg, "preprocess_cfg": {}}
+
+
+def _dinov2(config):
+    encoder = config.encoder
+    values = _encoder(encoder) | _image(config)
+    del values["intermediate_size"]
+    values |= {"mlp_ratio": 4, "use_swiglu_ffn": encoder.gated_mlp, "hidden_act": "gelu"}
+    if config.num_registers:
+        return values | {
+            "architectures": ["Dinov2WithRegistersModel"],
+            "model_type": "dinov2_with_registers",
+            "num_register_tokens": config.num_registers,
+        }
+    return values | {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+
+
+def _dinov3(config):
+    biases = {f"{x}_bias": x[0] in config.encoder.biases for x in ("query", "key", "value")}
+    return {
+        "architectures": ["DINOv3ViTModel"],
+        "model_type": "dinov3_vit",
+        "use_gated_mlp": config.encoder.gated_mlp,
+        "num_register_tokens": config.num_registers,
+        "rope_theta": config.rope_theta,
+        **_encoder(config.encoder),
+        **_image(config),
+        **biases,
+    }
+
+
+def _siglip(config):
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
+        "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
+    }
+
+
+def _hf_vit(config):
+    values = _encoder(config.encoder) | _image(config)
+    if not config.num_classes:
+        return values | {"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}
+    architecture = "ViTForImageClassification"
+    labels = {"num_labels": config.num_classes}
+    return values | {"architectures": [architecture], "model_type": "vit"} | labels
+
+
+def _timm(config):
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+    width = config.encoder.width
+    return {
+        "architecture": f"vit_{size[width]}_patch{config.patch_size}_{config.image_size}",
+        "num_classes": config.num_classes,
+        "model_args": {"depth": config.encoder.depth},
+    }
+
+
+def write_random_checkpoint(folder, layout: Layout, config, values=None, *, dtype="float32"):
+    """Writes weights, and `values` as their config, under the names of the library.
+
+    Args:
+      folder: a new directory.
+      layout: of the files.
+      config: of the model.
+      values: the config in this layout; None for a layout that has none.
+      dtype: of the file.
+
+    Returns:
+      The file of weights.
+    """
+    folder.mkdir(parents=True)
+    prefix = "open_clip_" if layout.library == "open_clip" else ""
+    if values is not None:
+        (folder / f"{prefix}config.json").write_text(json.dumps(values, indent=2))
+    file = folder / f"{prefix}model.safetensors"
+    safetensors.numpy.save_file(random_tensors(layout, config, dtype), file)
+    return file
+
+
+def random_tensors(layout: Layout, config, dtype="float32") -> dict[str, np.ndarray]:
+    """Weights by the first of the layout's key tables, of about the scale of trained ones."""
+    family = models.registry.FAMILIES[layout.family]
+    state = nnx.to_pure_dict(nnx.state(models.registry.abstract_model(family.model, config)))
+    leaves = {".".join(map(str, path)): x for path, x in traverse_util.flatten_dict(state).items()}
+    numpy_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    arrays = {}
+    for row in layout.tables(config)[0].rows:
+        shape = row.transform.source_shape(leaves[row.target].shape)
+        if row.source not in arrays:
+            arrays[row.source] = _random(row.source, shape).astype(numpy_dtype)
+    return arrays
+
+
+def _random(name, shape):
+    """Fan-in scaled kernels; scales near one, or near a tenth where they scale a whole branch."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    value = np.asarray(rng.standard_normal(shape, dtype=np.float32))
+    if len(shape) > 1:
+        return value / np.float32(math.sqrt(math.prod(shape[1:])))
+    if "scale" in name or "gamma" in name or "lambda" in name:
+        return 0.1 * value + (2 if "logit" in name else 0.2)
+    return 0.1 * value + (not name.endswith("bias"))

@@ -1,0 +1,27 @@
+"""Result files: rows of numbers, each with the command, device and versions that made it."""
+
+import csv
+import io
+import pathlib
+
+from evals.workdir import environment, write_atomically
+
+
+def write_rows(output, rows, **versions) -> str:
+    """Writes rows as CSV to the file `output`, whole or not at all; the text.
+
+    Args:
+      output: a path; its folder is made if need be.
+      rows: dictionaries; a field that a row lacks stays empty.
+      **versions: of further libraries that took part.
+    """
+    fixed = environment() | versions
+    out = io.StringIO()
+    fields = dict.fromkeys(field for row in rows for field in row)
+    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | fixed for row in rows)
+    output = pathlib.Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, out.getvalue())
+    return out.getvalue()

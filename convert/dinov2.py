@@ -1,0 +1,213 @@
+"""DINOv2 as transformers and as its authors publish it: `config.json` and key tables."""
+
+from convert.errors import ConversionError
+from convert.fields import Fields
+from convert.layout import Layout, Parsed, Source, of_model_type
+from convert.rows import (
+    HF_DINO_ATTENTION,
+    HF_DINO_GATED_MLP,
+    HF_DINO_NORMS,
+    HF_VIT_ATTENTION,
+    TIMM_ATTENTION,
+    TIMM_MLP,
+    block_rows,
+    with_biases,
+)
+from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table, part
+from convert.tensors import shape_of
+from models.dinov2 import DINOv2Config, swiglu_dim
+from models.vit import EncoderConfig
+
+# The documented defaults of Dinov2Config and of Dinov2WithRegistersConfig.
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "image_size": 224,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+}
+_REGISTERS_DEFAULTS = _DEFAULTS | {"patch_size": 16, "num_register_tokens": 4}
+# Of training, and of the choice of feature maps by which detectors use the backbone.
+_IRRELEVANT = (
+    "layerscale_value",
+    "use_mask_token",
+    "apply_layernorm",
+    "reshape_hidden_states",
+    "stage_names",
+    "out_features",
+    "out_indices",
+)
+_MASK = "stands for masked patches in training"
+
+_HF_REST = (
+    ("embeddings.cls_token", "class_token", BATCHED),
+    ("embeddings.register_tokens", "registers", BATCHED),
+    ("embeddings.position_embeddings", "positions", BATCHED),
+    ("embeddings.patch_embeddings.projection.weight", "patch_embedding.conv.kernel", CONVOLUTION),
+    ("embeddings.patch_embeddings.projection.bias", "patch_embedding.conv.bias", SAME),
+    ("layernorm.weight", "final_norm.scale", SAME),
+    ("layernorm.bias", "final_norm.bias", SAME),
+)
+_HEAD = (
+    Row("classifier.weight", "head.kernel", LINEAR),
+    Row("classifier.bias", "head.bias", SAME),
+)
+_ORIGINAL_REST = (
+    ("cls_token", "class_token", BATCHED),
+    ("register_tokens", "registers", BATCHED),
+    ("pos_embed", "positions", BATCHED),
+    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
+    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+    ("norm.weight", "final_norm.scale", SAME),
+    ("norm.bias", "final_norm.bias", SAME),
+)
+_ORIGINAL_SCALES = (("ls1.gamma", "scale1.scale", SAME), ("ls2.gamma", "scale2.scale", SAME))
+
+
+def tables(config: DINOv2Config) -> tuple[Table, ...]:
+    """The key layouts of transformers: as published, and with the names that version 5 uses.
+
+    Version 5.23.0 writes the first too, unless called with `save_original_format=False`.
+    """
+    mlp = published_mlp = TIMM_MLP
+    if config.encoder.gated_mlp:
+        mlp, published_mlp = HF_DINO_GATED_MLP, _fused_mlp("mlp.weights_in", "mlp.weights_out")
+
+    prefix, head = "", ()
+    if config.num_classes:
+        prefix = "dinov2_with_registers." if config.num_registers else "dinov2."
+        head = _HEAD
+
+    def table(attention, mlp):
+        block = with_biases(HF_DINO_NORMS + attention + mlp, config.encoder.biases)
+        rows = _rows(config, _HF_REST, "encoder.layer", block, prefix)
+        return Table((*rows, *head), {f"{prefix}embeddings.mask_token": _MASK})
+
+    return table(HF_VIT_ATTENTION, published_mlp), table(HF_DINO_ATTENTION, mlp)
+
+
+def original_tables(config: DINOv2Config) -> tuple[Table, ...]:
+    """The key layout of the authors' `.pth` files."""
+    mlp = _fused_mlp("mlp.w12", "mlp.w3") if config.encoder.gated_mlp else TIMM_MLP
+    block = TIMM_ATTENTION + _ORIGINAL_SCALES + mlp
+    return (Table(_rows(config, _ORIGINAL_REST, "blocks", block), {"mask_token": _MASK}),)
+
+
+def _rows(config, rest, blocks, block, prefix=""):
+    return (
+        *(
+            Row(f"{prefix}{source}", target, transform)
+            for source, target, transform in rest
+            if target != "registers" or config.num_registers
+        ),
+        *block_rows(f"{prefix}{blocks}", "encoder.blocks", block, config.encoder.depth),
+    )
+
+
+def _fused_mlp(fused, out):
+    """The rows of a gated MLP whose gate is the first half of one layer."""
+    return (
+        (f"{fused}.weight", "mlp.gate.kernel", part(LINEAR, 0, 2)),
+        (f"{fused}.bias", "mlp.gate.bias", part(SAME, 0, 2)),
+        (f"{fused}.weight", "mlp.fc1.kernel", part(LINEAR, 1, 2)),
+        (f"{fused}.bias", "mlp.fc1.bias", part(SAME, 1, 2)),
+        (f"{out}.weight", "mlp.fc2.kernel", LINEAR),
+        (f"{out}.bias", "mlp.fc2.bias", SAME),
+    )
+
+
+def parse(source: Source) -> Parsed:
+    """The config of a model or a classifier of transformers from its `config.json`.
+
+    Raises:
+      ConversionError: a value that is not of its type, or that the model does not support.
+    """
+    with_registers = source.config.get("model_type") == "dinov2_with_registers"
+    defaults = _REGISTERS_DEFAULTS if with_registers else _DEFAULTS
+    fields = Fields("config.json", source.config, defaults)
+    num_registers = fields.size("num_register_tokens") if with_registers else 0
+    position_resize = "bicubic_antialias" if with_registers else "bicubic"
+    has_head = "classifier.weight" in source.tensors
+    num_classes = shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0
+    config = _config(fields, num_registers, position_resize, num_classes)
+    return Parsed(config, fields.unknown())
+
+
+def _config(fields, num_registers, position_resize, num_classes=0):
+    fields.fix(num_channels=3)
+    fields.ignore(*_IRRELEVANT)
+    width = fields.size("hidden_size")
+    ratio = fields.number("mlp_ratio", least=0.01, most=100)
+    gated = fields.flag("use_swiglu_ffn")
+    activation = fields.activation("hidden_act")
+    encoder = EncoderConfig(
+        width,
+        fields.depth("num_hidden_layers"),
+        fields.size("num_attention_heads"),
+        swiglu_dim(width, ratio) if gated else int(width * ratio),
+        "silu" if gated else activation,  # transformers has silu there whatever the field says
+        fields.epsilon("layer_norm_eps"),
+        biases="qkv" if fields.flag("qkv_bias") else "",
+        gated_mlp=gated,
+        layer_scale=True,
+    )
+    return DINOv2Config(
+        fields.size("image_size"),
+        fields.size("patch_size"),
+        position_resize,
+        num_registers,
+        encoder,
+        num_classes,
+    )
+
+
+def parse_original(source: Source) -> Parsed:
+    """The config of the authors' model from the shapes; all of theirs have heads of 64 channels.
+
+    Raises:
+      ConversionError: shapes that no DINOv2 of the authors has.
+    """
+    width, _, patch_size, _ = shape_of(source.tensors, "patch_embed.proj.weight", 4)
+    num_positions = shape_of(source.tensors, "pos_embed", 3)[1]
+    has_registers = "register_tokens" in source.tensors
+    num_registers = shape_of(source.tensors, "register_tokens", 3)[1] if has_registers else 0
+    if width % 64:
+        raise ConversionError(f"width {width} does not divide into heads of 64 channels")
+    values = {
+        "hidden_size": width,
+        "num_hidden_layers": sum(name.endswith(".ls1.gamma") for name in source.tensors),
+        "num_attention_heads": width // 64,
+        "image_size": round(max(num_positions - 1, 0) ** 0.5) * patch_size,
+        "patch_size": patch_size,
+        "use_swiglu_ffn": "blocks.0.mlp.w12.weight" in source.tensors,
+    }
+    fields = Fields("shapes", values, _DEFAULTS)
+    position_resize = "bicubic_antialias" if num_registers else "bicubic_offset"
+    return Parsed(_config(fields, num_registers, position_resize), [])
+
+
+LAYOUT = Layout(
+    family="dinov2",
+    library="transformers",
+    describes=of_model_type("dinov2", "dinov2_with_registers"),
+    has_keys=lambda names: any(
+        f"{prefix}encoder.layer.0.layer_scale1.lambda1" in names
+        for prefix in ("", "dinov2.", "dinov2_with_registers.")
+    ),
+    parse=parse,
+    tables=tables,
+)
+ORIGINAL = Layout(
+    family="dinov2",
+    library="original",
+    describes=lambda values: False,  # comes without
+    has_keys=lambda names: {"pos_embed", "mask_token", "blocks.0.ls1.gamma"} <= set(names),
+    parse=parse_original,
+    tables=original_tables,
+    needs_config=False,
+)

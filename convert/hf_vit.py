@@ -1,0 +1,145 @@
+"""ViT and MAE as Hugging Face's transformers, 4 and 5, writes them."""
+
+from convert.fields import Fields
+from convert.layout import Layout, Parsed, Source, of_model_type
+from convert.rows import HF_VIT_ATTENTION, block_rows, with_biases
+from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.tensors import shape_of
+from models.plain_vit import ViTConfig
+from models.vit import EncoderConfig
+
+_REFUSED = {
+    "deit": "its distillation token has no place in the family vit; the DeiT without distillation "
+    "are plain ViTs, as facebook/deit-base-patch16-224 is",
+    "vit_hybrid": "a convolutional network makes its patches",
+    "vit_msn": "none of its checkpoints was compared; the tensors are those of a ViT, which "
+    'model_type "vit" reads',
+    "vitdet": "it attends within windows",
+    "ijepa": "take I-JEPA in timm's layout, vit_huge_patch14_gap_224",
+    "beit": "it adds relative positions to its attention",
+    "data2vec-vision": "it adds relative positions to its attention",
+}
+
+# The documented defaults that ViTConfig and ViTMAEConfig share.
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "qkv_bias": True,
+}
+_IRRELEVANT = (
+    "encoder_stride",
+    "pooler_output_size",
+    "pooler_act",
+    "mask_ratio",
+    "norm_pix_loss",
+    "decoder_num_attention_heads",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_intermediate_size",
+)
+
+_BLOCK = (
+    ("layernorm_before.weight", "norm1.scale", SAME),
+    ("layernorm_before.bias", "norm1.bias", SAME),
+    *HF_VIT_ATTENTION,
+    ("layernorm_after.weight", "norm2.scale", SAME),
+    ("layernorm_after.bias", "norm2.bias", SAME),
+    ("intermediate.dense.weight", "mlp.fc1.kernel", LINEAR),
+    ("intermediate.dense.bias", "mlp.fc1.bias", SAME),
+    ("output.dense.weight", "mlp.fc2.kernel", LINEAR),
+    ("output.dense.bias", "mlp.fc2.bias", SAME),
+)
+_REST = (
+    ("embeddings.cls_token", "class_token", BATCHED),
+    ("embeddings.position_embeddings", "positions", BATCHED),
+    ("embeddings.patch_embeddings.projection.weight", "patch_embedding.conv.kernel", CONVOLUTION),
+    ("embeddings.patch_embeddings.projection.bias", "patch_embedding.conv.bias", SAME),
+    ("layernorm.weight", "norm.scale", SAME),
+    ("layernorm.bias", "norm.bias", SAME),
+)
+_HEAD = (
+    Row("classifier.weight", "head.kernel", LINEAR),
+    Row("classifier.bias", "head.bias", SAME),
+)
+
+_POOLER = "a layer and tanh on the class token, which no classifier of transformers uses"
+_DECODER = "the decoder, which reconstructs pixels in pretraining only"
+_DECODER_DEPTH = 12  # the deepest of MAE's paper (arXiv 2111.06377, table 1); 8 in all releases
+_WEIGHTS = ("weight", "bias")
+_DECODER_NAMES = (
+    *(f"decoder.0.{leaf}" for leaf in _WEIGHTS),  # of ViTForMaskedImageModeling
+    "decoder.mask_token",
+    "decoder.decoder_pos_embed",
+    *(f"decoder.decoder_{x}.{leaf}" for x in ("embed", "norm", "pred") for leaf in _WEIGHTS),
+    *(
+        f"decoder.{blocks}.{i}.{key}"
+        for blocks in ("decoder_layers", "decoder_encoder.layer")  # of transformers 4, 5
+        for i in range(_DECODER_DEPTH)
+        for key, *_ in _BLOCK
+    ),
+)
+
+
+def tables(config: ViTConfig) -> tuple[Table, ...]:
+    """The key layouts: the backbone under `vit.` with what stands on it, or alone."""
+
+    def table(prefix):
+        rows = [Row(f"{prefix}{source}", *row) for source, *row in _REST]
+        block = with_biases(_BLOCK, config.encoder.biases)
+        rows += block_rows(f"{prefix}encoder.layer", "encoder.blocks", block, config.encoder.depth)
+        ignored = dict.fromkeys((f"{prefix}pooler.dense.{leaf}" for leaf in _WEIGHTS), _POOLER)
+        ignored |= dict.fromkeys((f"{prefix}embeddings.mask_token", *_DECODER_NAMES), _DECODER)
+        return Table((*rows, *(_HEAD if config.num_classes else ())), ignored)
+
+    return table("vit."), table("")
+
+
+def parse(source: Source) -> Parsed:
+    """The config of a ViT from its `config.json`, the classes from the classifier's tensor.
+
+    Raises:
+      ConversionError: a value that is not of its type, or that the model does not support.
+    """
+    fields = Fields("config.json", source.config, _DEFAULTS)
+    fields.fix(num_channels=3)
+    fields.ignore(*_IRRELEVANT)
+    encoder = EncoderConfig(
+        fields.size("hidden_size"),
+        fields.depth("num_hidden_layers"),
+        fields.size("num_attention_heads"),
+        fields.size("intermediate_size"),
+        fields.activation("hidden_act"),
+        fields.epsilon("layer_norm_eps"),
+        biases="qkv" if fields.flag("qkv_bias") else "",
+    )
+    has_head = "classifier.weight" in source.tensors
+    config = ViTConfig(
+        fields.size("image_size"),
+        fields.size("patch_size"),
+        "bicubic",
+        encoder,
+        num_classes=shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0,
+    )
+    return Parsed(config, fields.unknown())
+
+
+def _has_keys(names):
+    own = "encoder.layer.0.layernorm_before.weight"
+    return own in names or f"vit.{own}" in names
+
+
+LAYOUT = Layout(
+    family="vit",
+    library="transformers",
+    describes=of_model_type("vit", "vit_mae"),
+    has_keys=_has_keys,
+    parse=parse,
+    tables=tables,
+    refused=_REFUSED,
+)

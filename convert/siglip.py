@@ -1,0 +1,149 @@
+"""SigLIP and fixed-resolution SigLIP 2 as Hugging Face's transformers writes them."""
+
+from convert.errors import ConversionError
+from convert.fields import Fields
+from convert.layout import Layout, Parsed, of_model_type
+from convert.rows import HF_CLIP_BLOCK, block_rows
+from convert.table import (
+    BATCHED,
+    CONVOLUTION,
+    FLAT,
+    LINEAR,
+    MERGE_HEADS,
+    SAME,
+    SPLIT_HEADS,
+    Row,
+    Table,
+    part,
+)
+from models.siglip import SigLIPConfig, SigLIPVisionConfig
+from models.text import TextConfig
+from models.vit import EncoderConfig
+
+_REFUSED = {
+    "siglip2": "NaFlex, of variable resolution; use a SigLIP 2 checkpoint of fixed resolution",
+    "siglip_vision_model": "the vision tower alone; convert the whole SiglipModel",
+    "siglip_text_model": "the text tower alone; convert the whole SiglipModel",
+}
+
+# The documented defaults of SiglipTextConfig and SiglipVisionConfig.
+_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_TEXT_DEFAULTS = _DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
+_VISION_DEFAULTS = _DEFAULTS | {"image_size": 224, "patch_size": 16}
+
+_POOLING = "vision_model.head"
+_QKV = tuple(enumerate(("query", "key", "value")))
+_REST = (
+    ("logit_scale", "logit_scale", FLAT),  # [1] in the file
+    ("logit_bias", "logit_bias", FLAT),
+    (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision.patch_embedding.conv.kernel",
+        CONVOLUTION,
+    ),
+    ("vision_model.embeddings.patch_embedding.bias", "vision.patch_embedding.conv.bias", SAME),
+    ("vision_model.embeddings.position_embedding.weight", "vision.positions", SAME),
+    ("vision_model.post_layernorm.weight", "vision.post_norm.scale", SAME),
+    ("vision_model.post_layernorm.bias", "vision.post_norm.bias", SAME),
+    (f"{_POOLING}.probe", "vision.pooling.probe", BATCHED),
+    *(
+        (
+            f"{_POOLING}.attention.in_proj_weight",
+            f"vision.pooling.attention.{name}.kernel",
+            part(SPLIT_HEADS, i, 3),
+        )
+        for i, name in _QKV
+    ),
+    *(
+        (
+            f"{_POOLING}.attention.in_proj_bias",
+            f"vision.pooling.attention.{name}.bias",
+            part(FLAT, i, 3),
+        )
+        for i, name in _QKV
+    ),
+    (f"{_POOLING}.attention.out_proj.weight", "vision.pooling.attention.out.kernel", MERGE_HEADS),
+    (f"{_POOLING}.attention.out_proj.bias", "vision.pooling.attention.out.bias", SAME),
+    (f"{_POOLING}.layernorm.weight", "vision.pooling.norm.scale", SAME),
+    (f"{_POOLING}.layernorm.bias", "vision.pooling.norm.bias", SAME),
+    (f"{_POOLING}.mlp.fc1.weight", "vision.pooling.mlp.fc1.kernel", LINEAR),
+    (f"{_POOLING}.mlp.fc1.bias", "vision.pooling.mlp.fc1.bias", SAME),
+    (f"{_POOLING}.mlp.fc2.weight", "vision.pooling.mlp.fc2.kernel", LINEAR),
+    (f"{_POOLING}.mlp.fc2.bias", "vision.pooling.mlp.fc2.bias", SAME),
+    ("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
+    ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
+    ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
+    ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
+    ("text_model.head.weight", "text_projection.kernel", LINEAR),
+    ("text_model.head.bias", "text_projection.bias", SAME),
+)
+_IGNORED = {
+    f"{tower}.embeddings.position_ids": "a buffer of older versions: 0, 1, 2, …, not a weight"
+    for tower in ("vision_model", "text_model")
+}
+
+
+def tables(config: SigLIPConfig) -> tuple[Table, ...]:
+    """The key layout of a whole SiglipModel."""
+    towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
+    rows = [Row(*row) for row in _REST]
+    for source, target, tower in towers:
+        names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
+        rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
+    return (Table(tuple(rows), _IGNORED),)
+
+
+def parse_config(values: dict) -> Parsed:
+    """The config of a SiglipModel from its `config.json`.
+
+    Raises:
+      ConversionError: a value that is not of its type, or that the model does not support.
+    """
+    whole = Fields("config.json", values, {})
+    whole.ignore("logit_scale_init_value", "projection_dim")  # of early files; not used
+    text = whole.section("text_config", _TEXT_DEFAULTS)
+    vision = whole.section("vision_config", _VISION_DEFAULTS)
+    vision.fix(num_channels=3, vision_use_head=True)
+    config = SigLIPConfig(
+        SigLIPVisionConfig(
+            vision.size("image_size"), vision.size("patch_size"), "bicubic", _encoder(vision)
+        ),
+        TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), _encoder(text)),
+    )
+    projected = text.size("projection_size" if "projection_size" in text.values else "hidden_size")
+    if projected != config.vision.encoder.width:
+        raise ConversionError(
+            f"texts are projected to {projected}, but images embedded in "
+            f"{config.vision.encoder.width}: text_config.projection_size must be "
+            "vision_config.hidden_size"
+        )
+    return Parsed(config, [*whole.unknown(), *text.unknown(), *vision.unknown()])
+
+
+def _encoder(section):
+    return EncoderConfig(
+        section.size("hidden_size"),
+        section.depth("num_hidden_layers"),
+        section.size("num_attention_heads"),
+        section.size("intermediate_size"),
+        section.activation("hidden_act"),
+        section.epsilon("layer_norm_eps"),
+    )
+
+
+LAYOUT = Layout(
+    family="siglip",
+    library="transformers",
+    describes=of_model_type("siglip"),
+    has_keys=lambda names: "vision_model.head.probe" in names,
+    parse=lambda source: parse_config(source.config),
+    tables=tables,
+    refused=_REFUSED,
+)

@@ -1,0 +1,254 @@
+"""ViT as timm writes it, and the original MAE and DeiT, whose names are the same."""
+
+import re
+
+from convert.errors import ConversionError, show
+from convert.fields import Fields
+from convert.layout import Layout, Parsed, Source
+from convert.rows import TIMM_ATTENTION, TIMM_MLP, block_rows, with_biases
+from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.tensors import shape_of
+from models.plain_vit import ViTConfig
+from models.vit import EncoderConfig
+
+_EPSILON = 1e-6  # of all that are supported; timm has no field for it
+
+_ARCHITECTURE = re.compile(
+    r"(?:vit|deit)_(?P<size>tiny|small|base|large|huge|giant|gigantic)"
+    r"_patch(?P<patch_size>\d+)(?P<gap>_gap)?_(?P<image_size>\d+)(?P<miil>_miil)?"
+)
+_SIZES = {  # width, blocks, heads, MLP ratio
+    "tiny": (192, 12, 3, 4.0),
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11),
+    "gigantic": (1664, 48, 16, 64 / 13),
+}
+# Those published without a config, MAE and DeiT among them, have the heads of these, by width.
+_OF_WIDTH = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}
+
+# Arguments of timm's VisionTransformer that change the computation, and their only values here.
+_FIXED = dict(
+    in_chans=3,
+    qk_norm=False,
+    scale_attn_norm=False,
+    scale_mlp_norm=False,
+    proj_bias=True,
+    init_values=None,
+    pos_embed="learn",
+    reg_tokens=0,
+    pre_norm=False,
+    final_norm=True,
+    embed_layer=None,
+    embed_norm_layer=None,
+    norm_layer=None,
+    act_layer=None,
+    block_fn=None,
+    mlp_layer=None,
+    attn_layer=None,
+)
+_IRRELEVANT = (
+    "dynamic_img_size",
+    "dynamic_img_pad",
+    "strict_img_size",
+    "drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+    "weight_init",
+    "fix_init",
+)
+
+_BOOKKEEPING = (
+    "architecture",
+    "num_features",
+    "pretrained_cfg",
+    "label_names",
+    "label_descriptions",
+)
+
+_DECODER = "MAE's decoder, which reconstructs pixels in pretraining only"
+_DECODER_DEPTH = 12  # the deepest of MAE's paper (arXiv 2111.06377, table 1); 8 in all releases
+_IGNORED = dict.fromkeys(
+    (
+        "mask_token",
+        "decoder_pos_embed",
+        *(
+            f"{module}.{leaf}"
+            for module in ("decoder_embed", "decoder_norm", "decoder_pred")
+            for leaf in ("weight", "bias")
+        ),
+        *(
+            f"decoder_blocks.{i}.{key}"
+            for i in range(_DECODER_DEPTH)
+            for key, *_ in (*TIMM_ATTENTION, *TIMM_MLP)
+        ),
+    ),
+    _DECODER,
+)
+
+
+def tables(config: ViTConfig) -> tuple[Table, ...]:
+    """The one key layout."""
+    norm = "norm" if config.norm == "tokens" else "fc_norm"
+    rows = [
+        Row("pos_embed", "positions", BATCHED),
+        Row("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
+        Row("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+        Row(f"{norm}.weight", "norm.scale", SAME),
+        Row(f"{norm}.bias", "norm.bias", SAME),
+    ]
+    if config.class_token:
+        rows.append(Row("cls_token", "class_token", BATCHED))
+    if config.num_classes:
+        rows += [Row("head.weight", "head.kernel", LINEAR), Row("head.bias", "head.bias", SAME)]
+    block = with_biases((*TIMM_ATTENTION, *TIMM_MLP), config.encoder.biases)
+    rows += block_rows("blocks", "encoder.blocks", block, config.encoder.depth)
+    return (Table(tuple(rows), _IGNORED),)
+
+
+def parse(source: Source) -> Parsed:
+    """The config of a ViT from timm's `config.json`, or from tensors of a width that is published.
+
+    Raises:
+      ConversionError: a value that is not of its type, or a model that computes anything else.
+    """
+    values = config_of(source.tensors) if source.config is None else source.config
+    whole = Fields("config.json", values, {})
+    whole.ignore(*_BOOKKEEPING)
+    args = _arguments(whole, _defaults(values.get("architecture")))
+    args.fix(**_FIXED)
+    args.ignore(*_IRRELEVANT)
+    num_classes = whole.integer("num_classes", most=2**20)
+    args.fix(num_classes=num_classes)
+    class_token = args.flag("class_token")
+    if class_token:
+        args.fix(no_embed_class=False, pool_include_prefix=False)
+    else:
+        args.ignore("no_embed_class", "pool_include_prefix")
+    pool = args.choice("global_pool", ("token", "avg"))
+    whole.fix(global_pool=pool)
+    config = ViTConfig(
+        args.size("img_size"),
+        args.size("patch_size"),
+        "bicubic_antialias",
+        _encoder(args),
+        class_token=class_token,
+        pool=pool,
+        norm="pooled" if _norms_pooled(args, pool) else "tokens",
+        num_classes=num_classes,
+    )
+    return Parsed(config, [*whole.unknown(), *args.unknown()])
+
+
+def _defaults(architecture):
+    """The arguments with which timm builds the architecture of this name.
+
+    Raises:
+      ConversionError: a name of an architecture that computes anything else.
+    """
+    match = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)
+    if not match:
+        raise ConversionError(
+            f"architecture {show(architecture)} is not a plain ViT of timm, which are named like "
+            "vit_base_patch16_224, vit_base_patch16_gap_224 or deit_base_patch16_224: take the "
+            "checkpoint in Hugging Face's layout, or its authors'"
+        )
+    width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
+    if match["size"] == "base" and match["gap"]:
+        num_heads = 16  # sic
+    return {
+        "img_size": int(match["image_size"]),
+        "patch_size": int(match["patch_size"]),
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "qkv_bias": not match["miil"],
+        "class_token": not match["gap"],
+        "global_pool": "avg" if match["gap"] else "token",
+        "fc_norm": False if match["gap"] else None,
+    }
+
+
+def _encoder(args):
+    width = args.size("embed_dim")
+    return EncoderConfig(
+        width,
+        args.depth("depth"),
+        args.size("num_heads"),
+        int(width * args.number("mlp_ratio", least=0.01, most=100)),
+        "gelu",
+        _EPSILON,
+        biases="qkv" if args.flag("qkv_bias") else "",
+    )
+
+
+def _norms_pooled(args, pool):
+    """Whether `fc_norm` stands in for `norm`: by default where the patches are averaged."""
+    if args.values.get("fc_norm", args.defaults["fc_norm"]) is None:
+        args.fix(fc_norm=None)
+        return pool == "avg"
+    return args.flag("fc_norm")
+
+
+def _arguments(whole, defaults):
+    """The section `model_args`; timm writes a square's side once or twice."""
+    args = whole.section("model_args", defaults)
+    sides = {
+        name: pair[0]
+        for name, pair in args.values.items()
+        if name in ("img_size", "patch_size") and isinstance(pair, list) and pair == pair[:1] * 2
+    }
+    return Fields(args.name, args.values | sides, defaults)
+
+
+def config_of(tensors) -> dict:
+    """What timm's `config.json` would say of tensors that were published without one.
+
+    Raises:
+      ConversionError: a width or a first token that leaves open what is computed.
+    """
+    width, _, patch_size, _ = shape_of(tensors, "patch_embed.proj.weight", 4)
+    if width not in _OF_WIDTH or "cls_token" not in tensors:
+        raise ConversionError(
+            f"a ViT of width {width} {'with' if 'cls_token' in tensors else 'without'} a class "
+            "token can be read only with the config.json that it was published with; without one, "
+            f"those of width {', '.join(map(str, _OF_WIDTH))} with a class token"
+        )
+    num_patches = shape_of(tensors, "pos_embed", 3)[1] - 1
+    return {
+        "architecture": _OF_WIDTH[width],
+        "num_classes": shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
+        "model_args": {
+            "img_size": round(max(num_patches, 0) ** 0.5) * patch_size,
+            "patch_size": patch_size,
+            "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
+        },
+    }
+
+
+def _has_keys(names):
+    own = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+    return all(name in names for name in own) and "blocks.0.ls1.gamma" not in names  # DINOv2's
+
+
+LAYOUT = Layout(
+    family="vit",
+    library="timm",
+    describes=lambda values: str(values.get("architecture")).startswith(("vit_", "deit")),
+    has_keys=_has_keys,
+    parse=parse,
+    tables=tables,
+    needs_config=False,
+)

@@ -1,0 +1,91 @@
+"""DINOv3 (arXiv 2508.10104): rotary positions, class token and registers in front.
+
+Shape letters: B batch, N tokens, H heads, D head dimension, C width, R registers, P patches.
+"""
+
+import dataclasses
+
+from models.dinov2 import DINOTower, check_not_negative
+from models.rotary import rotary_angles, rotate
+from models.vit import EncoderConfig, ModelConfig, check_patches
+
+
+@dataclasses.dataclass(frozen=True)
+class DINOv3Config(ModelConfig):
+    """A DINOv3; nothing in the model depends on `image_size`, a side it was trained with.
+
+    Attributes:
+      rope_theta: between 1 and this are the wavelengths of the rotation, in halves of an image.
+    """
+
+    image_size: int
+    patch_size: int
+    num_registers: int
+    rope_theta: float
+    encoder: EncoderConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_patches(self)
+        check_not_negative(self, "num_registers")
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
+        if self.head_dim % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4, got {self.head_dim}")
+
+    @property
+    def head_dim(self):
+        """D."""
+        return self.encoder.width // self.encoder.num_heads
+
+
+def _published(width, depth, num_heads, mlp_dim, *, biases="qv", gated=False):
+    """A released size."""
+    encoder = EncoderConfig(
+        width,
+        depth,
+        num_heads,
+        mlp_dim,
+        "silu" if gated else "gelu",
+        layer_norm_epsilon=1e-5,
+        biases=biases,
+        gated_mlp=gated,
+        layer_scale=True,
+    )
+    return DINOv3Config(224, 16, 4, 100.0, encoder)
+
+
+VARIANTS = {
+    "dinov3-vit-s-16": _published(384, 12, 6, 1536),
+    "dinov3-vit-s-plus-16": _published(384, 12, 6, 1536, gated=True),
+    "dinov3-vit-b-16": _published(768, 12, 12, 3072),
+    "dinov3-vit-l-16": _published(1024, 24, 16, 4096),
+    "dinov3-vit-h-plus-16": _published(1280, 32, 20, 5120, gated=True),
+    "dinov3-vit-7b-16": _published(4096, 40, 32, 8192, biases="", gated=True),
+}
+
+
+class DINOv3(DINOTower):
+    """DINOv3 with exact attention; `models.with_attention` gives a view that runs FNA.
+
+    Landmark features "q" and "k" are those that attention sees, after the rotation.
+    """
+
+    def embed(self, images):
+        """Tokens `[B, 1 + R + P, C]` before the first block: class token, registers, patches."""
+        self.patch_embedding.grid(images)  # raises for a size that does not divide
+        return self.with_prefix(self.patch_embedding(images), self.class_token[...])
+
+    def position_attends(self, attends, images):
+        """Each block's attention after the patches' query and key are rotated."""
+        angles = rotary_angles(
+            self.patch_embedding.grid(images), self.config.head_dim, theta=self.config.rope_theta
+        )
+
+        def turn(states):
+            return rotate(states, angles, num_prefix=self.num_prefix)
+
+        def rotated(attend):
+            return lambda x, query, key, *rest: attend(x, turn(query), turn(key), *rest)
+
+        return [rotated(attend) for attend in attends]

@@ -1,0 +1,112 @@
+"""Images to model input: resize, crop, scale to 0..1, normalise."""
+
+import dataclasses
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessor:
+    """What a checkpoint's images went through in the library that it comes from.
+
+    Attributes:
+      resize: height and width to resize to, by `fit`; None keeps the size.
+      crop: height and width of the centre crop, black where the image is smaller; or None.
+      mean, std: per channel, of values in 0..1.
+      resample: Pillow's filter number; 3 is bicubic.
+      fit: "fill" stretches to `resize`, "contain" fits the image into it, "cover" makes the shorter
+        side that of a square.
+      library: whose order and rounding to follow: "transformers", "open_clip" or "timm".
+      levels: whether resizing gives whole levels in 0..255; for "transformers" only.
+      on_white: whether transparent pixels show white, rather than the colour stored for them.
+    """
+
+    resize: tuple[int, int] | None
+    crop: tuple[int, int] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int = 3
+    fit: str = "cover"
+    library: str = "transformers"
+    levels: bool = True
+    on_white: bool = False
+
+    def __call__(self, image):
+        """float32 `[height, width, 3]` of a Pillow image of any mode, or a uint8 or 0..1 array.
+
+        Raises:
+          ValueError: an array of another type or range, or an image too narrow for its `fit`.
+        """
+        if isinstance(image, np.ndarray):
+            image = _image_of(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # otherwise it would be copied
+            image = ImageOps.exif_transpose(image)
+        if self.on_white and image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        # open_clip resizes in the image's own mode: palettes by nearest neighbour, RGBA by alpha.
+        if self.library != "open_clip" and image.mode != "RGB":
+            image = image.convert("RGB")
+        pixels = self._resized_and_cropped(image)
+        return (pixels / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+    def _resized_and_cropped(self, image):
+        size = self._size(*image.size) if self.resize else image.size
+        if self.library == "transformers" and size != image.size:
+            return self._resized_as_floats(image, size)
+        image = image.resize(size, self.resample) if size != image.size else image
+        return np.asarray(self._crop(image).convert("RGB"), np.float32)
+
+    def _resized_as_floats(self, image, size):
+        """Within a level of each of transformers' two ways, which differ by two from each other.
+
+        Pillow and torchvision resize the rows, then the columns, and round to levels after each.
+        Their weights differ in the last digits, so their roundings do. Limited to 0..255 after
+        each, but rounded only at the end, the result is less than 1.5 levels from both before that
+        rounding, and as all are whole numbers at most 1 after it.
+        """
+        channels = []
+        for channel in image.split():
+            channel = channel.convert("F").resize((size[0], image.height), self.resample)
+            if self.levels:
+                channel = Image.fromarray(np.clip(channel, 0, 255))
+            channels.append(self._crop(channel.resize(size, self.resample)))
+        pixels = np.stack(channels, axis=-1)
+        return np.clip(np.rint(pixels), 0, 255) if self.levels else pixels
+
+    def _size(self, width, height):
+        """Width and height after resizing, rounded as all three libraries do."""
+        to_height, to_width = self.resize
+        if self.fit == "fill":
+            return to_width, to_height
+        if self.fit == "contain":
+            scale = min(to_width / width, to_height / height)
+            return round(scale * width), round(scale * height)
+        shorter = min(width, height)
+        return int(to_width * width / shorter), int(to_height * height / shorter)
+
+    def _crop(self, image):
+        if not self.crop:
+            return image
+        height, width = self.crop
+        left, top = self._offset(image.width - width), self._offset(image.height - height)
+        return image.crop((left, top, left + width, top + height))
+
+    def _offset(self, excess):
+        """Half of the excess; where it is odd, the libraries put the pixel at different ends."""
+        return (
+            int(excess / 2) if self.library == "transformers" or excess < 0 else round(excess / 2)
+        )
+
+
+def _image_of(pixels):
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too
+            raise ValueError(
+                f"a float image must lie in 0..1, got {pixels.min()} to {pixels.max()}"
+            )
+        pixels = np.round(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an image array must be uint8 or floats in 0..1, got {pixels.dtype}")
+    return Image.fromarray(pixels)

@@ -1,0 +1,209 @@
+"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786) at a fixed resolution.
+
+Shape letters: B batch, N tokens, T text tokens, C width of the vision tower.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from fna_jax import exact_attention
+from models.clip import similarity
+from models.embeddings import POSITION_RESIZES, resize_positions
+from models.text import TextConfig, TextTower
+from models.vit import (
+    Attention,
+    EncoderConfig,
+    LayerNorm,
+    Mlp,
+    ModelConfig,
+    VisionConfig,
+    VisionOutput,
+    VisionTower,
+    check_choice,
+    check_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIPVisionConfig(VisionConfig):
+    """The vision tower. `image_size` need not divide by the patch: So400m/14 was trained at 384."""
+
+    def __post_init__(self):
+        check_positive(self, "patch_size")
+        check_choice(self, "position_resize", POSITION_RESIZES)
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is less than patch_size {self.patch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIPConfig(ModelConfig):
+    """A SigLIP model. Its embeddings have the width of the vision tower."""
+
+    vision: SigLIPVisionConfig
+    text: TextConfig
+
+
+_TOWERS = {  # (width, depth, heads, MLP width)
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant-opt": (1536, 40, 16, 6144),
+}
+
+
+def _released(size, patch_size, image_size, *, vocab_size, context_length=64):
+    """A released model; its text tower has the size of the vision tower, So400m for giant."""
+
+    def encoder(size):
+        return EncoderConfig(*_TOWERS[size], "gelu_pytorch_tanh", 1e-6)
+
+    text_size = "so400m" if size == "giant-opt" else size
+    return SigLIPConfig(
+        SigLIPVisionConfig(image_size, patch_size, "bicubic", encoder(size)),
+        TextConfig(vocab_size, context_length, encoder(text_size)),
+    )
+
+
+_SIGLIP2 = {  # image sizes by (size, patch)
+    ("b", 32): (256,),
+    ("b", 16): (224, 256, 384, 512),
+    ("l", 16): (256, 384, 512),
+    ("so400m", 14): (224, 384),
+    ("so400m", 16): (256, 384, 512),
+    ("giant-opt", 16): (256, 384),
+}
+VARIANTS = {
+    "siglip-vit-b-16-224": _released("b", 16, 224, vocab_size=32000),
+    "siglip-vit-b-16-256": _released("b", 16, 256, vocab_size=32000),
+    "siglip-vit-b-16-384": _released("b", 16, 384, vocab_size=32000),
+    "siglip-vit-b-16-512": _released("b", 16, 512, vocab_size=32000),
+    "siglip-vit-b-16-256-i18n": _released("b", 16, 256, vocab_size=250000),
+    "siglip-vit-l-16-256": _released("l", 16, 256, vocab_size=32000),
+    "siglip-vit-l-16-384": _released("l", 16, 384, vocab_size=32000),
+    "siglip-vit-so400m-14-224": _released("so400m", 14, 224, vocab_size=32000, context_length=16),
+    "siglip-vit-so400m-14-384": _released("so400m", 14, 384, vocab_size=32000),
+    "siglip-vit-so400m-16-256-i18n": _released("so400m", 16, 256, vocab_size=250000),
+} | {
+    f"siglip2-vit-{size}-{patch}-{image}": _released(size, patch, image, vocab_size=256000)
+    for (size, patch), images in _SIGLIP2.items()
+    for image in images
+}
+
+
+class AttentionPooling(nnx.Module):
+    """A learned probe attends to all tokens, then a residual MLP: `[B, N, C]` to `[B, C]`."""
+
+    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
+        dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+        normal = nnx.initializers.normal(config.width**-0.5)
+        self.probe = nnx.Param(normal(rngs.params(), (config.width,), param_dtype))
+        self.attention = Attention(config, **dtypes, rngs=rngs)
+        self.norm = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
+        self.mlp = Mlp(config, **dtypes, rngs=rngs)
+
+    def __call__(self, tokens):
+        # One query per image: exact attention costs O(N) here, and FNA has nothing to save.
+        probe = jnp.broadcast_to(
+            self.probe[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
+        )
+        attention = self.attention
+        out = exact_attention(
+            attention.query(probe), attention.key(tokens), attention.value(tokens)
+        )
+        x = attention.out(out)[:, 0]  # [B, C]
+        return x + self.mlp(self.norm(x))
+
+
+class SigLIPVisionTower(VisionTower):
+    """Patches only, no token in front; an attention pooling head.
+
+    Takes images of any size: pixels beyond the last whole patch are not seen, as in the original.
+    """
+
+    def __init__(self, config: SigLIPVisionConfig, *, dtype, param_dtype, rngs):
+        dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+        super().__init__(config, num_prefix=0, **dtypes, rngs=rngs)
+        self.position_resize = config.position_resize
+        width = config.encoder.width
+        num_positions = (config.image_size // config.patch_size) ** 2
+        normal = nnx.initializers.normal(width**-0.5)
+        self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
+        self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
+        self.pooling = AttentionPooling(config.encoder, **dtypes, rngs=rngs)
+
+    def embed(self, images):
+        """Tokens `[B, h·w, C]` before the first block."""
+        images = _whole_patches(images, self.patch_embedding.patch_size)
+        grid = self.patch_embedding.grid(images)
+        positions = resize_positions(
+            self.positions[...], grid, rule=self.position_resize, num_prefix=0
+        )
+        tokens = self.patch_embedding(images)
+        return tokens + positions.astype(tokens.dtype)
+
+    def finish(self, tokens):
+        """The tokens after layer norm, and what the pooling head makes of them."""
+        tokens = self.post_norm(tokens)
+        return tokens, self.pooling(tokens)
+
+
+def _whole_patches(images, patch_size):
+    """Images without the rows and columns beyond the last whole patch, one patch at least."""
+    ends = (max(side // patch_size, 1) * patch_size for side in images.shape[1:3])
+    return images[:, *(slice(end) for end in ends)]
+
+
+class SigLIPTextTower(TextTower):
+    """Not causal; the state of the last token is pooled, whatever it is: pad as in training."""
+
+    causal = False
+
+    def pool(self, tokens, token_ids):
+        """The last token's state `[B, C]`."""
+        del token_ids
+        return tokens[:, -1]
+
+
+class SigLIP(nnx.Module):
+    """SigLIP with exact attention; `models.with_attention` gives a view that runs FNA."""
+
+    def __init__(self, config: SigLIPConfig, *, rngs):
+        self.config = config
+        dtypes = config.dtypes()
+        self.vision = SigLIPVisionTower(config.vision, **dtypes, rngs=rngs)
+        self.text = SigLIPTextTower(config.text, **dtypes, rngs=rngs)
+        self.text_projection = nnx.Linear(
+            config.text.encoder.width, config.vision.encoder.width, **dtypes, rngs=rngs
+        )
+        param_dtype = dtypes["param_dtype"]
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, param_dtype)))  # SigLIP §3.2
+        self.logit_bias = nnx.Param(jnp.asarray(-10.0, param_dtype))
+
+    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
+        """Vision tokens and the image embeddings; see `VisionTower.__call__`."""
+        return self.vision(images, rng=rng, compare=compare)
+
+    def vision_projection(self, pooled):
+        """Image embeddings `[B, C]` of pooled states: the same, only texts are projected."""
+        return pooled
+
+    def encode_image(self, images, *, rng=None):
+        """Image embeddings `[B, C]`, not normalised. Arguments and errors as in `__call__`."""
+        return self.vision(images, rng=rng).pooled
+
+    def encode_text(self, token_ids):
+        """Text embeddings `[B, C]`, not normalised, of int token_ids `[B, T]`.
+
+        Raises:
+          ValueError: token_ids that are not `[B, T]` with T up to the context length.
+        """
+        return self.text_projection(self.text(token_ids))
+
+    def logits(self, image_embeddings, text_embeddings):
+        """`exp(scale) cos + bias`, float32 `[B_image, B_text]`; a sigmoid makes probabilities."""
+        scale, bias = (x[...].astype(jnp.float32) for x in (self.logit_scale, self.logit_bias))
+        return jnp.exp(scale) * similarity(image_embeddings, text_embeddings) + bias

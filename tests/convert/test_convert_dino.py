@@ -1,0 +1,148 @@
+"""The other names of DINOv2's tensors, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import convert
+from convert.errors import ConversionError
+from convert.loading import convert_checkpoint
+from tests import zoo
+
+CASES = pytest.mark.parametrize("case", ["dinov2_hf", "dinov2_registers_hf"])
+TO_ORIGINAL = {
+    "dinov2_with_registers.": "",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.": "",
+    "encoder.layer": "blocks",
+    "layernorm": "norm",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
+}
+TO_NEWEST = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "mlp.weights_out": "mlp.down_proj",
+}
+
+
+def renamed(tensors, names):
+    def rename(name):
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def original(case):
+    """The tensors of a case as the authors' file has them: query, key and value fused."""
+    tensors = renamed(zoo.tensors(case), TO_ORIGINAL)
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("classifier.")}
+    for name in [name for name in tensors if ".attention.attention.query." in name]:
+        parts = [tensors.pop(name.replace("query", x)) for x in ("query", "key", "value")]
+        tensors[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
+    return tensors
+
+
+def newest(case):
+    """The tensors of a case by transformers 5's own names: gate and first layer apart."""
+    tensors = renamed(zoo.tensors(case), TO_NEWEST)
+    for name in [name for name in tensors if ".weights_in." in name]:
+        gate, up = np.split(tensors.pop(name), 2)
+        tensors[name.replace("weights_in", "gate_proj")] = gate
+        tensors[name.replace("weights_in", "up_proj")] = up
+    return tensors
+
+
+def assert_same_leaves(model, other):
+    leaves, others = (dict(nnx.to_flat_state(nnx.state(x, nnx.Param))) for x in (model, other))
+    assert leaves.keys() == others.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf[...], others[path][...], err_msg=str(path))
+
+
+@CASES
+def test_the_authors_files_are_read_without_a_config(case, tmp_path):
+    safetensors.numpy.save_file(original(case), tmp_path / "dinov2.safetensors")
+    model, report = convert_checkpoint(tmp_path / "dinov2.safetensors")
+    published = convert.load_pretrained(zoo.write(case, tmp_path / "hf"))
+    rule = "bicubic_offset" if case == "dinov2_hf" else "bicubic_antialias"
+    changes = dict(position_resize=rule, num_classes=0)
+    assert model.config == dataclasses.replace(published.config, **changes)
+    assert str(report.layout) == "dinov2 (original)" and report.ignored.keys() == {"mask_token"}
+    if published.config.num_classes:
+        del published.head
+    assert_same_leaves(model, published)
+
+
+@CASES
+def test_the_names_of_transformers_5_are_read(case, tmp_path):
+    published = convert.load_pretrained(zoo.write(case, tmp_path / "hf"))
+    folder = zoo.write(case, tmp_path / "newest")
+    safetensors.numpy.save_file(newest(case), folder / "model.safetensors")
+    assert_same_leaves(convert.load_pretrained(folder), published)
+
+
+def test_a_mixture_of_names_is_refused(tmp_path):
+    tensors = original("dinov2_registers_hf")
+    tensors["blocks.0.mlp.fc1.weight"] = tensors.pop("blocks.0.mlp.w12.weight")
+    safetensors.numpy.save_file(tensors, tmp_path / "dinov2.safetensors")
+    with pytest.raises(ConversionError, match=r"blocks.0.mlp.*(missing|unknown)"):
+        convert.load_pretrained(tmp_path / "dinov2.safetensors")
+
+
+def cut(name, axis, size):
+    return lambda tensors: tensors | {name: np.take(tensors[name], range(size), axis)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (cut("patch_embed.proj.weight", 0, 32), "width 32 does not divide into heads of 64"),
+        (cut("patch_embed.proj.weight", 0, 0), "shapes.hidden_size must be .* got 0"),
+        (cut("pos_embed", 1, 0), "shapes.image_size must be .* got 0"),
+        (cut("pos_embed", 1, 12), r"pos_embed is \[1, 12, 64\], expected \[1, 10, 64\]"),
+        (lambda tensors: tensors | {"pos_embed": np.ones(3)}, "pos_embed .* not of 3 axes"),
+    ],
+)
+def test_files_of_no_dinov2_of_the_authors_are_refused(tmp_path, change, message):
+    tensors = {k: np.ascontiguousarray(v) for k, v in change(original("dinov2_hf")).items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "dinov2.safetensors")
+    with pytest.raises(ConversionError, match=message):
+        convert.load_pretrained(tmp_path / "dinov2.safetensors")
+
+
+def test_the_prefix_that_transformers_5_uses_for_dinov3_is_read(tmp_path):
+    published = convert.load_pretrained(zoo.write("dinov3_hf", tmp_path / "hf"))
+    folder = zoo.write("dinov3_hf", tmp_path / "newest")
+    tensors = {re.sub("^layer", "model.layer", k): v for k, v in zoo.tensors("dinov3_hf").items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    assert_same_leaves(convert.load_pretrained(folder), published)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(mlp_bias=False), "mlp_bias must be True"),
+        (dict(key_bias=True, value_bias=False), "biases must be one of"),
+        (dict(num_attention_heads=16), "multiple of 4, got 2"),
+    ],
+)
+def test_other_computations_than_dinov3s_are_refused(tmp_path, changes, message):
+    folder = zoo.write("dinov3_hf", tmp_path / "checkpoint")
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConversionError, match=message):
+        convert.load_pretrained(folder)

@@ -1,0 +1,222 @@
+"""ViT: what timm's names and arguments say, files without a config, and what is refused."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert import hf_vit, timm_vit
+from convert.errors import ConversionError
+from convert.families import LAYOUTS, find_layout
+from convert.layout import Source
+from convert.loading import convert_checkpoint
+from convert.table import name_problems
+from convert.tensors import Tensor
+from convert.verify import BOUND, verify
+from models.plain_vit import VARIANTS
+from tests import zoo
+
+
+def headers(shapes):
+    """Tensors of these shapes, of which nothing can be read."""
+    return {name: Tensor(tuple(shape), "float32", None) for name, shape in shapes.items()}
+
+
+def parse_timm(config, shapes=()):
+    return timm_vit.parse(Source(pathlib.Path("x"), config, headers(dict(shapes))))
+
+
+def keyless_shapes(config):
+    """Shapes of the tensors that tell a config, without one beside them."""
+    width, patch = config.encoder.width, config.patch_size
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + (config.image_size // patch) ** 2, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "blocks.0.attn.qkv.weight": (3 * width, width),
+    }
+    return shapes | ({"head.weight": (config.num_classes, width)} if config.num_classes else {})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_published_models_are_told_from_tensors_alone(name):
+    shapes = keyless_shapes(VARIANTS[name])
+    assert find_layout(None, shapes) is timm_vit.LAYOUT
+    assert parse_timm(None, shapes) == (VARIANTS[name], [])
+
+
+def test_a_model_that_norms_the_mean_is_told_from_its_tensors():
+    shapes = keyless_shapes(VARIANTS["vit-b-16"]) | {"fc_norm.weight": (768,)}
+    config = parse_timm(None, shapes).config
+    assert (config.pool, config.norm, config.class_token) == ("avg", "pooled", True)
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_names_of_tensors_fit_one_layout(case):
+    names = zoo.tensors(case)
+    assert len([layout for layout in LAYOUTS if layout.has_keys(names)]) == 1
+
+
+def test_the_decoder_of_mae_is_listed():
+    (table,) = timm_vit.tables(VARIANTS["mae-vit-b-16"])
+    own = [row.source for row in table.rows]
+    blocks = tuple(f"blocks.{i}." for i in range(8))
+    decoder = [f"decoder_{name}" for name in own if name.startswith(blocks)]
+    decoder += ["decoder_embed.weight", "decoder_norm.bias", "decoder_pred.weight", "mask_token"]
+    assert name_problems(table, own + decoder) == ([], [])
+    assert name_problems(table, [*own, "decoder_blocks.12.norm1.bias"])[1]
+
+
+def test_both_names_of_the_decoder_in_transformers_are_listed():
+    tables = hf_vit.tables(VARIANTS["mae-vit-b-16"])
+    for blocks in ("decoder_layers.7", "decoder_encoder.layer.7"):
+        assert f"decoder.{blocks}.attention.attention.key.bias" in tables[0].ignored
+
+
+ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+SMALL = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": ARGS}
+
+
+@pytest.mark.parametrize(
+    "args, pool, norm",
+    [
+        ({}, "token", "tokens"),
+        ({"global_pool": "avg"}, "avg", "pooled"),
+        ({"global_pool": "avg", "fc_norm": False}, "avg", "tokens"),
+        ({"global_pool": "avg", "fc_norm": None, "class_token": False}, "avg", "pooled"),
+        ({"fc_norm": True}, "token", "pooled"),
+        ({"qkv_bias": False, "drop_path_rate": 0.1, "img_size": [32, 32]}, "token", "tokens"),
+    ],
+)
+def test_arguments_of_timm(args, pool, norm):
+    config, unknown = parse_timm(SMALL | {"model_args": ARGS | args})
+    assert (config.pool, config.norm, config.image_size) == (pool, norm, 32)
+    assert config.class_token == args.get("class_token", True)
+    assert config.encoder.biases == ("qkv" if args.get("qkv_bias", True) else "")
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"architecture": "vit_base_patch16_clip_224"}, ["'vit_base_patch16_clip_224'", "plain"]),
+        ({"architecture": "vit_small_patch14_reg4_dinov2"}, ["plain ViT", "Hugging Face"]),
+        ({"architecture": "deit_base_distilled_patch16_224"}, ["plain ViT"]),
+        ({"architecture": "vit_base_patch16_18x2_224"}, ["plain ViT"]),
+        ({"architecture": "vit_relpos_base_patch16_224"}, ["plain ViT"]),
+        ({"architecture": ["vit"]}, ["['vit']"]),
+        ({"num_classes": None}, ["num_classes", "None"]),
+        ({"global_pool": "avg"}, ["global_pool must be 'token'", "'avg'"]),
+        ({"model_args": {"global_pool": "map"}}, ["global_pool", "'map'"]),
+        ({"model_args": {"num_classes": 4}}, ["num_classes must be 3"]),
+        ({"model_args": {"reg_tokens": 4}}, ["reg_tokens must be 0"]),
+        ({"model_args": {"init_values": 1e-5}}, ["init_values must be None"]),
+        ({"model_args": {"no_embed_class": True}}, ["no_embed_class must be False"]),
+        ({"model_args": {"class_token": False}}, ["needs class_token"]),
+        ({"model_args": {"img_size": [32, 48]}}, ["img_size", "[32, 48]"]),
+    ],
+)  # fmt: skip
+def test_other_models_of_timm_are_refused(change, words):
+    with pytest.raises(ValueError) as error:
+        parse_timm(SMALL | change)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"patch_embed.proj.weight": (32, 3, 8, 8)}, "width 32 with a class token .* config.json"),
+        ({"cls_token": None}, "width 192 without a class token .* config.json"),
+        ({"pos_embed": (197, 192)}, "pos_embed is missing, or not of 3 axes"),
+        ({"pos_embed": (1, 0, 192)}, "img_size must be an integer in 1"),
+        ({"head.weight": ()}, "head.weight is missing, or not of 2 axes"),
+    ],
+)
+def test_tensors_that_leave_the_model_open_are_refused(change, message):
+    shapes = keyless_shapes(VARIANTS["vit-ti-16"]) | change
+    with pytest.raises(ConversionError, match=message):
+        parse_timm(None, {name: shape for name, shape in shapes.items() if shape is not None})
+
+
+@pytest.mark.parametrize("model_type", ["deit", "vit_msn", "vit_hybrid"])
+def test_relatives_in_transformers_are_refused(model_type):
+    with pytest.raises(ConversionError, match=f"'{model_type}' is not supported: .+"):
+        find_layout({"model_type": model_type}, zoo.tensors("vit_hf_bare"))
+
+
+def test_the_pooler_and_the_decoder_are_reported_as_ignored(tmp_path):
+    for case, word in (("vit_hf_bare", "pooler.dense"), ("vit_mae_hf", "decoder.")):
+        _, report = convert_checkpoint(zoo.write(case, tmp_path / case))
+        assert report.ignored and all(name.startswith(word) for name in report.ignored)
+
+
+@pytest.fixture(scope="module")
+def timm():
+    pytest.importorskip("torch")
+    from convert.originals import prepare_libraries
+
+    prepare_libraries()
+    return pytest.importorskip("timm")
+
+
+@pytest.mark.reference
+def test_every_name_that_is_accepted_means_what_timm_builds(timm):
+    import torch
+
+    found = 0
+    for name in timm.list_models(["vit_*", "deit*"]):
+        try:
+            config, _ = parse_timm({"architecture": name, "num_classes": 0})
+        except ConversionError:
+            continue
+        found += 1
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        block = model.blocks[0]
+        assert block.attn.num_heads == config.encoder.num_heads, name
+        assert isinstance(block.mlp.act, torch.nn.GELU) and block.mlp.act.approximate == "none"
+        epsilons = {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)}
+        assert epsilons == {config.encoder.layer_norm_epsilon}
+        assert model.patch_embed.img_size == (config.image_size,) * 2
+        assert model.global_pool == config.pool
+        (table,) = timm_vit.tables(config)
+        assert model.state_dict().keys() == {row.source for row in table.rows}, name
+        assert model.state_dict()["blocks.0.mlp.fc1.weight"].shape[0] == config.encoder.mlp_dim
+    assert found > 20
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "fc_norm": False},
+        {"fc_norm": True},
+        {"qkv_bias": False},
+    ],
+    ids=str,
+)
+def test_arguments_compute_what_timm_does(timm, tmp_path, args):
+    values = SMALL | {"model_args": ARGS | args}
+    shapes = timm.create_model(SMALL["architecture"], num_classes=3, **ARGS, **args).state_dict()
+    arrays = {name: zoo.random_weight(name, tuple(x.shape)) for name, x in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    assert max(comparison.error for comparison in verify(tmp_path)) < BOUND / 10
+
+
+@pytest.mark.reference
+def test_a_file_of_mae_alone_computes_what_timm_does(timm, tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    state = model.state_dict() | {"mask_token": torch.zeros(1, 1, 8)}
+    torch.save({"model": state, "epoch": 800}, tmp_path / "mae.pth")
+    assert max(comparison.error for comparison in verify(tmp_path / "mae.pth")) < BOUND / 10
+    _, report = convert_checkpoint(tmp_path / "mae.pth")
+    assert list(report.ignored) == ["mask_token"]
+    assert report.num_parameters == sum(np.prod(x.shape) for x in model.parameters())

@@ -1,0 +1,143 @@
+"""SigLIP with exact attention and with FNA: what differs from CLIP."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import convert
+import models
+from convert.errors import ConversionError
+from convert.originals import prepare_libraries
+from convert.siglip import parse_config
+from fna_jax import FNAConfig
+from models.attends import LandmarkAttention
+from models.siglip import VARIANTS
+from tests import zoo
+from tests.conftest import random_images, rel_max_error
+
+FNA = FNAConfig((1,), 5, features="input", inverse_steps=2)
+forward = nnx.jit(lambda model, images: model(images))
+encode_text = nnx.jit(lambda model, token_ids: model.encode_text(token_ids))
+pool = nnx.jit(lambda pooling, tokens: pooling(tokens))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """A SigLIP of 16 vision tokens and 16 text tokens. Tests must not change it."""
+    return convert.load_pretrained(zoo.write("siglip_hf", tmp_path_factory.mktemp("zoo") / "model"))
+
+
+def test_pixels_beyond_the_last_whole_patch_do_not_matter(siglip):
+    images = random_images(height=34, width=39)
+    tokens = siglip.vision.embed(images)
+    assert tokens.shape == (2, 4 * 4, 32)
+    np.testing.assert_array_equal(siglip.vision.embed(images[:, :32, :32]), tokens)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 32, 3), (32, 32, 3), (2, 32, 32, 4), (32,)])
+def test_images_without_a_patch_or_of_another_shape_raise(siglip, shape):
+    with pytest.raises(ValueError, match="image"):
+        siglip.vision.embed(np.zeros(shape, np.float32))
+
+
+def test_nothing_is_guaranteed_where_nothing_is_in_front(siglip):
+    x = np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)
+    with_prefix, without = (
+        LandmarkAttention(fna, siglip.vision.num_prefix, None, False).select(x, None, None, None)
+        for fna in (FNA, dataclasses.replace(FNA, guarantee_prefix=False))
+    )
+    np.testing.assert_array_equal(with_prefix.indices, without.indices)
+
+
+def test_the_pooling_head_stays_exact(siglip):
+    fast = forward(models.with_attention(siglip, FNA), random_images())
+    assert fast.landmarks.indices.shape == (2, 5)
+    assert rel_max_error(pool(siglip.vision.pooling, fast.tokens), fast.pooled) < 5e-6
+
+
+def test_pooling_is_the_formula_whatever_the_order_of_tokens(siglip):
+    pooling = siglip.vision.pooling
+    tokens = np.random.default_rng(0).normal(size=(3, 5, 32)).astype(np.float32)
+    query, key, value = (
+        np.einsum("bnc,chd->bhnd", x, layer.kernel[...]) + np.asarray(layer.bias[...])[:, None]
+        for x, layer in (
+            (np.asarray(pooling.probe[...])[None, None], pooling.attention.query),
+            (tokens, pooling.attention.key),
+            (tokens, pooling.attention.value),
+        )
+    )
+    weights = np.exp(query @ key.swapaxes(-1, -2) / np.sqrt(8))  # [B, H, 1, N]
+    weights /= weights.sum(-1, keepdims=True)
+    out = pooling.attention.out
+    x = np.einsum("bhnd,hdc->bc", weights @ value, out.kernel[...]) + out.bias[...]
+    expected = x + pooling.mlp(pooling.norm(x))
+    for order in (slice(None), slice(None, None, -1)):
+        assert rel_max_error(pool(pooling, tokens[:, order]), expected) < 5e-6
+
+
+def test_the_last_text_token_is_pooled_and_sees_all(siglip):
+    ids = np.random.default_rng(0).integers(0, 99, 16)
+    changed = np.tile(ids, (17, 1))  # the last as it was
+    changed[np.arange(16), np.arange(16)] = (ids + 1) % 99
+    embeddings = encode_text(siglip, changed)
+    assert embeddings.shape == (17, 32)
+    assert (np.abs(embeddings[:16] - embeddings[16]).max(axis=1) > 1e-4).all()
+    np.testing.assert_array_equal(siglip.text.pool(embeddings[None], None), embeddings[-1:])
+
+
+def test_logits_are_scaled_and_shifted_cosines(siglip):
+    images, texts = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+    cosines = np.sum(images * texts, -1) / np.prod(np.linalg.norm([images, texts], axis=-1), 0)
+    expected = np.exp(siglip.logit_scale[...]) * cosines + siglip.logit_bias[...]
+    np.testing.assert_allclose(np.diag(siglip.logits(images, 5 * texts)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["siglip-vit-so400m-14-384", "siglip2-vit-so400m-14-384"])
+def test_the_trained_size_of_so400m_does_not_divide(name):
+    vision = VARIANTS[name].vision
+    assert vision.image_size % vision.patch_size
+    with pytest.raises(ValueError, match="image_size 10 is less than patch_size 14"):
+        dataclasses.replace(vision, image_size=10)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(text_config=dict(hidden_size=384)), "projected to 384, but images embedded in 768"),
+        (dict(text_config=dict(projection_size=384)), "projected to 384"),
+        (dict(vision_config=dict(vision_use_head=False)), "vision_use_head must be True"),
+    ],
+)
+def test_configs_of_other_computations_are_refused(values, message):
+    with pytest.raises(ConversionError, match=message):
+        parse_config(values)
+
+
+def test_an_empty_config_is_the_base_model():
+    assert parse_config({}).config == VARIANTS["siglip-vit-b-16-224"]
+    sizes = dict(text_config=dict(vocab_size=256000), vision_config=dict(image_size=512))
+    assert parse_config(sizes).config == VARIANTS["siglip2-vit-b-16-512"]
+
+
+@pytest.mark.parametrize("model_type", ["siglip2", "siglip_vision_model", "siglip_text_model"])
+def test_relatives_are_refused_by_name(tmp_path, model_type):
+    folder = zoo.write("siglip_hf", tmp_path / "model")
+    (folder / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    with pytest.raises(ConversionError, match=f"'{model_type}' is not supported: "):
+        convert.load_pretrained(folder)
+
+
+@pytest.mark.reference
+def test_logits_are_those_of_transformers(siglip, tmp_path):
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    prepare_libraries()
+    folder = zoo.write("siglip_hf", tmp_path / "model")
+    original = transformers.SiglipModel.from_pretrained(folder).eval()
+    images, token_ids = random_images(height=34, width=34), np.arange(48).reshape(3, 16)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        expected = original(torch.from_numpy(token_ids), pixels).logits_per_image
+    logits = siglip.logits(siglip.encode_image(images), siglip.encode_text(token_ids))
+    assert rel_max_error(logits, expected.numpy()) < 5e-6
