@@ -15,9 +15,8 @@ import tempfile
 import time
 
 import models.registry
-from benchmarks.published import write_random_checkpoint
+from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import write_rows
-from convert import dinov2
 from evals.workdir import ROOT
 
 DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
@@ -25,16 +24,18 @@ DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat1
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion")
-    parser.add_argument("--variant", default="dinov2-vit-g-14", help="a DINOv2")
+    parser.add_argument("--variant", default="dinov2-vit-g-14", help="one of models.list_models()")
     parser.add_argument("--output", default=str(ROOT / "results" / "conversion.csv"))
     arguments = parser.parse_args(argv)
-    config = models.registry.FAMILIES["dinov2"].variants[arguments.variant]
+    (family,) = (f for f in models.registry.FAMILIES.values() if arguments.variant in f.variants)
+    config = family.variants[arguments.variant]
+    layout, values = layouts_of(config)[0]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for file_dtype, dtype in DTYPES:
             source = folder / "source"
-            file = write_random_checkpoint(source, dinov2.ORIGINAL, config, dtype=file_dtype)
+            file = write_random_checkpoint(source, layout, config, values, dtype=file_dtype)
             row = measure(file, folder / "destination", dtype)
             rows.append({"variant": arguments.variant, "file_dtype": file_dtype} | row)
             shutil.rmtree(source)

@@ -7,6 +7,7 @@ import numpy as np
 import tqdm
 
 import models
+import models.registry
 from convert.errors import ConversionError
 from convert.layout import Source
 from convert.loading import convert_checkpoint, read_layout
@@ -27,13 +28,17 @@ class Comparison:
     cosine: float
 
 
-def verify(source, *, against=None, revision=None, family=None, seed=0) -> list[Comparison]:
-    """Compares every stage, on random images at two sizes, one not square, and random texts.
+def verify(
+    source, *, against=None, revision=None, family=None, sizes=None, seed=0
+) -> list[Comparison]:
+    """Compares every stage, on random images and texts.
 
     Args:
       source: as in `load_pretrained`.
       against: a directory of `models.save` to compare, instead of converting `source` now.
       revision, family: as in `load_pretrained`.
+      sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
+        that is not square.
       seed: of the random inputs.
 
     Raises:
@@ -49,19 +54,21 @@ def verify(source, *, against=None, revision=None, family=None, seed=0) -> list[
         model = models.load(against)
     found = Source(file, read_config(file), tensors)
     comparisons = []
-    pairs = random_inputs(model.config, seed)
+    pairs = random_inputs(model.config, sizes, seed)
     for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
         expected, actual = original_stages(layout, found, *inputs), stages(model, *inputs)
         comparisons += _compare(inputs[0].shape[1:3], actual, expected)
     return comparisons
 
 
-def random_inputs(config, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images `[2, height, width, 3]` of the config's size and of one not square, and token ids."""
+def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
     rng = np.random.default_rng(seed)
-    vision = getattr(config, "vision", config)
+    vision = models.registry.vision_config(config)
     side, patch = vision.image_size, vision.patch_size
-    sizes = (side, side), (side + 2 * patch, max(side - patch, patch))
+    if sizes is None:
+        wide = (side // patch + 2) * patch, max(side // patch - 1, 1) * patch
+        sizes = ((side, side), wide)
     return [
         (rng.standard_normal((2, *size, 3)).astype(np.float32), _random_texts(config, rng))
         for size in sizes

@@ -23,7 +23,7 @@ def with_attention(model, fna: FNAConfig | None):
     family_of(model)
     if fna is not None and not isinstance(fna, FNAConfig):
         raise TypeError(f"expected an FNAConfig or None, got {fna!r}")
-    depth = registry.vision_config(model).encoder.depth
+    depth = registry.vision_config(model.config).encoder.depth
     if fna is not None and fna.layers[-1] >= depth:
         raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got layers {fna.layers}")
     return nnx.with_attributes(model, fna=fna)

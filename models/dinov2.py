@@ -15,6 +15,7 @@ from models.vit import (
     ModelConfig,
     VisionTower,
     check_choice,
+    check_not_negative,
     check_patches,
 )
 
@@ -39,13 +40,6 @@ class DINOv2Config(ModelConfig):
         check_patches(self)
         check_choice(self, "position_resize", POSITION_RESIZES)
         check_not_negative(self, "num_registers", "num_classes")
-
-
-def check_not_negative(config, *names):
-    """Raises ValueError for the first of these fields of a config that is below zero."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
 
 
 def swiglu_dim(width, mlp_ratio=4):

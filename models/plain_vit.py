@@ -15,6 +15,7 @@ from models.vit import (
     ModelConfig,
     VisionTower,
     check_choice,
+    check_not_negative,
     check_patches,
 )
 
@@ -48,8 +49,7 @@ class ViTConfig(ModelConfig):
         check_choice(self, "norm", ("tokens", "pooled"))
         if self.pool == "token" and not self.class_token:
             raise ValueError('pool "token" needs class_token')
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
+        check_not_negative(self, "num_classes")
 
 
 def _published(size, patch_size, image_size, *, num_classes):

@@ -74,9 +74,9 @@ def family_of(model) -> str:
     raise TypeError(f"{type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
 
 
-def vision_config(model):
-    """The config of a model's vision tower, with `patch_size` and `encoder`, in any family."""
-    return getattr(model.config, "vision", model.config)
+def vision_config(config):
+    """Of a model's config the part for the vision tower, with `patch_size` and `encoder`."""
+    return getattr(config, "vision", config)
 
 
 def override(config, changes: dict):

@@ -121,13 +121,14 @@ class AttentionPooling(nnx.Module):
 class SigLIPVisionTower(VisionTower):
     """Patches only, no token in front; an attention pooling head.
 
-    Takes images of any size: pixels beyond the last whole patch are not seen, as in the original.
+    Where `image_size` does not divide by the patch (So400m/14 at 384), images of that size lose the
+    pixels beyond the last whole patch, as they did in training. Any other size must divide.
     """
 
     def __init__(self, config: SigLIPVisionConfig, *, dtype, param_dtype, rngs):
         dtypes = dict(dtype=dtype, param_dtype=param_dtype)
         super().__init__(config, num_prefix=0, **dtypes, rngs=rngs)
-        self.position_resize = config.position_resize
+        self.config = config
         width = config.encoder.width
         num_positions = (config.image_size // config.patch_size) ** 2
         normal = nnx.initializers.normal(width**-0.5)
@@ -137,10 +138,13 @@ class SigLIPVisionTower(VisionTower):
 
     def embed(self, images):
         """Tokens `[B, h·w, C]` before the first block."""
-        images = _whole_patches(images, self.patch_embedding.patch_size)
+        side = self.config.image_size
+        if images.shape[1:3] == (side, side):
+            whole = side // self.config.patch_size * self.config.patch_size
+            images = images[:, :whole, :whole]
         grid = self.patch_embedding.grid(images)
         positions = resize_positions(
-            self.positions[...], grid, rule=self.position_resize, num_prefix=0
+            self.positions[...], grid, rule=self.config.position_resize, num_prefix=0
         )
         tokens = self.patch_embedding(images)
         return tokens + positions.astype(tokens.dtype)
@@ -149,12 +153,6 @@ class SigLIPVisionTower(VisionTower):
         """The tokens after layer norm, and what the pooling head makes of them."""
         tokens = self.post_norm(tokens)
         return tokens, self.pooling(tokens)
-
-
-def _whole_patches(images, patch_size):
-    """Images without the rows and columns beyond the last whole patch, one patch at least."""
-    ends = (max(side // patch_size, 1) * patch_size for side in images.shape[1:3])
-    return images[:, *(slice(end) for end in ends)]
 
 
 class SigLIPTextTower(TextTower):

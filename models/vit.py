@@ -31,6 +31,13 @@ def check_positive(config, *names):
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
+def check_not_negative(config, *names):
+    """Raises ValueError for the first of these fields of a config that is below zero."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
+
+
 def check_choice(config, name, choices):
     """Raises ValueError if this field of a config is none of the choices."""
     if getattr(config, name) not in choices:

@@ -29,11 +29,14 @@ def siglip(tmp_path_factory):
     return convert.load_pretrained(zoo.write("siglip_hf", tmp_path_factory.mktemp("zoo") / "model"))
 
 
-def test_pixels_beyond_the_last_whole_patch_do_not_matter(siglip):
-    images = random_images(height=34, width=39)
+def test_the_size_of_training_need_not_divide(siglip):
+    assert siglip.config.vision.image_size == 34  # and patches of 8
+    images = random_images(height=34, width=34)
     tokens = siglip.vision.embed(images)
     assert tokens.shape == (2, 4 * 4, 32)
     np.testing.assert_array_equal(siglip.vision.embed(images[:, :32, :32]), tokens)
+    with pytest.raises(ValueError, match="width 39 .* the nearest that do: 32 or 40"):
+        siglip.vision.embed(random_images(height=32, width=39))
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 32, 3), (32, 32, 3), (2, 32, 32, 4), (32,)])

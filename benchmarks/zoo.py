@@ -1,0 +1,147 @@
+"""Every model of the zoo at its published size, with random weights, against its original.
+
+    python -m benchmarks.zoo [--match dinov2]
+
+Writes each model as its library would, converts it, and runs both on the same random images and
+texts. Models that differ only in the resolution they were trained at are measured once. Needs
+requirements-reference.txt; takes half an hour and 16 GB of memory on two cores.
+"""
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import gc
+import importlib.metadata
+import pathlib
+import tempfile
+
+import jax
+import tqdm
+from flax import nnx
+
+import models.registry
+from benchmarks.published import layouts_of, write_random_checkpoint
+from benchmarks.rows import write_rows
+from convert.verify import verify
+from evals.workdir import ROOT
+
+LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
+MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
+SHALLOW = {"encoder": {"depth": 4}}
+GRID = (10, 6)  # patches down and across
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo")
+    parser.add_argument("--match", default="", help="only models with this in their names")
+    parser.add_argument("--output", default=str(ROOT / "results" / "zoo.csv"))
+    arguments = parser.parse_args(argv)
+    groups = {key: names for key, names in groups_of_models().items() if arguments.match in key[1]}
+    rows = []
+    for (family, name), names in tqdm.tqdm(groups.items(), unit="model"):
+        rows += measure(models.registry.FAMILIES[family], name, names)
+        write_rows(arguments.output, rows, torch=importlib.metadata.version("torch"))
+    print(as_markdown(rows))
+
+
+def groups_of_models() -> dict[tuple[str, str], list[str]]:
+    """Family and first name, to the names of all models that differ in the resolution only."""
+    groups = {}
+    for family_name, family in models.registry.FAMILIES.items():
+        first_of = {}
+        for name, config in family.variants.items():
+            first = first_of.setdefault((family_name, *_without_resolution(config)), name)
+            groups.setdefault((family_name, first), []).append(name)
+    return groups
+
+
+def _without_resolution(config):
+    vision = models.registry.vision_config(config)
+    vision = dataclasses.replace(vision, image_size=vision.patch_size)
+    return vision, getattr(config, "text", None)
+
+
+def measure(family, name, names) -> list[dict]:
+    """A row for each layout: the largest difference of any stage, relative to its largest value."""
+    config = family.variants[name]
+    num_parameters = count_parameters(family, config)
+    blocks = "all"
+    if num_parameters > MOST_PARAMETERS:
+        shallow = {"vision": SHALLOW, "text": SHALLOW} if hasattr(config, "vision") else SHALLOW
+        blocks = f"4 of {models.registry.vision_config(config).encoder.depth}"
+        config = models.registry.override(config, shallow)
+    size = tuple(n * models.registry.vision_config(config).patch_size for n in GRID)
+    rows = []
+    for layout, values in layouts_of(config):
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder) / "source"
+            write_random_checkpoint(source, layout, config, values)
+            comparisons = verify(source, sizes=[size])
+        gc.collect()  # a model refers to itself
+        rows.append(
+            {
+                "family": layout.family,
+                "models": " ".join(names),
+                "parameters": num_parameters,
+                "layout": layout.library,
+                "blocks": blocks,
+                "image": f"{size[0]}×{size[1]}",
+                "stages": len(comparisons),
+                "max_error": f"{max(c.error for c in comparisons):.1e}",
+                "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
+                "original": _version(LIBRARIES[layout.library]),
+                "date": datetime.date.today().isoformat(),
+            }
+        )
+    return rows
+
+
+def count_parameters(family, config) -> int:
+    """Of a model with this config."""
+    state = nnx.state(models.registry.abstract_model(family.model, config))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def _version(package):
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def read_rows(file=ROOT / "results" / "zoo.csv") -> list[dict]:
+    """The rows of a file that was written before."""
+    with open(file, newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def as_markdown(rows) -> str:
+    """The README's table: one line per model, its layouts beside each other."""
+    lines = [
+        "| family | models | parameters | layouts | max error | date |",
+        "| --- | --- | ---: | --- | ---: | --- |",
+    ]
+    by_models = {}
+    for row in rows:
+        by_models.setdefault(row["models"], []).append(row)
+    for names, group in by_models.items():
+        first = group[0]
+        layouts = ", ".join(row["original"].replace("_torch", "") for row in group)
+        errors = ", ".join(row["max_error"] for row in group)
+        part = "" if first["blocks"] == "all" else f" ({first['blocks']} blocks)"
+        lines.append(
+            f"| {first['family']} | {_shortened(names.split())} | "
+            f"{int(first['parameters']) / 1e6:,.0f} M | {layouts} | {errors}{part} "
+            f"| {first['date']} |"
+        )
+    return "\n".join(lines)
+
+
+def _shortened(names):
+    """The first name, and of the others what follows what all have in common."""
+    first, *others = names
+    common = first.rsplit("-", 1)[0] if others and not others[0].startswith(first) else first
+    endings = [name.removeprefix(common) if name.startswith(common) else name for name in others]
+    return ", ".join(f"`{name}`" for name in (first, *endings))
+
+
+if __name__ == "__main__":
+    main()
