@@ -6,7 +6,6 @@ The conversion is a process of its own; its peak is the most memory that was res
 """
 
 import argparse
-import os
 import pathlib
 import shutil
 import subprocess
@@ -19,6 +18,13 @@ from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import write_rows
 from evals.workdir import ROOT
 
+# Linux counts the memory of the process that starts another as the other's peak: start it from a
+# small one.
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
 
 
@@ -47,13 +53,15 @@ def measure(file, destination, dtype) -> dict:
     """Sizes in GB, the peak over the size of the file, and seconds of one conversion."""
     command = [sys.executable, "-m", "convert", str(file), str(destination), "--dtype", dtype]
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command} failed")
-    size, peak = file.stat().st_size, 1024 * usage.ru_maxrss
+    size, peak = file.stat().st_size, 1024 * int(launched.stdout)
     return {
         "dtype": dtype,
         "file_gb": round(size / 1e9, 3),

@@ -12,7 +12,7 @@ import models
 from convert.errors import ConversionError, one_line, show, summarise
 from convert.families import FAMILIES
 from convert.loading import Report, convert_checkpoint
-from convert.sources import COMPANIONS, CONFIG, fetch, folder_of
+from convert.sources import companions, fetch, find_weights
 from convert.verify import BOUND, verify
 from models.vit import DTYPES
 
@@ -38,16 +38,13 @@ def _convert(source, destination, revision, dtype, family):
         raise FileExistsError(f"{destination} exists; choose another destination or remove it")
     path = fetch(source, revision)
     model, report = convert_checkpoint(path, dtype=dtype, family=family)
-    companions = [folder_of(path) / name for name in COMPANIONS]
-    if report.layout.library != "timm":  # which keeps the preprocessing there
-        companions.remove(folder_of(path) / CONFIG)
-    companions = [file for file in companions if file.is_file()]
-    models.save(model, destination, companions=companions)
+    files = companions(find_weights(path), report.layout.library)
+    models.save(model, destination, companions=files)
     return "\n".join(
         [
             f"converted   {show(source)} to {show(str(destination))}",
             *_lines(report),
-            *_companion_lines([file.name for file in companions]),
+            *(f"companion   {file.name} copied" for file in files),
         ]
     )
 
@@ -72,8 +69,10 @@ def _verify(source, **options):
 def _lines(report: Report):
     yield f"family      {report.layout}"
     yield f"mapped      {report.num_mapped} tensors"
-    for name, why in report.ignored.items():
-        yield f"ignored     {name}: {why}"
+    for why in dict.fromkeys(report.ignored.values()):
+        names = [name for name, reason in report.ignored.items() if reason == why]
+        others = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        yield f"ignored     {', '.join(names[:2])}{others}: {why}"
     yield f"parameters  {report.num_parameters:,}"
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""
@@ -82,13 +81,6 @@ def _lines(report: Report):
         yield f"warning     the config's field {show(name)} is unknown, and was not used"
     if report.not_finite:
         yield f"warning     NaN or infinity in {summarise(report.not_finite)}"
-
-
-def _companion_lines(copied):
-    for name in copied:
-        yield f"companion   {name} copied"
-    if not copied:
-        yield "companion   none found: no tokenizer, no preprocessing"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from convert.errors import ConversionError, show
 from models.vit import ACTIVATIONS
 
 # A file may claim anything. No model exists beyond these; larger sizes would overflow in the
-# arithmetic of shapes, and flax needs minutes to build hundreds of blocks.
+# arithmetic of shapes, and every block of a model takes its time to build.
 _LARGEST_SIZE = 2**20
 _LARGEST_DEPTH = 128
 

@@ -10,15 +10,9 @@ from convert.errors import ConversionError, one_line, show
 
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-COMPANIONS = (
-    "tokenizer.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "spiece.model",
-    OPEN_CLIP_CONFIG,
-    CONFIG,
-)
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
+_PREPROCESSINGS = ("preprocessor_config.json", "processor_config.json", CONFIG)
+COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, OPEN_CLIP_CONFIG)
 # In order of preference: files that cannot hold code first.
 _SAFE_WEIGHTS = (
     "model.safetensors",
@@ -63,6 +57,13 @@ def fetch(source, revision=None) -> pathlib.Path:
     return folder
 
 
+def companions(weights, library) -> list[pathlib.Path]:
+    """The files beside a file of weights that tell how its library reads texts and images."""
+    preprocessings = (OPEN_CLIP_CONFIG,) if library == "open_clip" else _PREPROCESSINGS
+    files = (weights.parent / name for name in (*_TOKENIZERS, *preprocessings))
+    return [file for file in files if file.is_file()]
+
+
 def find_weights(path) -> pathlib.Path:
     """The file of weights, or the index of its shards, of a checkpoint's directory or file.
 
@@ -76,11 +77,6 @@ def find_weights(path) -> pathlib.Path:
     raise ConversionError(
         f"{show(str(path))} holds none of {', '.join(WEIGHTS)}: give the file of weights itself"
     )
-
-
-def folder_of(path) -> pathlib.Path:
-    """The directory in which a checkpoint's config and companions lie."""
-    return path if path.is_dir() else path.parent
 
 
 def read_config(weights) -> dict | None:

@@ -179,7 +179,7 @@ def _stack(arrays, batch_size):
     if len(shapes) > 1:
         raise ValueError(
             f"the images differ in size after preprocessing: {sorted(shapes)}; the checkpoint's "
-            "preprocessor_config.json must crop or resize to one size"
+            "preprocessing must crop or resize to one size"
         )
     batch = np.zeros((batch_size, *shapes.pop()), np.float32)
     batch[: len(arrays)] = arrays

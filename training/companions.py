@@ -17,7 +17,12 @@ def write_companions(folder) -> list[pathlib.Path]:
     preprocessing_file = pathlib.Path(folder) / "preprocessor_config.json"
     _tokenizer().save(str(tokenizer_file))
     size = {"height": CANVAS, "width": CANVAS}
-    preprocessing = {"size": size, "image_mean": [_MEAN] * 3, "image_std": [_STD] * 3}
+    preprocessing = {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": size,
+        "image_mean": [_MEAN] * 3,
+        "image_std": [_STD] * 3,
+    }
     preprocessing_file.write_text(json.dumps(preprocessing, indent=2) + "\n")
     return [tokenizer_file, preprocessing_file]
 
