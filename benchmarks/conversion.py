@@ -2,7 +2,8 @@
 
     python -m benchmarks.conversion [--variant dinov2-vit-g-14]
 
-The conversion is a process of its own; its peak is the most memory that was resident at once.
+The conversion is a process of its own; its peak is the most memory that was resident at once. Needs
+torch, for the pickled file.
 """
 
 import argparse
@@ -25,7 +26,12 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+RUNS = (  # of the file, its dtype, and the dtype asked for
+    ("model.safetensors", "float32", "float32"),
+    ("model.safetensors", "float32", "bfloat16"),
+    ("model.safetensors", "bfloat16", "bfloat16"),
+    ("pytorch_model.bin", "float32", "float32"),
+)
 
 
 def main(argv=None):
@@ -39,14 +45,28 @@ def main(argv=None):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for file_dtype, dtype in DTYPES:
+        for kind, file_dtype, dtype in RUNS:
             source = folder / "source"
             file = write_random_checkpoint(source, layout, config, values, dtype=file_dtype)
+            if kind.endswith(".bin"):
+                file = as_pickle(file)
             row = measure(file, folder / "destination", dtype)
-            rows.append({"variant": arguments.variant, "file_dtype": file_dtype} | row)
+            fixed = {"variant": arguments.variant, "file": kind, "file_dtype": file_dtype}
+            rows.append(fixed | row)
             shutil.rmtree(source)
             shutil.rmtree(folder / "destination")
     print(write_rows(arguments.output, rows))
+
+
+def as_pickle(file):
+    """The same tensors as torch pickles them, in place of a safetensors file."""
+    import safetensors.torch
+    import torch
+
+    pickled = file.with_name("pytorch_model.bin")
+    torch.save(safetensors.torch.load_file(file), pickled)
+    file.unlink()
+    return pickled
 
 
 def measure(file, destination, dtype) -> dict:

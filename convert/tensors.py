@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import typing
 import zipfile
@@ -82,6 +83,15 @@ def _open_safetensors(file):
 
 
 def _open_pickle(file):
+    """The tensors of a state dict that torch reads."""
+    state = _unpickle(file)
+    read = state.__getitem__
+    if zipfile.is_zipfile(file):  # since torch 1.6; opened anew for each tensor, as safetensors
+        read = lambda name: _unpickle(file)[name]
+    return {name: _torch_tensor(x, functools.partial(read, name)) for name, x in state.items()}
+
+
+def _unpickle(file):
     """A state dict, unpickled by torch in the mode that builds tensors only and runs nothing."""
     try:
         import torch
@@ -116,7 +126,7 @@ def _open_pickle(file):
             f"{show(str(file))} is not a state dict: expected names and dense tensors, "
             f"got {show(state if not isinstance(state, dict) else list(state)[:3])}"
         )
-    return {name: _torch_tensor(torch, value.detach()) for name, value in state.items()}
+    return state
 
 
 def _is_torchscript(file):
@@ -138,13 +148,19 @@ def _unwrapped(state, tensor_type):
     return state
 
 
-def _torch_tensor(torch, value):
-    def read():
-        if value.dtype == torch.bfloat16:  # numpy has none: hand over the bits
-            return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return value.numpy()
+def _torch_tensor(value, read):
+    """A Tensor like `value`, a torch.Tensor; `read` gives such a one again."""
+    dtype = str(value.dtype).removeprefix("torch.")
 
-    return Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), read)
+    def as_numpy():
+        tensor = read().detach()
+        if dtype == "bfloat16":  # numpy has none: hand over the bits
+            import torch
+
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    return Tensor(tuple(value.shape), dtype, as_numpy)
 
 
 def _open_shards(index):

@@ -22,7 +22,7 @@ from models.registry import (
 
 _DESCRIPTION = "model.json"
 _WEIGHTS = "weights"
-_WRITTEN_AT_ONCE = 2**27  # bytes
+_WRITTEN_AT_ONCE = 2**25  # bytes
 
 
 def save(model, path, *, companions=()) -> None:

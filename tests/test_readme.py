@@ -6,6 +6,9 @@ import re
 
 import pytest
 
+import models
+from benchmarks import zoo
+
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
@@ -17,7 +20,7 @@ def test_code_runs(block, monkeypatch):
 
 
 def test_there_are_blocks_and_linked_files_exist():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
@@ -34,3 +37,16 @@ def test_the_speed_table_tells_the_committed_medians():
         }
         cells = [median[arm] for arm in ("exact", "exact, torch", "FNA, q sampled")]
         assert f"| {tokens:,} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_the_zoo_tells_the_committed_errors():
+    rows = zoo.read_rows()
+    assert zoo.as_markdown(rows) in (ROOT / "README.md").read_text()
+    named = {name for row in rows for name in row["models"].split()}
+    assert named == set(models.list_models())
+
+
+def test_the_peak_of_conversion_is_the_committed_one():
+    with open(ROOT / "results" / "conversion.csv") as file:
+        peak = next(csv.DictReader(file))["peak_over_file"]
+    assert f"takes {peak} times its size" in (ROOT / "README.md").read_text()

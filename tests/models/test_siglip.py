@@ -35,7 +35,7 @@ def test_the_size_of_training_need_not_divide(siglip):
     tokens = siglip.vision.embed(images)
     assert tokens.shape == (2, 4 * 4, 32)
     np.testing.assert_array_equal(siglip.vision.embed(images[:, :32, :32]), tokens)
-    with pytest.raises(ValueError, match="width 39 .* the nearest that do: 32 or 40"):
+    with pytest.raises(ValueError, match=r"width 39 .* the nearest that do: 32 or 40"):
         siglip.vision.embed(random_images(height=32, width=39))
 
 

@@ -1,0 +1,69 @@
+"""Checkpoints of published sizes are what the originals would write; the benchmarks run."""
+
+import csv
+import dataclasses
+import pathlib
+
+import pytest
+
+import models.registry
+from benchmarks import conversion, zoo
+from benchmarks.published import layouts_of, random_tensors, write_random_checkpoint
+from convert.layout import Source
+from convert.tensors import Tensor
+
+CONFIGS = [
+    (name, config)
+    for family in models.registry.FAMILIES.values()
+    for name, config in family.variants.items()
+]
+SMALL = models.registry.override(
+    models.registry.FAMILIES["dinov2"].variants["dinov2-vit-s-14"],
+    {"encoder": {"width": 64, "depth": 2, "num_heads": 1, "mlp_dim": 256}, "image_size": 28},
+)
+
+
+@pytest.mark.parametrize("name, config", CONFIGS, ids=[name for name, _ in CONFIGS])
+def test_parsing_gives_the_published_config_back(name, config):
+    for layout, values in layouts_of(config):
+        width = models.registry.vision_config(config).encoder.width
+        classifier = Tensor((getattr(config, "num_classes", 0), width), "float32", None)
+        tensors = {"classifier.weight": classifier} if classifier.shape[0] else {}
+        parsed = layout.parse(Source(pathlib.Path("model.safetensors"), values, tensors))
+        assert parsed.unknown_fields == []
+        if hasattr(config, "position_resize"):  # which is the library's, not the model's
+            config = dataclasses.replace(config, position_resize=parsed.config.position_resize)
+        assert parsed.config == config
+
+
+def test_every_model_is_in_one_group_of_those_that_are_measured():
+    groups = zoo.groups_of_models().values()
+    assert sorted(name for names in groups for name in names) == models.list_models()
+    assert ["clip-vit-l-14", "clip-vit-l-14-336"] in groups
+
+
+def test_conversion_is_measured(tmp_path):
+    ((layout, values),) = layouts_of(SMALL)
+    file = write_random_checkpoint(tmp_path / "source", layout, SMALL, values)
+    row = conversion.measure(file, tmp_path / "destination", "float32")
+    assert row["peak_gb"] > row["file_gb"] and row["seconds"] > 0
+    assert (tmp_path / "destination" / "model.json").is_file()
+
+
+def test_random_tensors_have_the_dtype_asked_for():
+    ((layout, _),) = layouts_of(SMALL)
+    assert {x.dtype.name for x in random_tensors(layout, SMALL, "bfloat16").values()} == {
+        "bfloat16"
+    }
+
+
+@pytest.mark.reference
+def test_the_zoo_is_measured(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    family = dataclasses.replace(models.registry.FAMILIES["dinov2"], variants={"tiny": SMALL})
+    monkeypatch.setitem(models.registry.FAMILIES, "dinov2", family)
+    zoo.main(["--match", "tiny", "--output", str(tmp_path / "zoo.csv")])
+    with open(tmp_path / "zoo.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["max_error"]) < 1e-5 and row["blocks"] == "all" and row["torch"]
+    assert "`tiny`" in zoo.as_markdown([row])

@@ -1,0 +1,114 @@
+"""What holds for the vision tower of every family, on tiny random models."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+import models.registry
+from fna_jax import FNAConfig
+from tests.conftest import random_images, rel_max_error
+
+ENCODER = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
+SIZES = {"image_size": 32, "patch_size": 8}
+TEXT = {"vocab_size": 9, "context_length": 4, "encoder": ENCODER}
+TINY = {
+    "clip": ("clip-vit-b-32", {"vision": SIZES, "text": TEXT}),
+    "dinov2": ("dinov2-vit-g-14-reg", SIZES),
+    "dinov3": ("dinov3-vit-s-plus-16", SIZES),
+    "siglip": (
+        "siglip-vit-b-16-224",
+        {"vision": SIZES, "text": TEXT},
+    ),
+    "vit": ("vit-ti-16", SIZES | {"num_classes": 5}),
+}
+FAMILIES = pytest.mark.parametrize("family", TINY)
+FNA = FNAConfig("1:2", 8)
+
+
+@functools.cache
+def tiny(family):
+    """A random model of the family. Tests must not change it."""
+    name, settings = TINY[family]
+    if "vision" in settings:
+        settings = settings | {"vision": settings["vision"] | {"encoder": ENCODER}}
+    else:
+        settings = settings | {"encoder": ENCODER}
+    return models.create(name, rngs=nnx.Rngs(0), **settings)
+
+
+@nnx.jit
+def pooled(model, images):
+    return model(images).pooled
+
+
+def test_every_family_is_tested():
+    assert TINY.keys() == models.registry.FAMILIES.keys()
+
+
+@FAMILIES
+def test_one_compilation_for_each_size(family):
+    traces = []
+
+    @nnx.jit
+    def tokens(model, images):
+        traces.append(images.shape)
+        return model.embed(images)
+
+    tower = getattr(tiny(family), "vision", tiny(family))
+    for height, width in ((32, 32), (40, 24), (32, 32), (40, 24)):
+        tokens(tower, random_images(height=height, width=width))
+    assert traces == [(2, 32, 32, 3), (2, 40, 24, 3)]
+
+
+@FAMILIES
+def test_a_view_has_the_same_arrays(family):
+    model = tiny(family)
+    view = models.with_attention(model, FNA)
+    leaves = [jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (model, view)]
+    assert len(leaves[0]) > 10
+    assert all(a is b for a, b in zip(*leaves, strict=True))
+
+
+@FAMILIES
+@pytest.mark.parametrize("height, width, nearest", [(33, 32, "32 or 40"), (32, 7, "8")])
+def test_a_size_that_does_not_divide_names_the_nearest(family, height, width, nearest):
+    with pytest.raises(ValueError, match=f"the nearest that do: {nearest}$"):
+        tiny(family)(np.zeros((1, height, width, 3), np.float32))
+
+
+@FAMILIES
+def test_bfloat16_is_close_to_float32(family):
+    model = tiny(family)
+    half = dataclasses.replace(model.config, dtype="bfloat16", param_dtype="bfloat16")
+    graphdef, state = nnx.split(models.registry.abstract_model(type(model), half))
+    cast = jax.tree.map(lambda x, like: x.astype(like.dtype), nnx.state(model), state)
+    exact, low = (pooled(x, random_images()) for x in (model, nnx.merge(graphdef, cast)))
+    assert low.dtype == jnp.bfloat16
+    assert rel_max_error(low.astype(jnp.float32), exact) < 0.1  # 8 bits of mantissa, two blocks
+
+
+@FAMILIES
+def test_the_bridge_to_linen_has_the_same_leaves(family):
+    model = tiny(family)
+    linen = nnx.bridge.to_linen(type(model), model.config)
+    variables = jax.eval_shape(linen.init, jax.random.key(0), random_images())
+    shapes = lambda tree: {
+        ".".join(str(getattr(key, "key", key)) for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    expected = shapes(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    assert shapes(variables["params"]) == expected
+
+
+def test_gradients_reach_every_leaf():
+    """Of the family with registers, gated MLP and LayerScale; rotary positions have no leaves."""
+    model = models.with_attention(tiny("dinov2"), FNA)
+    loss = lambda model: jnp.sum(jnp.square(model(random_images()).tokens))
+    for path, gradient in nnx.to_flat_state(nnx.jit(nnx.grad(loss))(model)):
+        assert np.isfinite(gradient[...]).all() and np.any(gradient[...] != 0), path
