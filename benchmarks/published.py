@@ -187,11 +187,11 @@ def random_tensors(layout: Layout, config, dtype="float32") -> dict[str, np.ndar
 
 
 def _random(name, shape):
-    """Fan-in scaled kernels; scales near one, or near a tenth where they scale a whole branch."""
+    """Fan-in scaled kernels; scales near one, or near a fifth where they scale a whole branch."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    value = np.asarray(rng.standard_normal(shape, dtype=np.float32))
+    value = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) > 1:
         return value / np.float32(math.sqrt(math.prod(shape[1:])))
-    if "scale" in name or "gamma" in name or "lambda" in name:
-        return 0.1 * value + (2 if "logit" in name else 0.2)
-    return 0.1 * value + (not name.endswith("bias"))
+    is_branch = any(word in name for word in ("scale", "gamma", "lambda"))  # LayerScale, logits
+    centre = 0.0 if name.endswith("bias") else 0.2 if is_branch else 1.0
+    return np.asarray(0.1 * value + centre, np.float32)
