@@ -2,10 +2,10 @@
 
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
-from convert.rows import HF_CLIP_BLOCK, block_rows
-from convert.table import CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.rows import two_towers
+from convert.table import CONVOLUTION, LINEAR, SAME, Table
 from models.clip import CLIPConfig, CLIPTextConfig
-from models.vit import EncoderConfig, VisionConfig
+from models.vit import VisionConfig
 
 _REFUSED = {
     "clip_vision_model": "the vision tower alone; convert the whole CLIPModel",
@@ -60,20 +60,11 @@ _REST = (
     ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
     ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
 )
-_IGNORED = {
-    f"{tower}.embeddings.position_ids": "a buffer of older versions: 0, 1, 2, …, not a weight"
-    for tower in ("vision_model", "text_model")
-}
 
 
 def tables(config: CLIPConfig) -> tuple[Table, ...]:
     """The key layouts; a whole CLIPModel has one in transformers 4 (4.51.3) and 5 (5.23.0)."""
-    towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
-    rows = [Row(*row) for row in _REST]
-    for source, target, tower in towers:
-        names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
-        rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
-    return (Table(tuple(rows), _IGNORED),)
+    return (two_towers(_REST, config),)
 
 
 def parse_config(values: dict) -> Parsed:
@@ -91,12 +82,12 @@ def parse_config(values: dict) -> Parsed:
     eos_token_id = text.integer("eos_token_id")
     config = CLIPConfig(
         VisionConfig(
-            vision.size("image_size"), vision.size("patch_size"), "bicubic", _encoder(vision)
+            vision.size("image_size"), vision.size("patch_size"), "bicubic", vision.encoder()
         ),
         CLIPTextConfig(
             text.size("vocab_size"),
             text.size("max_position_embeddings"),
-            _encoder(text),
+            text.encoder(),
             None if eos_token_id == _ARGMAX_EOS else eos_token_id,
         ),
         whole.size("projection_dim"),
@@ -109,17 +100,6 @@ def _section(whole, tower, defaults):
     preferred = whole.section(f"{tower}_config_dict", defaults)
     other = whole.section(f"{tower}_config", defaults)
     return other if whole.values.get(preferred.name) is None else preferred
-
-
-def _encoder(section):
-    return EncoderConfig(
-        section.size("hidden_size"),
-        section.depth("num_hidden_layers"),
-        section.size("num_attention_heads"),
-        section.size("intermediate_size"),
-        section.activation("hidden_act"),
-        section.epsilon("layer_norm_eps"),
-    )
 
 
 LAYOUT = Layout(

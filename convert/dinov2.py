@@ -8,8 +8,9 @@ from convert.rows import (
     HF_DINO_GATED_MLP,
     HF_DINO_NORMS,
     HF_VIT_ATTENTION,
-    TIMM_ATTENTION,
+    HF_VIT_HEAD,
     TIMM_MLP,
+    TIMM_NORMS_AND_ATTENTION,
     block_rows,
     with_biases,
 )
@@ -32,16 +33,6 @@ _DEFAULTS = {
     "use_swiglu_ffn": False,
 }
 _REGISTERS_DEFAULTS = _DEFAULTS | {"patch_size": 16, "num_register_tokens": 4}
-# Of training, and of the choice of feature maps by which detectors use the backbone.
-_IRRELEVANT = (
-    "layerscale_value",
-    "use_mask_token",
-    "apply_layernorm",
-    "reshape_hidden_states",
-    "stage_names",
-    "out_features",
-    "out_indices",
-)
 _MASK = "stands for masked patches in training"
 
 _HF_REST = (
@@ -52,10 +43,6 @@ _HF_REST = (
     ("embeddings.patch_embeddings.projection.bias", "patch_embedding.conv.bias", SAME),
     ("layernorm.weight", "final_norm.scale", SAME),
     ("layernorm.bias", "final_norm.bias", SAME),
-)
-_HEAD = (
-    Row("classifier.weight", "head.kernel", LINEAR),
-    Row("classifier.bias", "head.bias", SAME),
 )
 _ORIGINAL_REST = (
     ("cls_token", "class_token", BATCHED),
@@ -81,7 +68,7 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
     prefix, head = "", ()
     if config.num_classes:
         prefix = "dinov2_with_registers." if config.num_registers else "dinov2."
-        head = _HEAD
+        head = HF_VIT_HEAD
 
     def table(attention, mlp):
         block = with_biases(HF_DINO_NORMS + attention + mlp, config.encoder.biases)
@@ -94,7 +81,7 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
 def original_tables(config: DINOv2Config) -> tuple[Table, ...]:
     """The key layout of the authors' `.pth` files."""
     mlp = _fused_mlp("mlp.w12", "mlp.w3") if config.encoder.gated_mlp else TIMM_MLP
-    block = TIMM_ATTENTION + _ORIGINAL_SCALES + mlp
+    block = TIMM_NORMS_AND_ATTENTION + _ORIGINAL_SCALES + mlp
     return (Table(_rows(config, _ORIGINAL_REST, "blocks", block), {"mask_token": _MASK}),)
 
 
@@ -130,7 +117,11 @@ def parse(source: Source) -> Parsed:
     with_registers = source.config.get("model_type") == "dinov2_with_registers"
     defaults = _REGISTERS_DEFAULTS if with_registers else _DEFAULTS
     fields = Fields("config.json", source.config, defaults)
-    num_registers = fields.size("num_register_tokens") if with_registers else 0
+    if with_registers:
+        num_registers = fields.size("num_register_tokens")
+    else:
+        num_registers = 0
+        fields.fix(num_register_tokens=0)
     position_resize = "bicubic_antialias" if with_registers else "bicubic"
     has_head = "classifier.weight" in source.tensors
     num_classes = shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0
@@ -140,7 +131,7 @@ def parse(source: Source) -> Parsed:
 
 def _config(fields, num_registers, position_resize, num_classes=0):
     fields.fix(num_channels=3)
-    fields.ignore(*_IRRELEVANT)
+    fields.ignore("use_mask_token")
     width = fields.size("hidden_size")
     ratio = fields.number("mlp_ratio", least=0.01, most=100)
     gated = fields.flag("use_swiglu_ffn")

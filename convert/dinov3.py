@@ -7,12 +7,12 @@ from convert.rows import (
     HF_DINO_GATED_MLP,
     HF_DINO_MLP,
     HF_DINO_NORMS,
+    QKV,
     block_rows,
     with_biases,
 )
 from convert.table import BATCHED, CONVOLUTION, SAME, Row, Table
 from models.dinov3 import DINOv3Config
-from models.vit import EncoderConfig
 
 # The documented defaults of DINOv3ViTConfig.
 _DEFAULTS = {
@@ -31,18 +31,7 @@ _DEFAULTS = {
     "use_gated_mlp": False,
     "num_register_tokens": 0,
 }
-# Of training (the augmentation of coordinates among them), and of the choice of feature maps.
-_IRRELEVANT = (
-    "pos_embed_jitter",
-    "pos_embed_rescale",
-    "pos_embed_shift",
-    "layerscale_value",
-    "apply_layernorm",
-    "reshape_hidden_states",
-    "stage_names",
-    "out_features",
-    "out_indices",
-)
+_AUGMENTATION = ("pos_embed_jitter", "pos_embed_rescale", "pos_embed_shift")  # in training only
 _REGISTERS = "embeddings.register_tokens"
 _REST = (
     ("embeddings.cls_token", "class_token", BATCHED),
@@ -80,24 +69,23 @@ def parse_config(values: dict) -> Parsed:
       ConversionError: a value that is not of its type, or that the model does not support.
     """
     fields = Fields("config.json", values, _DEFAULTS)
-    fields.fix(num_channels=3, proj_bias=True, mlp_bias=True)
-    fields.ignore(*_IRRELEVANT)
-    encoder = EncoderConfig(
-        fields.size("hidden_size"),
-        fields.depth("num_hidden_layers"),
-        fields.size("num_attention_heads"),
-        fields.size("intermediate_size"),
-        fields.activation("hidden_act"),
-        fields.epsilon("layer_norm_eps"),
-        biases="".join(x[0] for x in ("query", "key", "value") if fields.flag(f"{x}_bias")),
+    fields.fix(num_channels=3, proj_bias=True, mlp_bias=True, rope_scaling=None)
+    fields.ignore(*_AUGMENTATION)
+    encoder = fields.encoder(
+        biases="".join(name[0] for name in QKV if fields.flag(f"{name}_bias")),
         gated_mlp=fields.flag("use_gated_mlp"),
         layer_scale=True,
     )
+    theta = float(fields.number("rope_theta", least=1, most=1e9))
+    # Other models of transformers 5 read theta here; DINOv3, in 5.23.0, from `rope_theta` alone.
+    rope = fields.section("rope_parameters", {})
+    rope.fix(rope_type="default", rope_theta=theta)
+    rope.refuse_unknown()
     config = DINOv3Config(
         fields.size("image_size"),
         fields.size("patch_size"),
         fields.integer("num_register_tokens", most=2**20),
-        float(fields.number("rope_theta", least=1, most=1e9)),
+        theta,
         encoder,
     )
     return Parsed(config, fields.unknown())

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from convert.errors import ConversionError, show
-from models.vit import ACTIVATIONS
+from convert.errors import ConversionError, show, summarise
+from models.vit import ACTIVATIONS, EncoderConfig
 
 # A file may claim anything. No model exists beyond these; larger sizes would overflow in the
 # arithmetic of shapes, and every block of a model takes its time to build.
@@ -11,30 +11,36 @@ _LARGEST_SIZE = 2**20
 _LARGEST_DEPTH = 128
 
 # What Hugging Face's configs hold that says nothing of what a vision model computes: training,
-# bookkeeping, outputs asked for, and the settings of generation, which version 4 wrote into all.
+# bookkeeping, outputs asked for, the choice of feature maps by which detectors use a backbone, and
+# the settings of generation, which version 4 wrote into all.
 _IRRELEVANT = frozenset(
     """
-    _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
-    attention_probs_dropout_prob bad_words_ids begin_suppress_tokens bos_token_id
+    _attn_implementation_autoset _commit_hash _name_or_path apply_layernorm architectures
+    attention_dropout attention_probs_dropout_prob bad_words_ids begin_suppress_tokens bos_token_id
     chunk_size_feed_forward classifier_dropout cross_attention_hidden_size decoder_start_token_id
     diversity_penalty do_sample drop_path_rate dropout dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_factor
-    initializer_range is_encoder_decoder label2id length_penalty max_length min_length model_type
+    initializer_range is_encoder_decoder label2id layerscale_value length_penalty max_length min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    out_features out_indices output_attentions output_hidden_states output_scores pad_token_id
+    prefix problem_type remove_invalid_values repetition_penalty reshape_hidden_states return_dict
+    return_dict_in_generate sep_token_id stage_names suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
     tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
     typical_p use_bfloat16 use_cache
     """.split()  # noqa: SIM905 - sixty names in a column each would say less
 )
+_ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2")  # other words name code to download
 # Fields of any of its configs that would change the computation, and the only values supported.
 _FIXED = {
+    "_attn_implementation": _ATTENTIONS,
     "add_cross_attention": (False, None),
+    "attn_implementation": _ATTENTIONS,
     "is_decoder": (False, None),
     "pruned_heads": ({}, None),
+    "qk_norm": (False, None),
     "quantization_config": (None,),
+    "use_mean_pooling": (False, None),
 }
 
 
@@ -105,6 +111,18 @@ class Fields:
         """One of the activations that the models have."""
         return self.choice(field, ACTIVATIONS)
 
+    def encoder(self, **more) -> EncoderConfig:
+        """The blocks by the names of transformers; `more` are fields of EncoderConfig."""
+        return EncoderConfig(
+            self.size("hidden_size"),
+            self.depth("num_hidden_layers"),
+            self.size("num_attention_heads"),
+            self.size("intermediate_size"),
+            self.activation("hidden_act"),
+            self.epsilon("layer_norm_eps"),
+            **more,
+        )
+
     def section(self, field, defaults) -> "Fields":
         """A nested object; empty where the file has none."""
         self.known.add(field)
@@ -132,8 +150,19 @@ class Fields:
         """
         for field, values in _FIXED.items():
             if field in self.values and self.values[field] not in values:
-                raise self._error(field, f"absent or {show(values[0])}")
-        known = self.known | _IRRELEVANT | _FIXED.keys()
+                raise self._error(field, f"absent or {' or '.join(map(show, values))}")
+        return self._others(self.known | _IRRELEVANT | _FIXED.keys())
+
+    def refuse_unknown(self):
+        """Raises ConversionError for fields that nothing asked for; call it last.
+
+        For an object of a constructor's keywords, each of which says what is computed.
+        """
+        if unknown := self._others(self.known):
+            changes = "is unknown, and may change what is computed"
+            raise ConversionError(summarise([f"{show(name)} {changes}" for name in unknown]))
+
+    def _others(self, known):
         return [f"{self.name}.{field}" for field in self.values if field not in known]
 
     def _get(self, field):

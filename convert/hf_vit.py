@@ -1,12 +1,12 @@
 """ViT and MAE as Hugging Face's transformers, 4 and 5, writes them."""
 
+from convert import mae
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, Source, of_model_type
-from convert.rows import HF_VIT_ATTENTION, block_rows, with_biases
+from convert.rows import HF_VIT_ATTENTION, HF_VIT_HEAD, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
 from models.plain_vit import ViTConfig
-from models.vit import EncoderConfig
 
 _REFUSED = {
     "deit": "its distillation token has no place in the family vit; the DeiT without distillation "
@@ -63,27 +63,15 @@ _REST = (
     ("layernorm.weight", "norm.scale", SAME),
     ("layernorm.bias", "norm.bias", SAME),
 )
-_HEAD = (
-    Row("classifier.weight", "head.kernel", LINEAR),
-    Row("classifier.bias", "head.bias", SAME),
-)
 
 _POOLER = "a layer and tanh on the class token, which no classifier of transformers uses"
-_DECODER = "the decoder, which reconstructs pixels in pretraining only"
-_DECODER_DEPTH = 12  # the deepest of MAE's paper (arXiv 2111.06377, table 1); 8 in all releases
-_WEIGHTS = ("weight", "bias")
-_DECODER_NAMES = (
-    *(f"decoder.0.{leaf}" for leaf in _WEIGHTS),  # of ViTForMaskedImageModeling
-    "decoder.mask_token",
-    "decoder.decoder_pos_embed",
-    *(f"decoder.decoder_{x}.{leaf}" for x in ("embed", "norm", "pred") for leaf in _WEIGHTS),
-    *(
-        f"decoder.{blocks}.{i}.{key}"
-        for blocks in ("decoder_layers", "decoder_encoder.layer")  # of transformers 4, 5
-        for i in range(_DECODER_DEPTH)
-        for key, *_ in _BLOCK
-    ),
-)
+_MASK = "stands for masked patches in pretraining"
+_PIXELS = "reconstructs pixels in pretraining only"  # ViTForMaskedImageModeling
+_MAE = {
+    f"decoder.{name}": why
+    for blocks in ("decoder_layers", "decoder_encoder.layer")  # of transformers 4, 5
+    for name, why in mae.decoder(blocks, _BLOCK).items()
+}
 
 
 def tables(config: ViTConfig) -> tuple[Table, ...]:
@@ -93,9 +81,10 @@ def tables(config: ViTConfig) -> tuple[Table, ...]:
         rows = [Row(f"{prefix}{source}", *row) for source, *row in _REST]
         block = with_biases(_BLOCK, config.encoder.biases)
         rows += block_rows(f"{prefix}encoder.layer", "encoder.blocks", block, config.encoder.depth)
-        ignored = dict.fromkeys((f"{prefix}pooler.dense.{leaf}" for leaf in _WEIGHTS), _POOLER)
-        ignored |= dict.fromkeys((f"{prefix}embeddings.mask_token", *_DECODER_NAMES), _DECODER)
-        return Table((*rows, *(_HEAD if config.num_classes else ())), ignored)
+        ignored = _MAE | {f"{prefix}embeddings.mask_token": _MASK}
+        for leaf in ("weight", "bias"):
+            ignored |= {f"{prefix}pooler.dense.{leaf}": _POOLER, f"decoder.0.{leaf}": _PIXELS}
+        return Table((*rows, *(HF_VIT_HEAD if config.num_classes else ())), ignored)
 
     return table("vit."), table("")
 
@@ -109,21 +98,12 @@ def parse(source: Source) -> Parsed:
     fields = Fields("config.json", source.config, _DEFAULTS)
     fields.fix(num_channels=3)
     fields.ignore(*_IRRELEVANT)
-    encoder = EncoderConfig(
-        fields.size("hidden_size"),
-        fields.depth("num_hidden_layers"),
-        fields.size("num_attention_heads"),
-        fields.size("intermediate_size"),
-        fields.activation("hidden_act"),
-        fields.epsilon("layer_norm_eps"),
-        biases="qkv" if fields.flag("qkv_bias") else "",
-    )
     has_head = "classifier.weight" in source.tensors
     config = ViTConfig(
         fields.size("image_size"),
         fields.size("patch_size"),
         "bicubic",
-        encoder,
+        fields.encoder(biases="qkv" if fields.flag("qkv_bias") else ""),
         num_classes=shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0,
     )
     return Parsed(config, fields.unknown())

@@ -143,7 +143,7 @@ def parse(source: Source) -> Parsed:
       ConversionError: a value that is not of its type, that the model does not support, or exact
         GELU for weights of OpenAI, which were trained with quick GELU.
     """
-    values = _config_of(source.tensors) if source.config is None else source.config
+    values = config_of(source.tensors) if source.config is None else source.config
     whole = Fields(OPEN_CLIP_CONFIG, values, {})
     whole.ignore("preprocess_cfg")
     model = whole.section("model_cfg", {"quick_gelu": False})
@@ -205,7 +205,7 @@ def _is_openai(source):
     return named or any(name in source.tensors for name in _SIZES_OF_OPENAI)
 
 
-def _config_of(tensors):
+def config_of(tensors):
     """What `open_clip_config.json` would say of OpenAI's own state dicts, all of heads of 64."""
     if not all(name in tensors for name in _SIZES_OF_OPENAI):
         raise ConversionError(

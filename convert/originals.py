@@ -1,17 +1,72 @@
 """The original PyTorch model of a checkpoint, run stage by stage. Needs torch and its library.
 
 Stages are arrays by name: "embeddings", "block 0" and so on, "tokens", "pooled", "projected" and
-"logits" where a model has them; those of a text tower begin with "text ".
+"logits" where a model has them; those of a text tower begin with "text ". The models are built here
+from classes named here: nothing that a checkpoint says chooses code.
 """
 
 import contextlib
 import functools
-import json
+import importlib
+from collections.abc import Callable
 
 import numpy as np
 
-from convert.errors import ConversionError, one_line
+from convert import open_clip as open_clip_layout
+from convert import timm_vit
+from convert.errors import ConversionError, one_line, show
 from convert.layout import Layout, Source
+
+# Of transformers by model_type: the model, and the one with a classifier.
+_CLASSES = {
+    "clip": ("CLIPModel", None),
+    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+    ),
+    "dinov3_vit": ("DINOv3ViTModel", None),
+    "siglip": ("SiglipModel", None),
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "vit_mae": ("ViTMAEModel", None),
+}
+# Fields with which a config asks transformers for other code than its own.
+_NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
+
+
+def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.ndarray]]:
+    """A function of images `[B, height, width, 3]` and token_ids `[B, T]`: the original's stages.
+
+    Args:
+      layout: of the source.
+      source: whose config was parsed without an error.
+
+    Raises:
+      ConversionError: the library is not installed, or fails on this checkpoint; so does the
+        function that is returned.
+    """
+    torch = import_torch()
+    if (open_model := _LIBRARIES.get(layout.library)) is None:
+        raise ConversionError(f"no installed library reads {layout}: nothing to compare with")
+    prepare_libraries()
+    try:
+        library = importlib.import_module(layout.library)
+    except ImportError as error:
+        raise ConversionError(
+            f"{layout.library} cannot be imported ({one_line(error)}): "
+            "pip install -r requirements-reference.txt"
+        ) from None
+    with _failures_named(layout.library):
+        run = open_model(library, source)
+
+    def stages(images, token_ids):
+        pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
+        token_ids = torch.from_numpy(np.asarray(token_ids, np.int64))
+        with _failures_named(layout.library), torch.no_grad():
+            found = run(pixels, token_ids)
+        return {name: np.asarray(value.float()) for name, value in found.items()}
+
+    return stages
 
 
 def import_torch():
@@ -25,44 +80,55 @@ def import_torch():
     return torch
 
 
-def original_stages(layout: Layout, source: Source, images, token_ids) -> dict[str, np.ndarray]:
-    """What the original library computes of images `[B, height, width, 3]` and token_ids `[B, T]`.
-
-    Raises:
-      ConversionError: the library is not installed, or cannot read this checkpoint.
-    """
-    torch = import_torch()
-    if (run := _LIBRARIES.get(layout.library)) is None:
-        raise ConversionError(f"no installed library reads {layout}: nothing to compare with")
-    pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
-    prepare_libraries()
+@contextlib.contextmanager
+def _failures_named(library):
     try:
-        with torch.no_grad():
-            stages = run(source, pixels, torch.from_numpy(np.asarray(token_ids, np.int64)))
-    except ImportError as error:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever a library raises on a config or tensors not its own
         raise ConversionError(
-            f"{layout.library} cannot be imported ({one_line(error)}): "
-            "pip install -r requirements-reference.txt"
-        ) from None
-    return {name: np.asarray(value.float()) for name, value in stages.items()}
+            f"{library} fails on this checkpoint: {type(error).__name__}: {show(one_line(error))}"
+        ) from error
 
 
-def _transformers(source, pixels, token_ids):
-    import transformers
+def _transformers(transformers, source):
+    model_type = source.config.get("model_type")
+    if model_type not in _CLASSES:
+        raise ConversionError(f"model_type {show(model_type)} is none that verify knows")
+    plain, with_classifier = _CLASSES[model_type]
+    has_classifier = with_classifier is not None and "classifier.weight" in source.tensors
+    model_class = getattr(transformers, with_classifier if has_classifier else plain)
+    values = {name: x for name, x in source.config.items() if name not in _NOT_PASSED_ON}
+    model = model_class.from_pretrained(
+        None,
+        config=model_class.config_class.from_dict(values),
+        state_dict=_state_dict(source),
+        attn_implementation="eager",
+    ).eval()
+    return functools.partial(_run_transformers, model)
 
-    classes = [getattr(transformers, name, None) for name in source.config.get("architectures", ())]
-    model_class = next(filter(None, classes), transformers.AutoModel)
-    model = model_class.from_pretrained(source.file.parent, dtype="float32").eval()
-    stages = {}
+
+def _state_dict(source):
+    torch = import_torch()
+    return {
+        name: torch.from_numpy(np.array(tensor.read(), np.float32))
+        for name, tensor in source.tensors.items()
+    }
+
+
+def _run_transformers(model, pixels, token_ids):
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
     if model.config.model_type == "vit":
         vision.pooler = None  # no part of what is converted
-    keywords = _unmasking(model.config, pixels)
+    stages = {}
     with _recording(vision, stages, ""):
-        output = _call_at_any_size(vision, pixels, **keywords)
-    stages |= _vision_outputs(output)
+        output = _call_at_any_size(vision, pixels, **_unmasking(model.config, pixels))
+    for key, stage in (("last_hidden_state", "tokens"), ("pooler_output", "pooled")):
+        if output.get(key) is not None:
+            stages[stage] = output[key]
     if hasattr(model, "classifier"):
         stages["logits"] = _call_at_any_size(model, pixels).logits
     if hasattr(model, "text_model"):
@@ -70,11 +136,6 @@ def _transformers(source, pixels, token_ids):
         with _recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
     return stages
-
-
-def _vision_outputs(output):
-    names = {"last_hidden_state": "tokens", "pooler_output": "pooled"}
-    return {name: output[key] for key, name in names.items() if output.get(key) is not None}
 
 
 def _call_at_any_size(function, pixels, **keywords):
@@ -94,43 +155,45 @@ def _unmasking(config, pixels):
     return {"noise": import_torch().arange(num_patches).float().expand(len(pixels), -1)}
 
 
-def _open_clip(source, pixels, token_ids):
-    import open_clip
-
-    settings = json.loads(json.dumps(source.config["model_cfg"]))
-    native = settings["vision_cfg"]["image_size"]
-    size = tuple(pixels.shape[2:])
-    settings["vision_cfg"]["image_size"] = size if size != (native, native) else native
+def _open_clip(open_clip, source):
+    config = open_clip_layout.config_of(source.tensors) if source.config is None else source.config
+    settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
     custom = any(name.startswith("text.") for name in source.tensors)
     model_class = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    for name in ("custom_text", "force_custom_text"):
-        settings.pop(name, None)
-    model = model_class(**settings).eval()
-    open_clip.load_checkpoint(model, str(source.file))
-    stages = {}
-    with _recording(model.visual, stages, ""):
-        stages["projected"] = model.encode_image(pixels)
-    with _recording(model.text if custom else model.transformer, stages, "text "):
-        stages["text projected"] = model.encode_text(token_ids)
-    return stages
+
+    def run(pixels, token_ids):
+        # Positions are resized when weights are loaded into a model of another size.
+        vision_cfg = settings["vision_cfg"] | {"image_size": tuple(pixels.shape[2:])}
+        model = model_class(**settings | {"vision_cfg": vision_cfg}).eval()
+        state = {name: x for name, x in _state_dict(source).items() if name in model.state_dict()}
+        open_clip.model.resize_pos_embed(state, model)
+        model.load_state_dict(state, assign=True)
+        stages = {}
+        with _recording(model.visual, stages, ""):
+            stages["projected"] = model.encode_image(pixels)
+        with _recording(model.text if custom else model.transformer, stages, "text "):
+            stages["text projected"] = model.encode_text(token_ids)
+        return stages
+
+    return run
 
 
-def _timm(source, pixels, token_ids):
-    import timm
+def _timm(timm, source):
+    values = timm_vit.config_of(source.tensors) if source.config is None else source.config
+    args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
+    model = timm.create_model(values["architecture"], **args, dynamic_img_size=True).eval()
+    state = _state_dict(source)
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+    return functools.partial(_run_timm, model)
 
-    from convert.timm_vit import config_of
 
-    values = config_of(source.tensors) if source.config is None else source.config
-    args = {"num_classes": values["num_classes"], **values.get("model_args", {})}
-    args["dynamic_img_size"] = True
-    model = timm.create_model(values["architecture"], **args).eval()
-    as_torch = lambda x: import_torch().from_numpy(np.asarray(x.read(), np.float32))
-    model.load_state_dict({name: as_torch(source.tensors[name]) for name in model.state_dict()})
+def _run_timm(model, pixels, token_ids):
+    del token_ids
     stages = {}
     with _recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
-    if values["num_classes"]:
+    if model.num_classes:
         stages["logits"] = model.forward_head(stages["tokens"])
     return stages
 

@@ -1,6 +1,24 @@
 """The rows of a transformer block in the layouts that several families share."""
 
-from convert.table import FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, part
+from convert.table import FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, Table, part
+
+QKV = ("query", "key", "value")
+
+
+def fused_qkv(source, target):
+    """The rows of query, key and value in one tensor of weights and one of biases.
+
+    Their names are `source` with "weight" and "bias" appended.
+    """
+    return tuple(
+        row
+        for i, name in enumerate(QKV)
+        for row in (
+            (f"{source}weight", f"{target}.{name}.kernel", part(SPLIT_HEADS, i, 3)),
+            (f"{source}bias", f"{target}.{name}.bias", part(FLAT, i, 3)),
+        )
+    )
+
 
 # CLIP and SigLIP in transformers.
 HF_CLIP_BLOCK = (
@@ -21,7 +39,7 @@ HF_CLIP_BLOCK = (
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
 )
-# The norms and the attention of ViT and DINOv2 in transformers.
+# ViT and DINOv2 in transformers.
 HF_VIT_ATTENTION = (
     ("attention.attention.query.weight", "attention.query.kernel", SPLIT_HEADS),
     ("attention.attention.query.bias", "attention.query.bias", FLAT),
@@ -32,18 +50,15 @@ HF_VIT_ATTENTION = (
     ("attention.output.dense.weight", "attention.out.kernel", MERGE_HEADS),
     ("attention.output.dense.bias", "attention.out.bias", SAME),
 )
+HF_VIT_HEAD = (
+    Row("classifier.weight", "head.kernel", LINEAR),
+    Row("classifier.bias", "head.bias", SAME),
+)
 # timm's ViT and the original DINOv2.
-TIMM_ATTENTION = (
+TIMM_NORMS_AND_ATTENTION = (
     ("norm1.weight", "norm1.scale", SAME),
     ("norm1.bias", "norm1.bias", SAME),
-    *(
-        ("attn.qkv.weight", f"attention.{name}.kernel", part(SPLIT_HEADS, i, 3))
-        for i, name in enumerate(("query", "key", "value"))
-    ),
-    *(
-        ("attn.qkv.bias", f"attention.{name}.bias", part(FLAT, i, 3))
-        for i, name in enumerate(("query", "key", "value"))
-    ),
+    *fused_qkv("attn.qkv.", "attention"),
     ("attn.proj.weight", "attention.out.kernel", MERGE_HEADS),
     ("attn.proj.bias", "attention.out.bias", SAME),
     ("norm2.weight", "norm2.scale", SAME),
@@ -90,7 +105,7 @@ HF_DINO_GATED_MLP = (
 
 def with_biases(block, biases):
     """The rows of `block` for an encoder of these `biases`, as in `models.vit.EncoderConfig`."""
-    absent = {f"attention.{x}.bias" for x in ("query", "key", "value") if x[0] not in biases}
+    absent = {f"attention.{name}.bias" for name in QKV if name[0] not in biases}
     return tuple(row for row in block if row[1] not in absent)
 
 
@@ -101,3 +116,15 @@ def block_rows(source, target, block, depth) -> tuple[Row, ...]:
         for i in range(depth)
         for key, leaf, transform in block
     )
+
+
+def two_towers(rest, config) -> Table:
+    """The key table of CLIP and SigLIP in transformers: `rest`, and the blocks of both towers."""
+    towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
+    rows = [Row(*row) for row in rest]
+    for source, target, tower in towers:
+        names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
+        rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
+    buffers = (f"{source}.embeddings.position_ids" for source, *_ in towers)
+    ignored = dict.fromkeys(buffers, "a buffer of older versions: 0, 1, 2, …, not a weight")
+    return Table(tuple(rows), ignored)

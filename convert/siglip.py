@@ -3,7 +3,7 @@
 from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
-from convert.rows import HF_CLIP_BLOCK, block_rows
+from convert.rows import fused_qkv, two_towers
 from convert.table import (
     BATCHED,
     CONVOLUTION,
@@ -11,14 +11,10 @@ from convert.table import (
     LINEAR,
     MERGE_HEADS,
     SAME,
-    SPLIT_HEADS,
-    Row,
     Table,
-    part,
 )
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
 from models.text import TextConfig
-from models.vit import EncoderConfig
 
 _REFUSED = {
     "siglip2": "NaFlex, of variable resolution; use a SigLIP 2 checkpoint of fixed resolution",
@@ -39,7 +35,6 @@ _TEXT_DEFAULTS = _DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64
 _VISION_DEFAULTS = _DEFAULTS | {"image_size": 224, "patch_size": 16}
 
 _POOLING = "vision_model.head"
-_QKV = tuple(enumerate(("query", "key", "value")))
 _REST = (
     ("logit_scale", "logit_scale", FLAT),  # [1] in the file
     ("logit_bias", "logit_bias", FLAT),
@@ -53,22 +48,7 @@ _REST = (
     ("vision_model.post_layernorm.weight", "vision.post_norm.scale", SAME),
     ("vision_model.post_layernorm.bias", "vision.post_norm.bias", SAME),
     (f"{_POOLING}.probe", "vision.pooling.probe", BATCHED),
-    *(
-        (
-            f"{_POOLING}.attention.in_proj_weight",
-            f"vision.pooling.attention.{name}.kernel",
-            part(SPLIT_HEADS, i, 3),
-        )
-        for i, name in _QKV
-    ),
-    *(
-        (
-            f"{_POOLING}.attention.in_proj_bias",
-            f"vision.pooling.attention.{name}.bias",
-            part(FLAT, i, 3),
-        )
-        for i, name in _QKV
-    ),
+    *fused_qkv(f"{_POOLING}.attention.in_proj_", "vision.pooling.attention"),
     (f"{_POOLING}.attention.out_proj.weight", "vision.pooling.attention.out.kernel", MERGE_HEADS),
     (f"{_POOLING}.attention.out_proj.bias", "vision.pooling.attention.out.bias", SAME),
     (f"{_POOLING}.layernorm.weight", "vision.pooling.norm.scale", SAME),
@@ -84,20 +64,11 @@ _REST = (
     ("text_model.head.weight", "text_projection.kernel", LINEAR),
     ("text_model.head.bias", "text_projection.bias", SAME),
 )
-_IGNORED = {
-    f"{tower}.embeddings.position_ids": "a buffer of older versions: 0, 1, 2, …, not a weight"
-    for tower in ("vision_model", "text_model")
-}
 
 
 def tables(config: SigLIPConfig) -> tuple[Table, ...]:
     """The key layout of a whole SiglipModel."""
-    towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
-    rows = [Row(*row) for row in _REST]
-    for source, target, tower in towers:
-        names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
-        rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
-    return (Table(tuple(rows), _IGNORED),)
+    return (two_towers(_REST, config),)
 
 
 def parse_config(values: dict) -> Parsed:
@@ -113,9 +84,9 @@ def parse_config(values: dict) -> Parsed:
     vision.fix(num_channels=3, vision_use_head=True)
     config = SigLIPConfig(
         SigLIPVisionConfig(
-            vision.size("image_size"), vision.size("patch_size"), "bicubic", _encoder(vision)
+            vision.size("image_size"), vision.size("patch_size"), "bicubic", vision.encoder()
         ),
-        TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), _encoder(text)),
+        TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), text.encoder()),
     )
     projected = text.size("projection_size" if "projection_size" in text.values else "hidden_size")
     if projected != config.vision.encoder.width:
@@ -125,17 +96,6 @@ def parse_config(values: dict) -> Parsed:
             "vision_config.hidden_size"
         )
     return Parsed(config, [*whole.unknown(), *text.unknown(), *vision.unknown()])
-
-
-def _encoder(section):
-    return EncoderConfig(
-        section.size("hidden_size"),
-        section.depth("num_hidden_layers"),
-        section.size("num_attention_heads"),
-        section.size("intermediate_size"),
-        section.activation("hidden_act"),
-        section.epsilon("layer_norm_eps"),
-    )
 
 
 LAYOUT = Layout(

@@ -16,6 +16,7 @@ from convert.sources import read_json_object
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _WRAPPERS = ("model", "state_dict")  # under which training scripts save the state dict
+_READ_BETWEEN_OPENINGS = 2**27  # bytes
 _INDEX = ".index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # others keep their own name
 
@@ -84,10 +85,15 @@ def _open_safetensors(file):
 
 def _open_pickle(file):
     """The tensors of a state dict that torch reads."""
-    state = _unpickle(file)
-    read = state.__getitem__
-    if zipfile.is_zipfile(file):  # since torch 1.6; opened anew for each tensor, as safetensors
-        read = lambda name: _unpickle(file)[name]
+    state, left = _unpickle(file), _READ_BETWEEN_OPENINGS
+
+    def read(name):
+        nonlocal state, left
+        if left < 0:  # what was read stays in memory as long as a file is open
+            state, left = _unpickle(file), _READ_BETWEEN_OPENINGS
+        left -= state[name].nbytes
+        return state[name]
+
     return {name: _torch_tensor(x, functools.partial(read, name)) for name, x in state.items()}
 
 
@@ -100,11 +106,7 @@ def _unpickle(file):
             f"{show(str(file))} is pickled, which only torch reads: "
             "pip install -r requirements-reference.txt, or get the weights as safetensors"
         ) from None
-    if _is_torchscript(file):
-        raise ConversionError(
-            f"{show(str(file))} is a TorchScript archive, a program with its weights inside: it is "
-            "not run. Get the weights as safetensors; OpenAI's are on the Hugging Face hub"
-        )
+    _check_archive(file)
     try:
         state = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
@@ -116,11 +118,8 @@ def _unpickle(file):
         ) from None
     if isinstance(state, dict):
         state = _unwrapped(state, torch.Tensor)
-    dense = lambda x: (
-        isinstance(x, torch.Tensor) and x.layout is torch.strided and x.device.type == "cpu"
-    )
     if not isinstance(state, dict) or not all(
-        isinstance(name, str) and dense(value) for name, value in state.items()
+        isinstance(name, str) and _is_plain(torch, value) for name, value in state.items()
     ):
         raise ConversionError(
             f"{show(str(file))} is not a state dict: expected names and dense tensors, "
@@ -129,12 +128,32 @@ def _unpickle(file):
     return state
 
 
-def _is_torchscript(file):
+def _check_archive(file):
+    """Refuses programs, and compressed archives: torch maps the bytes of a file as they are."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            members = archive.infolist()
     except (OSError, zipfile.BadZipFile):
-        return False
+        return  # a legacy pickle, or damaged: torch will tell
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise ConversionError(
+            f"{show(str(file))} is a TorchScript archive, a program with its weights inside: it is "
+            "not run. Get the weights as safetensors; OpenAI's are on the Hugging Face hub"
+        )
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ConversionError(
+            f"{show(str(file))} is a compressed archive, which torch does not write; get it anew"
+        )
+
+
+def _is_plain(torch, value):
+    """Whether a value is a tensor on the CPU with an element in memory for each that it has."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _unwrapped(state, tensor_type):
@@ -153,7 +172,7 @@ def _torch_tensor(value, read):
     dtype = str(value.dtype).removeprefix("torch.")
 
     def as_numpy():
-        tensor = read().detach()
+        tensor = read().detach().resolve_neg()
         if dtype == "bfloat16":  # numpy has none: hand over the bits
             import torch
 

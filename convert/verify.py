@@ -5,17 +5,19 @@ import dataclasses
 import jax
 import numpy as np
 import tqdm
+from flax import nnx
 
 import models
 import models.registry
 from convert.errors import ConversionError
 from convert.layout import Source
 from convert.loading import convert_checkpoint, read_layout
-from convert.originals import original_stages
+from convert.originals import open_original
 from convert.sources import fetch, find_weights, read_config
 from convert.tensors import open_tensors
 
 BOUND = 1e-4  # of the relative maximum error, in float32
+_LARGEST_SIDE = 1024  # pixels; of published models 560
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +50,20 @@ def verify(
     file = find_weights(path)
     tensors = open_tensors(file)
     layout, _, _ = read_layout(file, tensors, family)
+    original = open_original(layout, Source(file, read_config(file), tensors))
     if against is None:
         model, _ = convert_checkpoint(path, dtype="float32", family=family)
     else:
         model = models.load(against)
-    found = Source(file, read_config(file), tensors)
+        if model.config.dtype != "float32":
+            raise ConversionError(
+                f"{against} computes in {model.config.dtype}, which is coarser than the bound: "
+                "compare a conversion with --dtype float32"
+            )
     comparisons = []
     pairs = random_inputs(model.config, sizes, seed)
     for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
-        expected, actual = original_stages(layout, found, *inputs), stages(model, *inputs)
-        comparisons += _compare(inputs[0].shape[1:3], actual, expected)
+        comparisons += _compare(inputs[0].shape[1:3], stages(model, *inputs), original(*inputs))
     return comparisons
 
 
@@ -65,8 +71,10 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
     rng = np.random.default_rng(seed)
     vision = models.registry.vision_config(config)
-    side, patch = vision.image_size, vision.patch_size
+    patch = vision.patch_size
     if sizes is None:
+        # Of DINOv3 the config's size is nominal, and may be any.
+        side = vision.image_size if vision.image_size < _LARGEST_SIDE else 2 * patch
         wide = (side // patch + 2) * patch, max(side // patch - 1, 1) * patch
         sizes = ((side, side), wide)
     return [
@@ -77,19 +85,25 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
 
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `original_stages`."""
-    tower = getattr(model, "vision", model)
     with jax.default_matmul_precision("highest"):
-        found = _numbered("", tower.hidden_states(images))
-        output = tower(images)
-        found |= {"tokens": output.tokens, "pooled": output.pooled}
-        if hasattr(model, "encode_image"):
-            found["projected"] = model.encode_image(images)
-        if getattr(model.config, "num_classes", 0):
-            found["logits"] = model.classify(images)
-        if hasattr(model, "text"):
-            found |= _numbered("text ", model.text.hidden_states(token_ids))
-            found["text projected"] = model.encode_text(token_ids)
+        found = _stages(model, images, token_ids)
     return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+@nnx.jit  # compiled as one program, which computes what the stages share only once
+def _stages(model, images, token_ids):
+    tower = getattr(model, "vision", model)
+    found = _numbered("", tower.hidden_states(images))
+    output = tower(images)
+    found |= {"tokens": output.tokens, "pooled": output.pooled}
+    if hasattr(model, "encode_image"):
+        found["projected"] = model.encode_image(images)
+    if getattr(model.config, "num_classes", 0):
+        found["logits"] = model.classify(images)
+    if hasattr(model, "text"):
+        found |= _numbered("text ", model.text.hidden_states(token_ids))
+        found["text projected"] = model.encode_text(token_ids)
+    return found
 
 
 def _numbered(prefix, states):
@@ -109,10 +123,13 @@ def _random_texts(config, rng):
 
 
 def _compare(size, actual, expected):
-    common = [name for name in actual if name in expected]
-    if not common:
-        raise ConversionError("the original gave no stage to compare with")
-    for name in common:
+    blocks = [name for name in actual if name == "embeddings" or "block" in name]
+    ends = [name for name in ("tokens", "pooled", "projected", "logits") if name in expected]
+    if missing := [name for name in blocks if name not in expected]:
+        raise ConversionError(f"the original gave no {', '.join(missing)} to compare with")
+    if not ends:
+        raise ConversionError("the original gave no output to compare with")
+    for name in [name for name in actual if name in expected]:
         a, e = actual[name].astype(np.float64), expected[name].astype(np.float64)
         if a.shape != e.shape:
             raise ConversionError(f"{name} is {a.shape}, but {e.shape} in the original")

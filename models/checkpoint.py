@@ -61,7 +61,8 @@ def load(path, *, sharding=None) -> nnx.Module:
       path: a checkpoint directory.
       sharding: where the weights go, straight from the disk: a `jax.sharding.Sharding` for all
         leaves, or a function of a leaf's path, such as "encoder.blocks.0.mlp.fc1.kernel", and its
-        `jax.ShapeDtypeStruct` that returns one. By default the first device.
+        `jax.ShapeDtypeStruct` that returns one. By default the first device. The axes of a mesh
+        must be of type Auto: the models leave it to XLA how their products are sharded.
 
     Raises:
       FileNotFoundError: `path` is not a checkpoint directory.

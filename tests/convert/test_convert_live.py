@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import random
 import zipfile
 
 import jax
@@ -12,7 +13,9 @@ import tiny_clip
 from flax import nnx
 
 import convert
+import convert.tensors
 from convert.originals import prepare_libraries
+from tests import fuzz
 
 pytestmark = pytest.mark.reference
 
@@ -233,6 +236,31 @@ def test_a_torchscript_archive_is_refused_by_name(pickled, refused):
     assert "TorchScript" in refused(pickled.parent)
 
 
+def test_a_compressed_archive_is_refused(torch, pickled, refused):
+    """torch would map its compressed bytes as numbers."""
+    torch.save(state_dict(torch), pickled)
+    with zipfile.ZipFile(pickled) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(pickled, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert "compressed" in refused(pickled.parent)
+
+
+def test_tensors_larger_than_what_is_stored_are_refused(torch, pickled, refused):
+    expanded = torch.zeros(1).expand(2**40)
+    torch.save(state_dict(torch) | {"logit_scale": expanded}, pickled)
+    assert "not a state dict" in refused(pickled.parent)
+
+
+def test_reading_opens_a_pickle_anew_now_and_then(torch, pickled, monkeypatch):
+    torch.save(state_dict(torch), pickled)
+    monkeypatch.setattr(convert.tensors, "_READ_BETWEEN_OPENINGS", 2**10)
+    tensors = convert.tensors.open_tensors(pickled)
+    for name, expected in tiny_clip.shallow_tensors().items():
+        np.testing.assert_array_equal(tensors[name].read(), expected)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_truncated_pickles(torch, pickled, refused, keep, zipped):
@@ -240,3 +268,18 @@ def test_truncated_pickles(torch, pickled, refused, keep, zipped):
     content = pickled.read_bytes()
     pickled.write_bytes(content[: int(keep * len(content))])
     assert "is refused" in refused(pickled.parent)
+
+
+@pytest.mark.parametrize("mutate", [fuzz.flip, fuzz.splice, fuzz.cut])
+def test_damaged_pickles_end_cleanly(torch, tmp_path, mutate):
+    checkpoint = fuzz.Checkpoint("vit_timm", tmp_path)
+    checkpoint.weights.unlink()
+    checkpoint.weights = checkpoint.folder / "pytorch_model.bin"
+    tensors = {name: torch.from_numpy(x) for name, x in checkpoint.arrays.items()}
+    torch.save(tensors, checkpoint.weights)
+    content = checkpoint.weights.read_bytes()
+    statuses = set()
+    for seed in range(40):
+        checkpoint.weights.write_bytes(mutate(content, random.Random(seed), 0, len(content)))
+        statuses.add(checkpoint.convert(same_tensors=False))
+    assert 1 in statuses

@@ -21,12 +21,12 @@ def original(source, monkeypatch):
     model = convert.load_pretrained(source)
 
     def stand_in(change):
-        def stages(layout, found, images, token_ids):
+        def stages(images, token_ids):
             out = convert.verify.stages(model, images, token_ids)
             change(out)
             return out
 
-        monkeypatch.setattr(convert.verify, "original_stages", stages)
+        monkeypatch.setattr(convert.verify, "open_original", lambda layout, source: stages)
 
     return stand_in
 

@@ -1,5 +1,6 @@
 """Weights restored onto a mesh of eight simulated devices, in a process of its own."""
 
+import re
 import subprocess
 import sys
 
@@ -20,15 +21,16 @@ import models
 from fna_jax import FNAConfig
 from tests.conftest import random_images
 
-path = sys.argv[1]
+path, example = sys.argv[1:]
 assert len(jax.devices()) == 8
-mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+readme = {}
+exec(example, readme)
+mesh = readme["mesh"]
 paths = []
 
 def last_axis(path, leaf):
     paths.append(path)
-    divides = leaf.ndim > 1 and leaf.shape[-1] % 8 == 0
-    return NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), "model") if divides else P())
+    return readme["last_axis"](path, leaf)
 
 sharded = models.load(path, sharding=last_axis)
 assert "vision.encoder.blocks.0.mlp.fc1.kernel" in paths
@@ -63,9 +65,11 @@ def saved(clip, tmp_path_factory):
     return path
 
 
-def test_weights_go_where_they_are_sent(saved):
+def test_weights_go_where_the_readme_sends_them(saved):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (example,) = (block for block in blocks if "sharding=" in block)
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(saved)],
+        [sys.executable, "-c", PROGRAM, str(saved), example],
         cwd=ROOT,
         env={
             "PATH": "",

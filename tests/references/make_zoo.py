@@ -8,6 +8,7 @@ names (tests/zoo.py). Beside the config this writes `tensors.json` (names and sh
 saves them) and `expected.npz` (the last stages, at two sizes of images).
 """
 
+import importlib.metadata
 import json
 import pathlib
 import sys
@@ -17,12 +18,18 @@ import numpy as np
 
 from convert.layout import Source
 from convert.loading import read_layout
-from convert.originals import original_stages, prepare_libraries
+from convert.originals import open_original, prepare_libraries
 from convert.sources import find_weights, read_config
 from convert.tensors import open_tensors
 from convert.verify import random_inputs
 from tests import zoo
 
+PINNED = {  # what expected.npz was computed with
+    "torch": "2.13.0+cpu",
+    "transformers": "5.23.0",
+    "timm": "1.0.31",
+    "open_clip_torch": "3.3.0",
+}
 KEPT = ("tokens", "pooled", "projected", "logits", "text projected")
 
 
@@ -80,10 +87,11 @@ def write_case(case):
         file = find_weights(zoo.write(case, scratch / "checkpoint"))
         source = Source(file, read_config(file), open_tensors(file))
         layout, config, _ = read_layout(file, source.tensors)
+        original = open_original(layout, source)
         expected = {}
         for inputs in random_inputs(config):
             height, width = inputs[0].shape[1:3]
-            for stage, array in original_stages(layout, source, *inputs).items():
+            for stage, array in original(*inputs).items():
                 if stage in KEPT:
                     expected[f"{height}×{width} {stage}"] = array
     np.savez_compressed(folder / "expected.npz", **expected)
@@ -91,6 +99,9 @@ def write_case(case):
 
 
 if __name__ == "__main__":
+    found = {name: importlib.metadata.version(name) for name in PINNED}
+    if found != PINNED:
+        sys.exit(f"error: written with {PINNED}, found {found}: change PINNED to write all anew")
     prepare_libraries()
     for case in sys.argv[1:] or zoo.CASES:
         write_case(case)
