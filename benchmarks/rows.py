@@ -17,10 +17,10 @@ def write_rows(output, rows, **versions) -> str:
     """
     fixed = environment() | versions
     out = io.StringIO()
-    fields = dict.fromkeys(field for row in rows for field in row)
-    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
+    fields = dict.fromkeys([field for row in rows for field in row] + [*fixed])
+    writer = csv.DictWriter(out, list(fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row | fixed for row in rows)
+    writer.writerows(fixed | row for row in rows)  # a row of an earlier run keeps its own
     output = pathlib.Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, out.getvalue())

@@ -8,11 +8,12 @@ requirements-reference.txt; takes half an hour and 16 GB of memory on two cores.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import dataclasses
 import datetime
-import gc
 import importlib.metadata
+import multiprocessing
 import pathlib
 import tempfile
 
@@ -35,36 +36,45 @@ GRID = (10, 6)  # patches down and across
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo")
     parser.add_argument("--match", default="", help="only models with this in their names")
+    parser.add_argument("--resume", action="store_true", help="keep the models in the output file")
     parser.add_argument("--output", default=str(ROOT / "results" / "zoo.csv"))
     arguments = parser.parse_args(argv)
-    groups = {key: names for key, names in groups_of_models().items() if arguments.match in key[1]}
-    rows = []
-    for (family, name), names in tqdm.tqdm(groups.items(), unit="model"):
-        rows += measure(models.registry.FAMILIES[family], name, names)
+    groups = [names for names in groups_of_models() if arguments.match in names[0]]
+    rows = read_rows(arguments.output) if arguments.resume else []
+    done = {row["models"] for row in rows}
+    todo = [names for names in groups if " ".join(names) not in done]
+    for names in tqdm.tqdm(todo, unit="model"):
+        # A process for each: what the libraries keep in memory adds up.
+        with concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as pool:
+            rows += pool.submit(measure, names).result()
         write_rows(arguments.output, rows, torch=importlib.metadata.version("torch"))
     print(as_markdown(rows))
 
 
-def groups_of_models() -> dict[tuple[str, str], list[str]]:
-    """Family and first name, to the names of all models that differ in the resolution only."""
+def groups_of_models() -> list[list[str]]:
+    """All names, those together that differ in the resolution only."""
     groups = {}
-    for family_name, family in models.registry.FAMILIES.items():
-        first_of = {}
+    for family in models.registry.FAMILIES.values():
         for name, config in family.variants.items():
-            first = first_of.setdefault((family_name, *_without_resolution(config)), name)
-            groups.setdefault((family_name, first), []).append(name)
-    return groups
+            groups.setdefault(_without_resolution(config), []).append(name)
+    return list(groups.values())
 
 
 def _without_resolution(config):
     vision = models.registry.vision_config(config)
     vision = dataclasses.replace(vision, image_size=vision.patch_size)
-    return vision, getattr(config, "text", None)
+    return type(config), vision, getattr(config, "text", None)
 
 
-def measure(family, name, names) -> list[dict]:
-    """A row for each layout: the largest difference of any stage, relative to its largest value."""
-    config = family.variants[name]
+def measure(names) -> list[dict]:
+    """A row for each layout: the largest difference of any stage, relative to its largest value.
+
+    Of models that differ in the resolution only, the first is measured.
+    """
+    (family,) = (x for x in models.registry.FAMILIES.values() if names[0] in x.variants)
+    config = family.variants[names[0]]
     num_parameters = count_parameters(family, config)
     blocks = "all"
     if num_parameters > MOST_PARAMETERS:
@@ -78,7 +88,6 @@ def measure(family, name, names) -> list[dict]:
             source = pathlib.Path(folder) / "source"
             write_random_checkpoint(source, layout, config, values)
             comparisons = verify(source, sizes=[size])
-        gc.collect()  # a model refers to itself
         rows.append(
             {
                 "family": layout.family,

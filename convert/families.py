@@ -40,10 +40,10 @@ def find_layout(values: dict | None, names, family=None) -> Layout:
     if len(layouts) > 1:
         layouts = [layout for layout in layouts if layout.has_keys(names)]
     if len(layouts) != 1:
-        considered = ", ".join(map(str, layouts or LAYOUTS))
-        which = "fit" if layouts else "none fits"
+        fit = f"several fit: {', '.join(map(str, layouts))}"
+        none = f"none fits: {', '.join(map(str, LAYOUTS))}"
         raise ConversionError(
-            f"the family cannot be told from the names of the tensors; {which}: {considered}. "
+            f"the family cannot be told from the names of the tensors; {fit if layouts else none}. "
             "Put the config.json that the weights were published with beside them, or name the "
             "family with --family"
         )

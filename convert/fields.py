@@ -21,14 +21,15 @@ _IRRELEVANT = frozenset(
     diversity_penalty do_sample drop_path_rate dropout dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_factor
-    initializer_range is_encoder_decoder label2id layerscale_value length_penalty max_length min_length model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    out_features out_indices output_attentions output_hidden_states output_scores pad_token_id
-    prefix problem_type remove_invalid_values repetition_penalty reshape_hidden_states return_dict
-    return_dict_in_generate sep_token_id stage_names suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    initializer_range is_encoder_decoder label2id layerscale_value length_penalty max_length
+    min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences out_features out_indices output_attentions output_hidden_states
+    output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty
+    reshape_hidden_states return_dict return_dict_in_generate sep_token_id stage_names
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
     tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
     typical_p use_bfloat16 use_cache
-    """.split()  # noqa: SIM905 - sixty names in a column each would say less
+    """.split()  # noqa: SIM905 - seventy names in a column each would say less
 )
 _ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2")  # other words name code to download
 # Fields of any of its configs that would change the computation, and the only values supported.

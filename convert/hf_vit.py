@@ -66,8 +66,8 @@ _REST = (
 
 _POOLER = "a layer and tanh on the class token, which no classifier of transformers uses"
 _MASK = "stands for masked patches in pretraining"
-_PIXELS = "reconstructs pixels in pretraining only"  # ViTForMaskedImageModeling
-_MAE = {
+_PIXELS = "the last layer of ViTForMaskedImageModeling, which reconstructs pixels in pretraining"
+_DECODERS = dict.fromkeys(("decoder.0.weight", "decoder.0.bias"), _PIXELS) | {
     f"decoder.{name}": why
     for blocks in ("decoder_layers", "decoder_encoder.layer")  # of transformers 4, 5
     for name, why in mae.decoder(blocks, _BLOCK).items()
@@ -81,9 +81,8 @@ def tables(config: ViTConfig) -> tuple[Table, ...]:
         rows = [Row(f"{prefix}{source}", *row) for source, *row in _REST]
         block = with_biases(_BLOCK, config.encoder.biases)
         rows += block_rows(f"{prefix}encoder.layer", "encoder.blocks", block, config.encoder.depth)
-        ignored = _MAE | {f"{prefix}embeddings.mask_token": _MASK}
-        for leaf in ("weight", "bias"):
-            ignored |= {f"{prefix}pooler.dense.{leaf}": _POOLER, f"decoder.0.{leaf}": _PIXELS}
+        ignored = _DECODERS | {f"{prefix}embeddings.mask_token": _MASK}
+        ignored |= {f"{prefix}pooler.dense.{leaf}": _POOLER for leaf in ("weight", "bias")}
         return Table((*rows, *(HF_VIT_HEAD if config.num_classes else ())), ignored)
 
     return table("vit."), table("")

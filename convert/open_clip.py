@@ -3,19 +3,10 @@
 from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, Source
-from convert.rows import block_rows
+from convert.rows import block_rows, fused_qkv
 from convert.sources import OPEN_CLIP_CONFIG
-from convert.table import (
-    CONVOLUTION,
-    FLAT,
-    LINEAR,
-    MERGE_HEADS,
-    SAME,
-    SPLIT_HEADS,
-    Row,
-    Table,
-    part,
-)
+from convert.table import CONVOLUTION, LINEAR, MERGE_HEADS, SAME, Row, Table
+from convert.tensors import shape_of
 from models.clip import CLIPConfig, CLIPTextConfig
 from models.vit import EncoderConfig, VisionConfig
 
@@ -40,54 +31,67 @@ _TEXT_DEFAULTS = {
     "mlp_ratio": 4.0,
 }
 # Fields that change the computation, and the values of a plain CLIP.
-_VISION_FIXED = dict(
+_TOWER_FIXED = dict(
     ls_init_value=None,
+    final_ln_after_pool=False,
+    act_kwargs=None,
+    norm_kwargs=None,
+    block_type=None,
+    qk_norm=False,
+    scaled_cosine_attn=False,
+    scale_heads=False,
+    scale_attn_inner=False,
+    scale_attn=False,
+    scale_fc=False,
+)
+_VISION_FIXED = _TOWER_FIXED | dict(
     attentional_pool=False,
     no_ln_pre=False,
     pos_embed_type="learnable",
-    final_ln_after_pool=False,
     pool_type="tok",
-    act_kwargs=None,
-    norm_kwargs=None,
     timm_model_name=None,
-    block_type=None,
-    qk_norm=False,
-    scaled_cosine_attn=False,
-    scale_heads=False,
-    scale_attn_inner=False,
-    scale_attn=False,
-    scale_fc=False,
 )
-_TEXT_FIXED = dict(
-    ls_init_value=None,
+_TEXT_FIXED = _TOWER_FIXED | dict(
     embed_cls=False,
     no_causal_mask=False,
-    final_ln_after_pool=False,
     pool_type="argmax",
     proj_bias=False,
     proj_type="linear",
-    act_kwargs=None,
-    norm_kwargs=None,
     hf_model_name=None,
-    block_type=None,
-    qk_norm=False,
-    scaled_cosine_attn=False,
-    scale_heads=False,
-    scale_attn_inner=False,
-    scale_attn=False,
-    scale_fc=False,
 )
-_MODEL_FIXED = dict(multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False)
-_VISION_IRRELEVANT = ("patch_dropout", "output_tokens")
-_TEXT_IRRELEVANT = ("pad_id", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens")
-_MODEL_IRRELEVANT = ("init_logit_scale", "custom_text", "force_custom_text")
+_MODEL_FIXED = dict(
+    multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False, cast_dtype=None
+)
+# Of training and tokens, and the settings of what those values above turn off.
+_VISION_IRRELEVANT = (
+    "patch_dropout",
+    "output_tokens",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+    "timm_model_pretrained",
+    "timm_pool",
+    "timm_proj",
+    "timm_proj_bias",
+    "timm_drop",
+    "timm_drop_path",
+)
+_TEXT_IRRELEVANT = (
+    "pad_id",
+    "eos_id",
+    "output_tokens",
+    "hf_tokenizer_name",
+    "tokenizer_mode",
+    "tokenizer_kwargs",
+    "hf_model_pretrained",
+    "hf_proj_type",
+    "hf_pooler_type",
+)
+_MODEL_IRRELEVANT = ("init_logit_scale", "custom_text", "force_custom_text", "output_dict")
 
-_QKV = tuple(enumerate(("query", "key", "value")))
 _BLOCK = (
     ("ln_1.weight", "norm1.scale", SAME),
     ("ln_1.bias", "norm1.bias", SAME),
-    *(("attn.in_proj_weight", f"attention.{x}.kernel", part(SPLIT_HEADS, i, 3)) for i, x in _QKV),
-    *(("attn.in_proj_bias", f"attention.{x}.bias", part(FLAT, i, 3)) for i, x in _QKV),
+    *fused_qkv("attn.in_proj_", "attention"),
     ("attn.out_proj.weight", "attention.out.kernel", MERGE_HEADS),
     ("attn.out_proj.bias", "attention.out.bias", SAME),
     ("ln_2.weight", "norm2.scale", SAME),
@@ -149,13 +153,13 @@ def parse(source: Source) -> Parsed:
     model = whole.section("model_cfg", {"quick_gelu": False})
     vision = model.section("vision_cfg", _VISION_DEFAULTS)
     text = model.section("text_cfg", _TEXT_DEFAULTS)
-    vision.fix(**_VISION_FIXED)
-    text.fix(**_TEXT_FIXED)
-    model.fix(**_MODEL_FIXED)
-    for section, fields in zip(
-        (vision, text, model), (_VISION_IRRELEVANT, _TEXT_IRRELEVANT, _MODEL_IRRELEVANT)
+    for section, fixed, irrelevant in (
+        (model, _MODEL_FIXED, _MODEL_IRRELEVANT),
+        (vision, _VISION_FIXED, _VISION_IRRELEVANT),
+        (text, _TEXT_FIXED, _TEXT_IRRELEVANT),
     ):
-        section.ignore(*fields)
+        section.fix(**fixed)
+        section.ignore(*irrelevant)
     quick = model.flag("quick_gelu")
     if not quick and _is_openai(source):
         raise ConversionError(
@@ -183,7 +187,9 @@ def parse(source: Source) -> Parsed:
         ),
         model.size("embed_dim"),
     )
-    return Parsed(config, [x for part in (whole, model, vision, text) for x in part.unknown()])
+    for section in (model, vision, text):
+        section.refuse_unknown()
+    return Parsed(config, whole.unknown())
 
 
 def _encoder(section, heads, quick):
@@ -213,20 +219,16 @@ def config_of(tensors):
             "that they were published with beside them"
         )
 
-    def shape(name, axes):
-        if name not in tensors or len(tensors[name].shape) != axes:
-            raise ConversionError(f"{name} is missing, or not of {axes} axes")
-        return tensors[name].shape
-
     def layers(prefix):
         return sum(name.startswith(prefix) and name.endswith("ln_1.weight") for name in tensors)
 
-    width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-    vocab_size, text_width = shape("token_embedding.weight", 2)
-    side = round(max(shape("visual.positional_embedding", 2)[0] - 1, 0) ** 0.5)
+    width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4)
+    vocab_size, text_width = shape_of(tensors, "token_embedding.weight", 2)
+    num_positions = shape_of(tensors, "visual.positional_embedding", 2)[0]
+    side = round(max(num_positions - 1, 0) ** 0.5)
     return {
         "model_cfg": {
-            "embed_dim": shape("text_projection", 2)[1],
+            "embed_dim": shape_of(tensors, "text_projection", 2)[1],
             "quick_gelu": True,
             "vision_cfg": {
                 "image_size": side * patch_size,
@@ -235,7 +237,7 @@ def config_of(tensors):
                 "patch_size": patch_size,
             },
             "text_cfg": {
-                "context_length": shape("positional_embedding", 2)[0],
+                "context_length": shape_of(tensors, "positional_embedding", 2)[0],
                 "vocab_size": vocab_size,
                 "width": text_width,
                 "heads": max(text_width // 64, 1),

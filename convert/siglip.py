@@ -4,15 +4,7 @@ from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import fused_qkv, two_towers
-from convert.table import (
-    BATCHED,
-    CONVOLUTION,
-    FLAT,
-    LINEAR,
-    MERGE_HEADS,
-    SAME,
-    Table,
-)
+from convert.table import BATCHED, CONVOLUTION, FLAT, LINEAR, MERGE_HEADS, SAME, Table
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
 from models.text import TextConfig
 

@@ -2,10 +2,11 @@
 
 import re
 
+from convert import mae
 from convert.errors import ConversionError, show
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_ATTENTION, TIMM_MLP, block_rows, with_biases
+from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
 from models.plain_vit import ViTConfig
@@ -77,25 +78,7 @@ _BOOKKEEPING = (
     "label_descriptions",
 )
 
-_DECODER = "MAE's decoder, which reconstructs pixels in pretraining only"
-_DECODER_DEPTH = 12  # the deepest of MAE's paper (arXiv 2111.06377, table 1); 8 in all releases
-_IGNORED = dict.fromkeys(
-    (
-        "mask_token",
-        "decoder_pos_embed",
-        *(
-            f"{module}.{leaf}"
-            for module in ("decoder_embed", "decoder_norm", "decoder_pred")
-            for leaf in ("weight", "bias")
-        ),
-        *(
-            f"decoder_blocks.{i}.{key}"
-            for i in range(_DECODER_DEPTH)
-            for key, *_ in (*TIMM_ATTENTION, *TIMM_MLP)
-        ),
-    ),
-    _DECODER,
-)
+_BLOCK = TIMM_NORMS_AND_ATTENTION + TIMM_MLP
 
 
 def tables(config: ViTConfig) -> tuple[Table, ...]:
@@ -112,9 +95,9 @@ def tables(config: ViTConfig) -> tuple[Table, ...]:
         rows.append(Row("cls_token", "class_token", BATCHED))
     if config.num_classes:
         rows += [Row("head.weight", "head.kernel", LINEAR), Row("head.bias", "head.bias", SAME)]
-    block = with_biases((*TIMM_ATTENTION, *TIMM_MLP), config.encoder.biases)
+    block = with_biases(_BLOCK, config.encoder.biases)
     rows += block_rows("blocks", "encoder.blocks", block, config.encoder.depth)
-    return (Table(tuple(rows), _IGNORED),)
+    return (Table(tuple(rows), mae.decoder("decoder_blocks", _BLOCK)),)
 
 
 def parse(source: Source) -> Parsed:
@@ -148,7 +131,8 @@ def parse(source: Source) -> Parsed:
         norm="pooled" if _norms_pooled(args, pool) else "tokens",
         num_classes=num_classes,
     )
-    return Parsed(config, [*whole.unknown(), *args.unknown()])
+    args.refuse_unknown()
+    return Parsed(config, whole.unknown())
 
 
 def _defaults(architecture):

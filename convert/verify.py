@@ -1,6 +1,7 @@
 """Whether a converted model computes what the original does, stage by stage."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -85,13 +86,16 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
 
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `original_stages`."""
+    graphdef, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
-        found = _stages(model, images, token_ids)
+        found = _stages(graphdef, state, images, token_ids)
     return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
 
-@nnx.jit  # compiled as one program, which computes what the stages share only once
-def _stages(model, images, token_ids):
+# One program computes what the stages share only once. nnx.jit would copy the weights.
+@functools.partial(jax.jit, static_argnums=0)
+def _stages(graphdef, state, images, token_ids):
+    model = nnx.merge(graphdef, state)
     tower = getattr(model, "vision", model)
     found = _numbered("", tower.hidden_states(images))
     output = tower(images)

@@ -101,7 +101,7 @@ class CLIPVisionTower(VisionTower):
     def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs):
         dtypes = dict(dtype=dtype, param_dtype=param_dtype)
         super().__init__(config, num_prefix=1, patch_bias=False, **dtypes, rngs=rngs)
-        self.position_resize = config.position_resize
+        self.config = config
         width = config.encoder.width
         num_positions = 1 + (config.image_size // config.patch_size) ** 2
         normal = nnx.initializers.normal(width**-0.5)
@@ -115,7 +115,7 @@ class CLIPVisionTower(VisionTower):
         grid = self.patch_embedding.grid(images)
         tokens = prepend(self.patch_embedding(images), self.class_token[...])
         positions = resize_positions(
-            self.positions[...], grid, rule=self.position_resize, num_prefix=1
+            self.positions[...], grid, rule=self.config.position_resize, num_prefix=1
         )
         return self.pre_norm(tokens + positions.astype(tokens.dtype))
 

@@ -15,6 +15,7 @@ from models.vit import (
     ModelConfig,
     VisionTower,
     check_choice,
+    check_classifier,
     check_not_negative,
     check_patches,
 )
@@ -135,8 +136,7 @@ class DINOv2(DINOTower):
         Raises:
           ValueError: a model without a classifier, or as in `__call__`.
         """
-        if not self.config.num_classes:
-            raise ValueError("the model has no classifier: its num_classes is 0")
+        check_classifier(self.config)
         output = self(images, rng=rng)
         patches = jnp.mean(output.tokens[:, self.num_prefix :], axis=1)
         return self.head(jnp.concatenate([output.pooled, patches], axis=-1))

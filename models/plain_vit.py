@@ -15,6 +15,7 @@ from models.vit import (
     ModelConfig,
     VisionTower,
     check_choice,
+    check_classifier,
     check_not_negative,
     check_patches,
 )
@@ -129,6 +130,5 @@ class ViT(VisionTower):
         Raises:
           ValueError: a model without a classifier.
         """
-        if not self.config.num_classes:
-            raise ValueError("the model has no classifier: its num_classes is 0")
+        check_classifier(self.config)
         return self.head(self(images, rng=rng).pooled)

@@ -13,6 +13,14 @@ _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
+_WEIGHTS = (  # as the converters choose among several
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
 _ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -20,8 +28,8 @@ def load_preprocessor(path) -> Preprocessor:
     """The preprocessing of a checkpoint, by the file of the library that its weights are for.
 
     That is the first of `processor_config.json` and `preprocessor_config.json` of transformers,
-    `config.json` of timm and `open_clip_config.json`; the last comes first for a file of weights
-    whose name begins with `open_clip_`.
+    `config.json` of timm and `open_clip_config.json`; the last comes first for weights whose name
+    begins with `open_clip_`: the given file's or, of a directory, those that would be converted.
 
     Args:
       path: the checkpoint's directory, or its file of weights.
@@ -31,10 +39,11 @@ def load_preprocessor(path) -> Preprocessor:
       ValueError: a file that is damaged or asks for what is not supported.
     """
     path = pathlib.Path(path)
+    folder, weights = (path.parent, [path.name]) if path.is_file() else (path, _WEIGHTS)
+    found = next((name for name in weights if (folder / name).is_file()), "")
     names = list(_READERS)
-    if path.name.startswith("open_clip_") and path.is_file():
+    if found.startswith("open_clip_"):
         names = [_OPEN_CLIP_CONFIG, *names]
-    folder = path.parent if path.is_file() else path
     for file in (folder / name for name in names):
         if file.is_file():
             try:
@@ -74,6 +83,7 @@ _INTEGER_IS_SQUARE = ("ViT", "DeiT", "DINOv3ViT")  # for the others it is the sh
 _CLASS_OF_MODEL_TYPE = {
     "clip": "CLIP",
     "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
     "siglip": "Siglip",
     "vit": "ViT",

@@ -33,10 +33,13 @@ class Preprocessor:
     on_white: bool = False
 
     def __call__(self, image):
-        """float32 `[height, width, 3]` of a Pillow image of any mode, or a uint8 or 0..1 array.
+        """float32 `[height, width, 3]` of a Pillow image of any mode, or of an array.
+
+        Args:
+          image: if an array, uint8 or floats in 0..1, `[height, width]` or `[height, width, 3]`.
 
         Raises:
-          ValueError: an array of another type or range, or an image too narrow for its `fit`.
+          ValueError: an array of another shape, type or range, or too narrow an image for `fit`.
         """
         if isinstance(image, np.ndarray):
             image = _image_of(image)
@@ -101,6 +104,11 @@ class Preprocessor:
 
 
 def _image_of(pixels):
+    if pixels.shape[2:] not in ((), (3,)) or pixels.ndim < 2 or not pixels.size:
+        raise ValueError(
+            "an image array must be [height, width] or [height, width, 3] and not empty, "
+            f"got {list(pixels.shape)}"
+        )
     if np.issubdtype(pixels.dtype, np.floating):
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN, too
             raise ValueError(

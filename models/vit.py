@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 DTYPES = ("float32", "bfloat16")
+_BIASES = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
 
 
 def check_positive(config, *names):
@@ -38,6 +39,12 @@ def check_not_negative(config, *names):
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
 
 
+def check_classifier(config):
+    """Raises ValueError if `num_classes` is zero."""
+    if not config.num_classes:
+        raise ValueError("the model has no classifier: its num_classes is 0")
+
+
 def check_choice(config, name, choices):
     """Raises ValueError if this field of a config is none of the choices."""
     if getattr(config, name) not in choices:
@@ -51,7 +58,7 @@ class EncoderConfig:
     """A stack of pre-norm transformer blocks. Activation and epsilon have no default.
 
     Attributes:
-      biases: which of query, key and value add a bias, by their first letters.
+      biases: which of query, key and value add a bias, by their first letters in this order.
       gated_mlp: `fc2(activation(gate(x)) · fc1(x))` for the MLP.
       layer_scale: a learned factor per channel after attention and after the MLP.
     """
@@ -69,7 +76,8 @@ class EncoderConfig:
     def __post_init__(self):
         check_positive(self, "width", "depth", "num_heads", "mlp_dim")
         check_choice(self, "activation", ACTIVATIONS)
-        check_choice(self, "biases", ("", "qv", "qkv"))
+        if self.biases not in _BIASES:
+            raise ValueError(f"biases must be letters of qkv in this order, got {self.biases!r}")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide by {self.num_heads} heads")
 

@@ -1,5 +1,6 @@
 """What several test files share: the measure of error, random inputs, and the tiny CLIP."""
 
+import os
 import pathlib
 
 import jax
@@ -9,6 +10,11 @@ from flax import nnx
 
 import models
 from training.companions import write_companions
+
+# Most of the time goes into compiling programs that run once, and half of that into making them
+# fast. XLA's own passes stay; only LLVM does less. 0 in the environment asks for all of it.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":  # processes inherit it
+    jax.config.update("jax_disable_most_optimizations", True)
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 

@@ -12,6 +12,7 @@ from flax import nnx
 import convert
 from convert.errors import ConversionError
 from convert.loading import convert_checkpoint
+from convert.verify import BOUND, verify
 from tests import zoo
 
 CASES = pytest.mark.parametrize("case", ["dinov2_hf", "dinov2_registers_hf"])
@@ -132,17 +133,73 @@ def test_the_prefix_that_transformers_5_uses_for_dinov3_is_read(tmp_path):
     assert_same_leaves(convert.load_pretrained(folder), published)
 
 
+BIASES = pytest.mark.parametrize("biases", ["", "q", "k", "v", "qk", "qv", "kv", "qkv"])
+
+
+def with_biases(folder, biases):
+    """The case dinov3_hf with biases in these projections."""
+    folder = zoo.write("dinov3_hf", folder)
+    change_config(folder, **{f"{x}_bias": x[0] in biases for x in ("query", "key", "value")})
+    tensors = zoo.tensors("dinov3_hf")
+    tensors = {k: x for k, x in tensors.items() if not re.search("[qkv]_proj.bias", k)}
+    for name in [f"layer.{i}.attention.{x}_proj.bias" for i in range(2) for x in biases]:
+        tensors[name] = zoo.random_weight(name, (32,))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def change_config(folder, **changes):
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+@BIASES
+def test_any_projection_may_have_a_bias(tmp_path, biases):
+    model = convert.load_pretrained(with_biases(tmp_path / "checkpoint", biases))
+    attention = model.encoder.blocks[1].attention
+    for name in ("query", "key", "value"):
+        assert (getattr(attention, name).bias is not None) == (name[0] in biases)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("biases", ["k", "qk", "kv"])
+def test_biases_compute_what_transformers_does(tmp_path, biases):
+    comparisons = verify(with_biases(tmp_path / "checkpoint", biases))
+    assert max(comparison.error for comparison in comparisons) < BOUND / 10
+
+
+def refuses(case, folder, message, **changes):
+    folder = zoo.write(case, folder)
+    change_config(folder, **changes)
+    with pytest.raises(ConversionError, match=message):
+        convert.load_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         (dict(mlp_bias=False), "mlp_bias must be True"),
-        (dict(key_bias=True, value_bias=False), "biases must be one of"),
         (dict(num_attention_heads=16), "multiple of 4, got 2"),
+        (dict(rope_scaling={"factor": 2.0}), "rope_scaling must be None"),
+        (dict(rope_parameters={"rope_theta": 50.0}), r"rope_theta must be 100\.0, got 50\.0"),
+        (dict(rope_parameters={"rope_type": "linear"}), "rope_type must be 'default'"),
+        (dict(rope_parameters={"factor": 2.0}), r"'rope_parameters\.factor' is unknown"),
     ],
 )
 def test_other_computations_than_dinov3s_are_refused(tmp_path, changes, message):
+    refuses("dinov3_hf", tmp_path / "checkpoint", message, **changes)
+
+
+def test_registers_are_those_of_another_model_type(tmp_path):
+    message = "num_register_tokens must be 0, got 4"
+    refuses("dinov2_hf", tmp_path / "checkpoint", message, num_register_tokens=4)
+
+
+@pytest.mark.parametrize("theta", [{"rope_theta": 50.0}, {}])
+def test_theta_may_be_said_twice(tmp_path, theta):
     folder = zoo.write("dinov3_hf", tmp_path / "checkpoint")
-    values = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConversionError, match=message):
-        convert.load_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    values.pop("rope_theta")
+    rope = {"rope_type": "default", "rope_theta": 100.0} | theta
+    (folder / "config.json").write_text(json.dumps(values | theta | {"rope_parameters": rope}))
+    assert convert.load_pretrained(folder).config.rope_theta == rope["rope_theta"]

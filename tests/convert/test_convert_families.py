@@ -63,6 +63,12 @@ def test_the_wrong_family_is_refused_by_its_tensors(folder, refused):
         convert.load_pretrained(folder, family="dino")
 
 
+def test_tensors_of_several_families():
+    names = {"visual.conv1.weight", "vision_model.head.probe"}
+    with pytest.raises(convert.ConversionError, match=r"; several fit: clip \(open_clip\), siglip"):
+        find_layout(None, names)
+
+
 @pytest.mark.parametrize("family", [None, "vit"])
 def test_tensors_of_no_family(family):
     with pytest.raises(convert.ConversionError, match=r"cannot be told .* none fits: clip"):
@@ -92,6 +98,10 @@ def test_relatives_are_refused_by_name(folder, refused, case, model_type, word):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads must be absent"),
         ({"quantization_config": {"bits": 4}}, "quantization_config must be absent"),
         ({"is_decoder": True}, "is_decoder must be absent"),
+        ({"qk_norm": True}, "qk_norm must be absent or False or None, got True"),
+        ({"use_mean_pooling": True}, "use_mean_pooling must be absent"),
+        ({"attn_implementation": "someone/kernels"}, "attn_implementation must be absent"),
+        ({"_attn_implementation": "someone/kernels"}, "_attn_implementation must be absent"),
         ({"layer_norm_eps": "tiny"}, "layer_norm_eps must be a number"),
         ({"hidden_act": "swish"}, "hidden_act must be one of"),
     ],
@@ -101,6 +111,23 @@ def test_fields_that_change_the_computation_are_refused(folder, refused, case, f
     folder = folder(case)
     change(config_of(folder), **fields)
     assert words in refused(folder)
+
+
+@pytest.mark.parametrize("section", ["text_config", "vision_config"])
+@pytest.mark.parametrize("case", ["clip_hf", "siglip_hf"])
+def test_fields_of_towers_that_change_the_computation_are_refused(folder, refused, case, section):
+    folder = folder(case)
+    values = json.loads(config_of(folder).read_text())[section]
+    change(config_of(folder), **{section: values | {"qk_norm": True}})
+    assert f"{section}.qk_norm must be absent" in refused(folder)
+
+
+@pytest.mark.parametrize("word", ["eager", "sdpa", "flash_attention_2"])
+def test_how_attention_is_implemented_does_not_matter(folder, word):
+    folder = folder("dinov3_hf")
+    expected = convert.load_pretrained(folder).config
+    change(config_of(folder), attn_implementation=word, _attn_implementation=word)
+    assert convert.load_pretrained(folder).config == expected
 
 
 @pytest.mark.parametrize("case", zoo.CASES)

@@ -1,6 +1,7 @@
 """CLIP in open_clip's layout: which GELU, OpenAI's own files, and towers of other kinds."""
 
 import dataclasses
+import inspect
 import json
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import convert
 from convert import clip, open_clip
 from convert.__main__ import main
 from convert.loading import convert_checkpoint
+from convert.originals import prepare_libraries
 from models.clip import CLIP, VARIANTS
 from models.registry import abstract_model, override
 from tests import zoo
@@ -128,6 +130,9 @@ def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, da
         (lambda m: m["vision_cfg"].update(mlp_ratio="4"), "mlp_ratio must be a number"),
         (lambda m: m.update(vision_cfg=None), "problems"),
         (lambda m: m.pop("embed_dim"), "model_cfg lacks embed_dim"),
+        (lambda m: m.update(flux=1), "'model_cfg.flux' is unknown"),
+        (lambda m: m["vision_cfg"].update(input_patchnorm=True), "'vision_cfg.input_patchnorm' is"),
+        (lambda m: m["text_cfg"].update({"two\nlines": 1}), "'text_cfg.two"),
     ],
 )
 def test_other_towers_are_refused_by_name(source, refused, change, words):
@@ -136,11 +141,33 @@ def test_other_towers_are_refused_by_name(source, refused, change, words):
 
 
 def test_unknown_fields_are_listed_and_not_used(source, tmp_path, capsys):
-    change_config(source, lambda model: model["text_cfg"].update(flux=1))
-    with pytest.warns(UserWarning, match="text_cfg.flux"):
+    values = json.loads((source / CONFIG).read_text())
+    (source / CONFIG).write_text(json.dumps(values | {"flux": 1}))
+    with pytest.warns(UserWarning, match="open_clip_config.json.flux"):
         convert.load_pretrained(source)
     assert main([str(source), str(tmp_path / "out")]) == 0
-    assert "field 'text_cfg.flux' is unknown" in capsys.readouterr().out
+    assert "field 'open_clip_config.json.flux' is unknown" in capsys.readouterr().out
+
+
+@pytest.mark.reference
+def test_all_fields_of_open_clip_are_known(source):
+    """Written out with the values of the library, they change nothing."""
+    prepare_libraries()
+    library = pytest.importorskip("open_clip.model")
+    expected = convert.load_pretrained(source).config
+
+    def write_out(model):
+        for name, section in (
+            ("vision_cfg", library.CLIPVisionCfg),
+            ("text_cfg", library.CLIPTextCfg),
+        ):
+            model[name] = dataclasses.asdict(section(**model[name]))
+        signature = inspect.signature(library.CLIP).parameters.values()
+        defaults = {x.name: x.default for x in signature if x.default is not x.empty}
+        model |= {k: float(v) if k == "init_logit_scale" else v for k, v in defaults.items()}
+
+    change_config(source, write_out)
+    assert convert.load_pretrained(source).config == expected
 
 
 def test_two_layouts_in_one_folder_are_not_mixed_up(source):

@@ -1,5 +1,6 @@
 """ViT: what timm's names and arguments say, files without a config, and what is refused."""
 
+import inspect
 import json
 import pathlib
 
@@ -116,6 +117,8 @@ def test_arguments_of_timm(args, pool, norm):
         ({"model_args": {"no_embed_class": True}}, ["no_embed_class must be False"]),
         ({"model_args": {"class_token": False}}, ["needs class_token"]),
         ({"model_args": {"img_size": [32, 48]}}, ["img_size", "[32, 48]"]),
+        ({"model_args": {"norm_eps": 1e-5}}, ["'model_args.norm_eps' is unknown"]),
+        ({"model_args": {"a": 1, "b": 2}}, ["2 problems: 'model_args.a'", "'model_args.b'"]),
     ],
 )  # fmt: skip
 def test_other_models_of_timm_are_refused(change, words):
@@ -153,6 +156,13 @@ def test_the_pooler_and_the_decoder_are_reported_as_ignored(tmp_path):
         assert report.ignored and all(name.startswith(word) for name in report.ignored)
 
 
+def test_each_ignored_tensor_has_its_own_reason():
+    ignored = hf_vit.tables(VARIANTS["mae-vit-b-16"])[1].ignored
+    assert "masked patches" in ignored["embeddings.mask_token"]
+    assert "MAE's decoder" in ignored["decoder.mask_token"]
+    assert "ViTForMaskedImageModeling" in ignored["decoder.0.bias"]
+
+
 @pytest.fixture(scope="module")
 def timm():
     pytest.importorskip("torch")
@@ -186,6 +196,15 @@ def test_every_name_that_is_accepted_means_what_timm_builds(timm):
         assert model.state_dict().keys() == {row.source for row in table.rows}, name
         assert model.state_dict()["blocks.0.mlp.fc1.weight"].shape[0] == config.encoder.mlp_dim
     assert found > 20
+
+
+@pytest.mark.reference
+def test_all_arguments_of_timm_are_known(timm):
+    parameters = inspect.signature(timm.models.VisionTransformer).parameters.values()
+    values = {x.name: x.default for x in parameters if x.name not in ("device", "dtype")}
+    plain = {name: x for name, x in values.items() if not callable(x)}  # JSON holds no classes
+    config, unknown = parse_timm(SMALL | {"num_classes": 1000, "model_args": plain})
+    assert config.encoder.depth == 12 and not unknown
 
 
 @pytest.mark.reference

@@ -206,7 +206,7 @@ def test_coco_captions_with_several_captions_per_image(tmp_path, short_config):
     np.testing.assert_array_equal(data.image_of_caption, [0, 1, 2, 0, 1, 2, 0])
 
     short_config.data, short_config.data_images = str(file), str(tmp_path / "images")
-    short_config.fna.methods = ("fps",)
+    short_config.fna.methods, short_config.fna.num_landmarks = ("fps",), (4,)
     points = run(short_config, tmp_path / "run")
     assert {point["task"] for point in points} == {"retrieval", "fidelity"}
     assert points[0]["num_captions"] == 7
@@ -223,7 +223,8 @@ def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, shor
     for index in range(4):
         write_image(tmp_path / "data" / f"class_{index % 2}" / f"{index}.jpg", seed=index)
     short_config.model, short_config.data = str(source), str(tmp_path / "data")
-    short_config.templates, short_config.fna.methods = ("a {} at the top", "{}"), ("fps",)
+    short_config.templates = ("a {} at the top", "{}")
+    short_config.fna.methods, short_config.fna.num_landmarks = ("fps",), (4,)
     points = run(short_config, tmp_path / "run")
     assert {point["task"] for point in points} == {"zero_shot", "fidelity"}
     assert points[0]["num_images"] == 4

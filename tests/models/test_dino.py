@@ -67,6 +67,11 @@ def test_angles_are_those_of_the_patches_centres():
         (dinov3.VARIANTS["dinov3-vit-s-16"], dict(rope_theta=0.0), "rope_theta .* got 0.0"),
         (
             dinov3.VARIANTS["dinov3-vit-s-16"],
+            dict(encoder=dict(biases="vq")),
+            "letters of qkv in this order, got 'vq'",
+        ),
+        (
+            dinov3.VARIANTS["dinov3-vit-s-16"],
             dict(encoder=dict(num_heads=64)),
             "multiple of 4, got 6",
         ),

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -141,6 +142,18 @@ def test_centre_of_an_odd_excess_by_library(library, first):
 def test_floats_outside_0_to_1_are_refused(value):
     with pytest.raises(ValueError, match=r"0\.\.1"):
         CLIP(np.full((4, 4, 3), value, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4, 1), (4, 4, 4), (1, 4, 4, 3), (0, 4, 3), (4, 0)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_of_other_shapes_are_refused(shape, dtype):
+    with pytest.raises(ValueError, match=rf"not empty, got {re.escape(str(list(shape)))}"):
+        CLIP(np.zeros(shape, dtype))
+
+
+def test_arrays_without_channels_are_grey():
+    grey = noise(40, 50)[:, :, 0]
+    np.testing.assert_array_equal(CLIP(grey), CLIP(np.stack([grey] * 3, axis=-1)))
 
 
 def test_arrays_of_other_types_are_refused():

@@ -1,8 +1,10 @@
 import dataclasses
+import itertools
 import json
 
 import pytest
 
+from convert.sources import WEIGHTS, find_weights
 from models.preprocessing import Preprocessor, load_preprocessor
 
 HALF = (0.5, 0.5, 0.5)
@@ -71,7 +73,13 @@ def test_sizes_as_transformers_writes_them(tmp_path, size, name, resize, fit):
 
 @pytest.mark.parametrize(
     ("model_type", "crop", "resample"),
-    [("clip", (224, 224), 3), ("dinov2", (224, 224), 3), ("vit_mae", None, 2), ("siglip", None, 3)],
+    [
+        ("clip", (224, 224), 3),
+        ("dinov2", (224, 224), 3),
+        ("dinov2_with_registers", (224, 224), 3),
+        ("vit_mae", None, 2),
+        ("siglip", None, 3),
+    ],
 )
 def test_what_the_file_leaves_out_is_by_the_model(tmp_path, model_type, crop, resample):
     write(tmp_path, config={"model_type": model_type})
@@ -117,6 +125,7 @@ def test_which_file_is_read(tmp_path):
     weights.touch()
     write(tmp_path, open_clip_config=OPEN_CLIP)
     assert load_preprocessor(tmp_path).library == "open_clip"
+    (tmp_path / "model.safetensors").touch()
     write(tmp_path, config=TIMM)
     assert load_preprocessor(tmp_path).library == "timm"
     write(tmp_path, preprocessor_config=OPENAI, processor_config={"processor_class": "x"})
@@ -124,6 +133,16 @@ def test_which_file_is_read(tmp_path):
     write(tmp_path, processor_config={"image_processor": OPENAI | {"resample": 2}})
     assert load_preprocessor(tmp_path).resample == 2
     assert load_preprocessor(weights).library == "open_clip"
+
+
+@pytest.mark.parametrize("names", [*itertools.combinations(WEIGHTS, 2)], ids=" and ".join)
+def test_the_file_is_of_the_library_whose_weights_would_be_converted(tmp_path, names):
+    write(tmp_path, open_clip_config=OPEN_CLIP, preprocessor_config=OPENAI)
+    for name in names:
+        (tmp_path / name).touch()
+    of_open_clip = find_weights(tmp_path).name.startswith("open_clip_")
+    library = "open_clip" if of_open_clip else "transformers"
+    assert load_preprocessor(tmp_path).library == library
 
 
 def refused(folder, field, **files):
