@@ -13,11 +13,11 @@ import models.registry
 from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
 from convert.layout import Layout
 from models.clip import CLIPConfig
+from models.configs import EncoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
 from models.plain_vit import ViTConfig
 from models.siglip import SigLIPConfig
-from models.vit import EncoderConfig
 
 
 def layouts_of(config) -> list[tuple[Layout, dict]]:

@@ -14,7 +14,7 @@ from convert.families import FAMILIES
 from convert.loading import Report, convert_checkpoint
 from convert.sources import companions, fetch, find_weights
 from convert.verify import BOUND, verify
-from models.vit import DTYPES
+from models.configs import DTYPES
 
 
 def main(argv=None) -> int:

@@ -5,7 +5,7 @@ from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import two_towers
 from convert.table import CONVOLUTION, LINEAR, SAME, Table
 from models.clip import CLIPConfig, CLIPTextConfig
-from models.vit import VisionConfig
+from models.configs import VisionConfig
 
 _REFUSED = {
     "clip_vision_model": "the vision tower alone; convert the whole CLIPModel",

@@ -16,8 +16,8 @@ from convert.rows import (
 )
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table, part
 from convert.tensors import shape_of
+from models.configs import EncoderConfig
 from models.dinov2 import DINOv2Config, swiglu_dim
-from models.vit import EncoderConfig
 
 # The documented defaults of Dinov2Config and of Dinov2WithRegistersConfig.
 _DEFAULTS = {

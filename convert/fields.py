@@ -3,7 +3,7 @@
 import dataclasses
 
 from convert.errors import ConversionError, show, summarise
-from models.vit import ACTIVATIONS, EncoderConfig
+from models.configs import ACTIVATIONS, EncoderConfig
 
 # A file may claim anything. No model exists beyond these; larger sizes would overflow in the
 # arithmetic of shapes, and every block of a model takes its time to build.

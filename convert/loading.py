@@ -16,7 +16,7 @@ from convert.layout import Layout, Source
 from convert.sources import fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
 from convert.tensors import open_tensors
-from models.vit import DTYPES
+from models.configs import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from convert.sources import OPEN_CLIP_CONFIG
 from convert.table import CONVOLUTION, LINEAR, MERGE_HEADS, SAME, Row, Table
 from convert.tensors import shape_of
 from models.clip import CLIPConfig, CLIPTextConfig
-from models.vit import EncoderConfig, VisionConfig
+from models.configs import EncoderConfig, VisionConfig
 
 _EPSILON = 1e-5  # of torch's LayerNorm; open_clip has no field for it
 _QUICK = {True: "quick_gelu", False: "gelu"}

@@ -104,7 +104,7 @@ HF_DINO_GATED_MLP = (
 
 
 def with_biases(block, biases):
-    """The rows of `block` for an encoder of these `biases`, as in `models.vit.EncoderConfig`."""
+    """The rows of `block` for an encoder with these `EncoderConfig.biases`."""
     absent = {f"attention.{name}.bias" for name in QKV if name[0] not in biases}
     return tuple(row for row in block if row[1] not in absent)
 

@@ -9,8 +9,8 @@ from convert.layout import Layout, Parsed, Source
 from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
+from models.configs import EncoderConfig
 from models.plain_vit import ViTConfig
-from models.vit import EncoderConfig
 
 _EPSILON = 1e-6  # of all that are supported; timm has no field for it
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fna_jax import FNAConfig
-from models.vit import EncoderConfig
+from models.configs import EncoderConfig
 
 
 @dataclasses.dataclass(frozen=True)

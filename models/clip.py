@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive
 from models.embeddings import prepend, resize_positions
 from models.text import TextConfig, TextTower
-from models.vit import (
-    EncoderConfig,
-    LayerNorm,
-    ModelConfig,
-    VisionConfig,
-    VisionOutput,
-    VisionTower,
-    check_positive,
-)
+from models.vit import LayerNorm, VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,16 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from models.embeddings import POSITION_RESIZES, prepend, resize_positions
-from models.vit import (
+from models.configs import (
     EncoderConfig,
-    LayerNorm,
     ModelConfig,
-    VisionTower,
     check_choice,
     check_classifier,
     check_not_negative,
     check_patches,
 )
+from models.embeddings import POSITION_RESIZES, prepend, resize_positions
+from models.vit import LayerNorm, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,20 +10,10 @@ from flax import nnx
 
 from fna_jax import exact_attention
 from models.clip import similarity
+from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_choice, check_positive
 from models.embeddings import POSITION_RESIZES, resize_positions
 from models.text import TextConfig, TextTower
-from models.vit import (
-    Attention,
-    EncoderConfig,
-    LayerNorm,
-    Mlp,
-    ModelConfig,
-    VisionConfig,
-    VisionOutput,
-    VisionTower,
-    check_choice,
-    check_positive,
-)
+from models.vit import Attention, LayerNorm, Mlp, VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

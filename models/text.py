@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.attends import attend_causally, attend_exactly
-from models.vit import Encoder, EncoderConfig, LayerNorm, check_positive
+from models.configs import EncoderConfig, check_positive
+from models.vit import Encoder, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from models.configs import EncoderConfig
 from models.plain_vit import ViT, ViTConfig
-from models.vit import EncoderConfig
 from tests.conftest import rel_max_error
 
 ENCODER = EncoderConfig(16, 1, 2, 32, "gelu", 1e-6)

@@ -1,0 +1,117 @@
+"""What the configs of all families are made of, and the checks of their fields."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from models.embeddings import POSITION_RESIZES
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "silu": jax.nn.silu,
+}
+DTYPES = ("float32", "bfloat16")
+_BIASES = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
+
+
+def check_positive(config, *names):
+    """Raises ValueError for the first of these fields of a config that is below one."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def check_not_negative(config, *names):
+    """Raises ValueError for the first of these fields of a config that is below zero."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
+
+
+def check_classifier(config):
+    """Raises ValueError if `num_classes` is zero."""
+    if not config.num_classes:
+        raise ValueError("the model has no classifier: its num_classes is 0")
+
+
+def check_choice(config, name, choices):
+    """Raises ValueError if this field of a config is none of the choices."""
+    if getattr(config, name) not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """A stack of pre-norm transformer blocks. Activation and epsilon have no default.
+
+    Attributes:
+      biases: which of query, key and value add a bias, by their first letters in this order.
+      gated_mlp: `fc2(activation(gate(x)) · fc1(x))` for the MLP.
+      layer_scale: a learned factor per channel after attention and after the MLP.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    layer_norm_epsilon: float
+    biases: str = "qkv"
+    gated_mlp: bool = False
+    layer_scale: bool = False
+
+    def __post_init__(self):
+        check_positive(self, "width", "depth", "num_heads", "mlp_dim")
+        check_choice(self, "activation", ACTIVATIONS)
+        if self.biases not in _BIASES:
+            raise ValueError(f"biases must be letters of qkv in this order, got {self.biases!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide by {self.num_heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A vision tower: square `image_size` in pixels, at which positions were learned.
+
+    `position_resize` is one of `embeddings.POSITION_RESIZES`.
+    """
+
+    image_size: int
+    patch_size: int
+    position_resize: str
+    encoder: EncoderConfig
+
+    def __post_init__(self):
+        check_patches(self)
+        check_choice(self, "position_resize", POSITION_RESIZES)
+
+
+def check_patches(config):
+    """Raises ValueError if `image_size` does not divide by `patch_size`."""
+    check_positive(config, "image_size", "patch_size")
+    if config.image_size % config.patch_size:
+        raise ValueError(
+            f"image_size {config.image_size} does not divide by patch_size {config.patch_size}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every model's config ends with: the computation's dtype and the weights'."""
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "param_dtype", DTYPES)
+
+    def dtypes(self):
+        """Both, as keywords for modules."""
+        return dict(dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype))
