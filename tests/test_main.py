@@ -1,6 +1,7 @@
 """The command line as a user meets it: mistakes, and the embedded evaluation."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,7 +37,12 @@ MISTAKES = {
 def start(arguments, folder):
     command = [sys.executable, str(ROOT / "main.py"), *arguments]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # as a user has it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -14,7 +14,7 @@ from fna_jax import FNAConfig
 from tests import zoo
 from tests.conftest import rel_max_error
 
-MEASURED = 5e-6  # the largest: 2.1e-6
+MEASURED = 5e-6  # the largest: 2.6e-6
 TESTED_ELSEWHERE = {"dinov2 (original)"}  # no library reads it: test_convert_dino.py
 
 forward = nnx.jit(lambda model, images: model(images))
