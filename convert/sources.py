@@ -12,7 +12,7 @@ CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 _PREPROCESSINGS = ("preprocessor_config.json", "processor_config.json", CONFIG)
-COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, OPEN_CLIP_CONFIG)
+_COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, OPEN_CLIP_CONFIG)
 # In order of preference: files that cannot hold code first.
 _SAFE_WEIGHTS = (
     "model.safetensors",
@@ -25,7 +25,7 @@ _PICKLED_WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 WEIGHTS = _SAFE_WEIGHTS + _PICKLED_WEIGHTS
-_SAFE_PATTERNS = [*COMPANIONS, "model*.safetensors", *_SAFE_WEIGHTS[1:]]
+_SAFE_PATTERNS = [*_COMPANIONS, "model*.safetensors", *_SAFE_WEIGHTS[1:]]
 _PICKLE_PATTERNS = ["pytorch_model*.bin", *_PICKLED_WEIGHTS[1:]]
 
 

@@ -85,7 +85,7 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
 
 
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
-    """What the model computes with exact attention, by the names of `original_stages`."""
+    """What the model computes with exact attention, by the names of `originals`."""
     graphdef, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
         found = _stages(graphdef, state, images, token_ids)
