@@ -9,6 +9,22 @@ from fna_jax.attention import (
 )
 from fna_jax.config import FNAConfig
 from fna_jax.landmarks import Landmarks, farthest_point_sampling, select_landmarks
+from fna_jax.masking import (
+    Masking,
+    masked_attention,
+    masked_nystrom_attention,
+    removed_entries,
+    suppression_correction,
+)
+from fna_jax.tokens import (
+    artifact_tokens,
+    attention_sinks,
+    class_token_proxy,
+    incoming_attention,
+    massive_by_attention,
+    massive_by_norm,
+    suppression_matrix,
+)
 
 __all__ = [  # noqa: RUF022, grouped by module
     # attention
@@ -23,6 +39,20 @@ __all__ = [  # noqa: RUF022, grouped by module
     "Landmarks",
     "farthest_point_sampling",
     "select_landmarks",
+    # masking
+    "Masking",
+    "masked_attention",
+    "masked_nystrom_attention",
+    "removed_entries",
+    "suppression_correction",
+    # tokens
+    "artifact_tokens",
+    "attention_sinks",
+    "class_token_proxy",
+    "incoming_attention",
+    "massive_by_attention",
+    "massive_by_norm",
+    "suppression_matrix",
 ]
 
 __version__ = "0.1.0"

@@ -30,6 +30,11 @@ def check_qkv(query, key, value):
         )
 
 
+def check_qk(query, key):
+    """Raises ValueError unless the two are `[*B, N, H, D]` and fit together, values aside."""
+    check_qkv(query, key, key)
+
+
 def checked_key_mask(key_mask, key):
     """The mask as a boolean array `[*B, N]`, or None; raises ValueError for any other."""
     if key_mask is None:

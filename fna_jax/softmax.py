@@ -17,8 +17,15 @@ _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
 
 
-def softmax_attention(query, key, value, *, scale, key_mask):
-    """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys."""
+def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renormalise=True):
+    """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys.
+
+    Args:
+      query, key, value, scale, key_mask: as in `attention.exact_attention`.
+      removed: which entries of the matrix to leave out: a function of query positions `[1, T']`
+        that returns bool `[B, 1, T', M]`, the batch flat.
+      renormalise: as in `softmax_weights`.
+    """
     *batch, num_queries, num_heads, head_dim = query.shape
     num_keys, num_groups = key.shape[-3:-1]
     shared = num_heads // num_groups  # query heads per key head
@@ -28,39 +35,69 @@ def softmax_attention(query, key, value, *, scale, key_mask):
     # Query heads that share a key head are further queries of one head: [B, T · H/K, K, D].
     query = flat(query).reshape(-1, num_queries, num_groups, shared, head_dim)
     query = jnp.swapaxes(query, 2, 3).reshape(-1, num_queries * shared, num_groups, head_dim)
+    positions = None if removed is None else jnp.arange(num_queries * shared)[None] // shared
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def rows(query):
+    def rows(block):
+        query, positions = block
         logits = scale * product("bthd,bmhd->bhtm", query, key)
         if key_mask is not None:
             logits = jnp.where(key_mask, logits, -jnp.inf)
-        peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
+        gone = None if removed is None else removed(positions)
+        weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
         output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
-        output = output / jnp.where(total == 0, 1, total)  # once per row, not once per weight
+        output = output / total  # once per row, not once per weight
         return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
 
-    output = _map_row_blocks(rows, query, num_keys)
+    output = map_row_blocks(rows, (query, positions), num_keys)
     output = output.reshape(-1, num_queries, shared, num_groups, head_dim)
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
 
 
-def _map_row_blocks(function, x, num_keys):
-    """`function(x)` for x `[B, N, ...]`, in blocks of the N axis if N × M logits are too many."""
-    num_rows = x.shape[1]
+def softmax_weights(logits, *, removed=None, renormalise=True):
+    """`exp(logits − max)` along the last axis and, to divide by, its sum; 1 where that is zero.
+
+    Args:
+      logits: −∞ at keys that do not take part.
+      removed: bool, entries to leave out; None for none of them.
+      renormalise: leave them out before the softmax, so that the other entries share their mass;
+        otherwise after it, so that the mass is lost.
+    """
+    if removed is not None and renormalise:
+        logits = jnp.where(removed, -jnp.inf, logits)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if removed is not None and not renormalise:
+        weights = jnp.where(removed, 0, weights)
+    return weights, jnp.where(total == 0, 1, total)
+
+
+def map_row_blocks(function, rows, num_keys):
+    """`function(rows)` for a tree of `[B, N, ...]`, in blocks of N if N × M logits are too many.
+
+    The last block is filled up with zeros. Results are joined along their second axis, and cut to N
+    where there are more.
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[1]
     if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
-        return function(x)
+        return function(rows)
     block = max(_BLOCK_LOGITS // max(num_keys, 1), _MIN_ROWS)
     if num_rows <= block:
-        return function(x)
+        return function(rows)
     num_blocks = -(-num_rows // block)
     block = -(-num_rows // num_blocks)  # even blocks: little padding
-    x = jnp.pad(x, [(0, 0), (0, num_blocks * block - num_rows)] + [(0, 0)] * (x.ndim - 2))
-    x = jnp.moveaxis(x.reshape(x.shape[0], num_blocks, block, *x.shape[2:]), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(function), x), 0, 1)
-    return out.reshape(out.shape[0], num_blocks * block, *out.shape[3:])[:, :num_rows]
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, num_blocks * block - num_rows)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], num_blocks, block, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)  # [B, blocks, T, ...]
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_rows]
+
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, rows)))
 
 
 def cudnn_obstacle(query, key_mask):
