@@ -96,7 +96,7 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=0)
 def _stages(graphdef, state, images, token_ids):
     model = nnx.merge(graphdef, state)
-    tower = getattr(model, "vision", model)
+    tower = models.vision_tower(model)
     found = _numbered("", tower.hidden_states(images))
     output = tower(images)
     found |= {"tokens": output.tokens, "pooled": output.pooled}

@@ -7,6 +7,7 @@ from fna_jax.attention import IMPLEMENTATIONS
 from fna_jax.landmarks import METHODS
 
 FEATURES = ("input", "q", "k", "v")
+EXCLUDED = (None, "massive_by_norm", "massive_by_attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class FNAConfig:
       resample: choose landmarks anew in each FNA block (more accurate, dearer); otherwise the first
         FNA block's serve all.
       guarantee_prefix: the class token and registers are always landmarks.
+      exclude: massive tokens that are never landmarks, found where landmarks are chosen:
+        "massive_by_norm" or "massive_by_attention" (which needs a class token); None for none.
       inverse_steps: Newton–Schulz steps; six are the method.
       implementation: of the attentions, as in `fast_nystrom_attention`.
 
@@ -35,11 +38,12 @@ class FNAConfig:
     method: str = "fps"
     resample: bool = False
     guarantee_prefix: bool = True
+    exclude: str | None = None
     inverse_steps: int = 6
     implementation: str | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", _parse_layers(self.layers))
+        object.__setattr__(self, "layers", parse_layers(self.layers))
         for name, least in (("num_landmarks", 1), ("inverse_steps", 0)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
@@ -47,6 +51,7 @@ class FNAConfig:
         for name, choices in (
             ("features", FEATURES),
             ("method", METHODS),
+            ("exclude", EXCLUDED),
             ("implementation", IMPLEMENTATIONS),
         ):
             if getattr(self, name) not in choices:
@@ -59,7 +64,7 @@ class FNAConfig:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
-def _parse_layers(layers):
+def parse_layers(layers):
     """Ascending block indices without repeats from a sequence or from text like "13:24"."""
     complaint = (
         f"layers must be block indices, as in (13, 14), '13:24' or '9,13:24', got {layers!r}; "

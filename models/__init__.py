@@ -3,12 +3,32 @@
 from flax import nnx
 
 from fna_jax import FNAConfig
-from models import registry
+from models import detectors, registry
+from models.captures import Capture
 from models.checkpoint import load, save
+from models.interventions import (
+    CancelSuppression,
+    check_block,
+    check_with_fna,
+    checked_interventions,
+)
 from models.linen_swap import swap_attention
-from models.registry import create, family_of, list_models
+from models.registry import create, list_models, vision_tower
 
-__all__ = ["create", "list_models", "load", "save", "swap_attention", "with_attention"]
+__all__ = [
+    "CancelSuppression",
+    "Capture",
+    "create",
+    "detect",
+    "detectors",
+    "list_models",
+    "load",
+    "save",
+    "swap_attention",
+    "vision_tower",
+    "with_attention",
+    "with_interventions",
+]
 
 
 def with_attention(model, fna: FNAConfig | None):
@@ -18,12 +38,62 @@ def with_attention(model, fna: FNAConfig | None):
 
     Raises:
       TypeError: neither an FNAConfig nor None, or a model from elsewhere.
-      ValueError: blocks that the model does not have.
+      ValueError: blocks that the model does not have, a class token that it lacks, or an
+        intervention of the view that FNA cannot honour.
     """
-    family_of(model)
+    tower = vision_tower(model)
     if fna is not None and not isinstance(fna, FNAConfig):
         raise TypeError(f"expected an FNAConfig or None, got {fna!r}")
     depth = registry.vision_config(model.config).encoder.depth
     if fna is not None and fna.layers[-1] >= depth:
         raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got layers {fna.layers}")
+    if fna is not None and fna.exclude == "massive_by_attention" and not tower.num_prefix:
+        raise ValueError(
+            "exclude='massive_by_attention' needs a class token, and this model has none; "
+            "use 'massive_by_norm'"
+        )
+    check_with_fna(fna, tower.interventions)
     return nnx.with_attributes(model, fna=fna)
+
+
+def with_interventions(model, interventions: dict, *, detector=None):
+    """A view of `model` whose attention is changed in some vision blocks ({}: in none).
+
+    The view shares the weights; the model given is not changed. With a detector the view is
+    *adaptive*: in each call it finds the token set of the batch by a pass through the detector's
+    blocks, and applies the interventions to it in the next. Nothing is kept between calls.
+
+    Args:
+      model: a model, or a view with FNA.
+      interventions: `{block: fna_jax.Masking(...)}` or `{block: models.CancelSuppression()}`.
+      detector: one of `models.detectors`; without, maskings of a token set are called with
+        `tokens=bool[B, N]`.
+
+    Raises:
+      TypeError: not a dictionary of interventions, not a detector, or a model from elsewhere.
+      ValueError: blocks that the model does not have, a detector that nothing would use, or a
+        pattern that FNA cannot honour in a block that runs it.
+    """
+    tower = vision_tower(model)
+    checked = checked_interventions(interventions, detector, depth=len(tower.encoder.blocks))
+    check_with_fna(tower.fna, checked)
+    return nnx.with_attributes(model, interventions=checked)
+
+
+def detect(model, images, detector):
+    """The tokens that a detector of `models.detectors` finds in images, bool `[B, N]`.
+
+    The pass runs with exact attention, whatever the view.
+
+    Args:
+      model: a model of this zoo.
+      images: floats `[B, height, width, 3]`, preprocessed.
+      detector: for instance `models.detectors.MassiveByAttention(block=13)`.
+
+    Raises:
+      TypeError: a model from elsewhere.
+      ValueError: a block that the model does not have.
+    """
+    tower = vision_tower(model)
+    check_block(detector.block, len(tower.encoder.blocks))
+    return detector(tower, tower.embed(images), images, 0)

@@ -1,30 +1,106 @@
-"""Which attention a block runs: exact, causal, or FNA with landmarks chosen here or before.
+"""Which attention a block runs: exact, causal, masked, or FNA with landmarks chosen here or before.
 
-Each is a callable `(x, query, key, value, landmarks) -> (out, landmarks, record)`, where x
-`[B, N, C]` is the block's input and the states are `[B, N, H, D]`.
+Each is a callable `(x, query, key, value, landmarks) -> Attended`, where x `[B, N, C]` is the
+block's input and the states are `[B, N, H, D]`.
 
 Shape letters: B batch, N tokens, S landmarks, H heads, D head dimension, C width.
 """
 
 import dataclasses
+import functools
+import typing
 
 import jax
 import jax.numpy as jnp
 
-from fna_jax import FNAConfig, exact_attention, fast_nystrom_attention, select_landmarks
+from fna_jax import (
+    FNAConfig,
+    Masking,
+    class_token_proxy,
+    exact_attention,
+    fast_nystrom_attention,
+    masked_attention,
+    masked_nystrom_attention,
+    massive_by_attention,
+    massive_by_norm,
+    select_landmarks,
+    suppression_correction,
+)
 from fna_jax.landmarks import Landmarks
+from fna_jax.masking import masked_weights
+from fna_jax.tokens import attention_weights
+from models.captures import Seen
+from models.detectors import token_norms
+from models.interventions import CancelSuppression
+
+
+class Record(typing.NamedTuple):
+    """What a block leaves for the caller: FNA's error float32 `[B]`, what was kept for a look."""
+
+    error: jax.Array | None = None
+    kept: typing.Any = None
+
+
+class Attended(typing.NamedTuple):
+    """Attention's result.
+
+    Attributes:
+      out: `[B, N, H, D]`, before the output projection.
+      landmarks: those for the blocks that follow.
+      correction: `[B, N, C]`, to be added after the output projection; None for nothing.
+      record: for the encoder's caller.
+    """
+
+    out: jax.Array
+    landmarks: Landmarks | None
+    correction: jax.Array | None = None
+    record: Record = Record()
 
 
 def attend_exactly(x, query, key, value, landmarks):
     """Exact attention among all tokens."""
     del x
-    return exact_attention(query, key, value), landmarks, None
+    return Attended(exact_attention(query, key, value), landmarks)
 
 
 def attend_causally(x, query, key, value, landmarks):
     """Exact attention to the tokens up to one's own, for text."""
     del x
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True), landmarks, None
+    return Attended(jax.nn.dot_product_attention(query, key, value, is_causal=True), landmarks)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAttention:
+    """Exact attention with entries removed; T is bool `[B, N]`, None for patterns without it."""
+
+    masking: Masking
+    tokens: jax.Array | None
+
+    def __call__(self, x, query, key, value, landmarks):
+        del x
+        out = masked_attention(query, key, value, self.masking, tokens=self.tokens)
+        return Attended(out, landmarks)
+
+
+def cancelling(out_kernel):
+    """Exact attention with suppression cancelled, for an output projection `[H, D, C]`."""
+
+    def attend(x, query, key, value, landmarks):
+        correction = suppression_correction(query, key, value, x, out_kernel)
+        return Attended(exact_attention(query, key, value), landmarks, correction)
+
+    return attend
+
+
+def observing(attend, see, keep):
+    """`attend` with `keep(see(x, query, key, value))` in its record."""
+
+    def attend_and_keep(x, query, key, value, landmarks):
+        attended = attend(x, query, key, value, landmarks)
+        kept = keep(see(x, query, key, value))
+        return attended._replace(record=attended.record._replace(kept=kept))
+
+    return attend_and_keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +112,32 @@ class LandmarkAttention:
       num_prefix: leading tokens (class token, registers) that are always landmarks.
       rng: random key of this block's landmarks, for method "random".
       compare: let the block run exactly, and record the relative error of FNA, float32 `[B]`.
+      masked: which entries are removed.
     """
 
     config: FNAConfig
     num_prefix: int
     rng: jax.Array | None
     compare: bool
+    masked: MaskedAttention | None = None
 
     def __call__(self, x, query, key, value, landmarks):
         if landmarks is None or self.config.resample:
             landmarks = self.select(x, query, key, value)
-        out = fast_nystrom_attention(
-            query,
-            key,
-            value,
-            landmarks,
-            inverse_steps=self.config.inverse_steps,
-            implementation=self.config.implementation,
+        options = dict(
+            inverse_steps=self.config.inverse_steps, implementation=self.config.implementation
         )
+        if self.masked is None:
+            out = fast_nystrom_attention(query, key, value, landmarks, **options)
+        else:
+            masking, tokens = self.masked.masking, self.masked.tokens
+            out = masked_nystrom_attention(
+                query, key, value, landmarks, masking, tokens=tokens, **options
+            )
         if not self.compare:
-            return out, landmarks, None
-        exact = exact_attention(query, key, value)
-        return exact, landmarks, relative_error(out, exact)
+            return Attended(out, landmarks)
+        exact = (self.masked or attend_exactly)(x, query, key, value, landmarks).out
+        return Attended(exact, landmarks, record=Record(error=relative_error(out, exact)))
 
     def select(self, x, query, key, value) -> Landmarks:
         """Landmarks of a block with input x `[B, N, C]` and states `[B, N, H, D]`."""
@@ -75,16 +155,32 @@ class LandmarkAttention:
             self.config.num_landmarks,
             method=self.config.method,
             guarantee=guarantee,
+            exclude=self.massive(x, query, key),
             rng=self.rng,
         )
 
+    def massive(self, x, query, key):
+        """Tokens that the config excludes as massive, bool `[B, N]`; None if it excludes none."""
+        if self.config.exclude == "massive_by_norm":
+            return massive_by_norm(token_norms(x), num_prefix=self.num_prefix)
+        if self.config.exclude == "massive_by_attention":
+            proxy = class_token_proxy(query, key)
+            return massive_by_attention(proxy, num_prefix=self.num_prefix)
+        return None
 
-def vision_attends(fna: FNAConfig | None, depth: int, *, num_prefix, rng, compare):
-    """The attention of each block of a vision encoder: exact, or FNA in `fna.layers`.
+
+def vision_attends(tower, *, rng, compare, tokens, capture):
+    """The attention of each block of a vision tower: exact, or what its view says.
+
+    Args:
+      tower: a `VisionTower`, with its `fna` and `interventions`.
+      rng, compare, capture: as in the tower's call.
+      tokens: T, bool `[B, N]`, of the interventions; None where they need none.
 
     Raises:
       ValueError: `rng` missing for random landmarks, or anything given that nothing would use.
     """
+    fna, by_block = tower.fna, dict(tower.interventions.by_block)
     uses_rng = fna is not None and fna.method == "random"
     if uses_rng and rng is None:
         raise ValueError("random landmarks need a key: call the model with rng=jax.random.key(0)")
@@ -93,10 +189,25 @@ def vision_attends(fna: FNAConfig | None, depth: int, *, num_prefix, rng, compar
     if compare and fna is None:
         raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
 
-    attends = [attend_exactly] * depth
-    for index in fna.layers if fna else ():
-        block_rng = jax.random.fold_in(rng, index) if uses_rng else None
-        attends[index] = LandmarkAttention(fna, num_prefix, block_rng, compare)
+    attends = []
+    for index, block in enumerate(tower.encoder.blocks):
+        attend, masked, weights = attend_exactly, None, attention_weights
+        intervention = by_block.get(index)
+        if isinstance(intervention, CancelSuppression):
+            attend = cancelling(block.out_kernel())
+        elif intervention is not None:
+            options = dict(
+                masking=intervention, tokens=tokens if intervention.needs_tokens else None
+            )
+            attend = masked = MaskedAttention(**options)
+            weights = functools.partial(masked_weights, **options)
+        if fna is not None and index in fna.layers:
+            block_rng = jax.random.fold_in(rng, index) if uses_rng else None
+            attend = LandmarkAttention(fna, tower.num_prefix, block_rng, compare, masked)
+        if capture is not None:
+            see = functools.partial(Seen, index, out_kernel=block.out_kernel(), weights_of=weights)
+            attend = observing(attend, see, capture.keep)
+        attends.append(attend)
     return attends
 
 

@@ -153,13 +153,15 @@ class CLIP(nnx.Module):
         initial = jnp.log(1 / 0.07)  # CLIP §2.5
         self.logit_scale = nnx.Param(jnp.asarray(initial, dtypes["param_dtype"]))
 
-    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
+    def __call__(
+        self, images, *, rng=None, compare=False, tokens=None, capture=None
+    ) -> VisionOutput:
         """Vision tokens and the pooled state before projection; see `VisionTower.__call__`."""
-        return self.vision(images, rng=rng, compare=compare)
+        return self.vision(images, rng=rng, compare=compare, tokens=tokens, capture=capture)
 
-    def encode_image(self, images, *, rng=None):
+    def encode_image(self, images, *, rng=None, tokens=None):
         """Image embeddings `[B, P]`, not normalised. Arguments and errors as in `__call__`."""
-        return self.vision_projection(self.vision(images, rng=rng).pooled)
+        return self.vision_projection(self.vision(images, rng=rng, tokens=tokens).pooled)
 
     def encode_text(self, token_ids):
         """Text embeddings `[B, P]`, not normalised, of int token_ids `[B, T]`.

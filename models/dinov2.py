@@ -129,13 +129,13 @@ class DINOv2(DINOTower):
         patches = patches + positions[1:].astype(patches.dtype)
         return self.with_prefix(patches, self.class_token[...] + positions[0])
 
-    def classify(self, images, *, rng=None):
+    def classify(self, images, *, rng=None, tokens=None):
         """Logits `[B, classes]` of class token and mean patch. Arguments as in `__call__`.
 
         Raises:
           ValueError: a model without a classifier, or as in `__call__`.
         """
         check_classifier(self.config)
-        output = self(images, rng=rng)
+        output = self(images, rng=rng, tokens=tokens)
         patches = jnp.mean(output.tokens[:, self.num_prefix :], axis=1)
         return self.head(jnp.concatenate([output.pooled, patches], axis=-1))

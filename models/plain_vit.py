@@ -123,11 +123,11 @@ class ViT(VisionTower):
             pooled = jnp.mean(tokens[:, self.num_prefix :], axis=1)
         return tokens, pooled if norm_first else self.norm(pooled)
 
-    def classify(self, images, *, rng=None):
+    def classify(self, images, *, rng=None, tokens=None):
         """Logits `[B, classes]`. Arguments and errors as in `__call__`.
 
         Raises:
           ValueError: a model without a classifier.
         """
         check_classifier(self.config)
-        return self.head(self(images, rng=rng).pooled)
+        return self.head(self(images, rng=rng, tokens=tokens).pooled)

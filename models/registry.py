@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from models import clip, dinov2, dinov3, plain_vit, siglip
+from models.vit import VisionTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,16 @@ def family_of(model) -> str:
         if type(model) is family.model:
             return name
     raise TypeError(f"{type(model).__name__} is not one of the models: {', '.join(FAMILIES)}")
+
+
+def vision_tower(model) -> VisionTower:
+    """The vision tower of a model, which may be all of it.
+
+    Raises:
+      TypeError: a model that is not from this zoo.
+    """
+    family_of(model)
+    return getattr(model, "vision", model)
 
 
 def vision_config(config):

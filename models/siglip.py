@@ -171,17 +171,19 @@ class SigLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(10.0, param_dtype)))  # SigLIP §3.2
         self.logit_bias = nnx.Param(jnp.asarray(-10.0, param_dtype))
 
-    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
+    def __call__(
+        self, images, *, rng=None, compare=False, tokens=None, capture=None
+    ) -> VisionOutput:
         """Vision tokens and the image embeddings; see `VisionTower.__call__`."""
-        return self.vision(images, rng=rng, compare=compare)
+        return self.vision(images, rng=rng, compare=compare, tokens=tokens, capture=capture)
 
     def vision_projection(self, pooled):
         """Image embeddings `[B, C]` of pooled states: the same, only texts are projected."""
         return pooled
 
-    def encode_image(self, images, *, rng=None):
+    def encode_image(self, images, *, rng=None, tokens=None):
         """Image embeddings `[B, C]`, not normalised. Arguments and errors as in `__call__`."""
-        return self.vision(images, rng=rng).pooled
+        return self.vision(images, rng=rng, tokens=tokens).pooled
 
     def encode_text(self, token_ids):
         """Text embeddings `[B, C]`, not normalised, of int token_ids `[B, T]`.

@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fna_jax import FNAConfig
+from fna_jax import FNAConfig, Masking, class_token_proxy
 from fna_jax.landmarks import Landmarks
-from models.attends import attend_exactly, vision_attends
+from models.attends import (
+    MaskedAttention,
+    attend_exactly,
+    observing,
+    vision_attends,
+)
+from models.captures import Capture, Captured
 from models.configs import ACTIVATIONS, EncoderConfig
 from models.embeddings import PatchEmbedding
+from models.interventions import Interventions
 
 
 @jax.tree_util.register_dataclass
@@ -27,12 +34,16 @@ class VisionOutput:
       pooled: `[B, C]`.
       landmarks: those of the last FNA block; None without FNA.
       attention_error: float32 `[L, B]`, one row per FNA block; None unless asked for.
+      masked: bool `[B, N]`, the token set T of the interventions; None without any.
+      captured: what was asked for; None for nothing.
     """
 
     tokens: jax.Array
     pooled: jax.Array
     landmarks: Landmarks | None = None
     attention_error: jax.Array | None = None
+    masked: jax.Array | None = None
+    captured: Captured | None = None
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -128,9 +139,15 @@ class Block(nnx.Module):
     def __call__(self, x, landmarks, attend):
         """x `[B, N, C]` and the landmarks after this block, and what `attend` recorded."""
         query, key, value = self.attention.project(self.norm1(x))
-        out, landmarks, record = attend(x, query, key, value, landmarks)
-        x = x + self.scale1(self.attention.out(out))
-        return x + self.scale2(self.mlp(self.norm2(x))), landmarks, record
+        attended = attend(x, query, key, value, landmarks)
+        x = x + self.scale1(self.attention.out(attended.out))
+        if attended.correction is not None:
+            x = x + attended.correction
+        return x + self.scale2(self.mlp(self.norm2(x))), attended.landmarks, attended.record
+
+    def out_kernel(self):
+        """What takes a head's result into the residual stream: W_O with LayerScale, `[H, D, C]`."""
+        return self.scale1(self.attention.out.kernel[...])
 
 
 class Encoder(nnx.Module):
@@ -144,27 +161,28 @@ class Encoder(nnx.Module):
             ]
         )
 
-    def __call__(self, x, attends):
-        """x `[B, N, C]` after all blocks, the last landmarks, and each block's record.
+    def __call__(self, x, attends, *, start=0, landmarks=None):
+        """x `[B, N, C]` after some blocks, the last landmarks, and each block's record.
 
         Args:
-          attends: one callable per block, `(x, query, key, value, landmarks) -> (out, landmarks,
-            record)`, with x the block's input.
+          x: `[B, N, C]`, in front of block `start`.
+          attends: one for each block to run, as in `models.attends`.
+          start: the first block to run.
+          landmarks: those chosen before it.
         """
-        landmarks, records = None, []
-        for block, attend in zip(self.blocks, attends, strict=True):
+        records = []
+        blocks = list(self.blocks)[start : start + len(attends)]
+        for block, attend in zip(blocks, attends, strict=True):
             x, landmarks, record = block(x, landmarks, attend)
             records.append(record)
         return x, landmarks, records
 
     def hidden_states(self, x, attends):
         """x `[B, N, C]` before the first block and after each of them."""
-
-        def recording_input(attend):
-            return lambda x, *states: (*attend(x, *states)[:2], x)
-
-        tokens, _, inputs = self(x, [recording_input(attend) for attend in attends])
-        return [*inputs, tokens]
+        see_input = lambda x, *states: x
+        attends = [observing(attend, see_input, lambda x: x) for attend in attends]
+        tokens, _, records = self(x, attends)
+        return [*(record.kept for record in records), tokens]
 
 
 class VisionTower(nnx.Module):
@@ -172,12 +190,14 @@ class VisionTower(nnx.Module):
 
     Attributes:
       fna: the attention of some blocks; None for exact attention in all. Not saved.
-      num_prefix: tokens in front of the patches: class token and registers.
+      interventions: on the attention of some blocks. Not saved.
+      num_prefix: tokens in front of the patches: class token, then registers.
     """
 
     def __init__(self, config, *, num_prefix, patch_bias=True, dtype, param_dtype, rngs):
         """Of a config with `patch_size` and `encoder`: the patch embedding and the blocks."""
         self.fna: FNAConfig | None = None
+        self.interventions = Interventions()
         self.num_prefix = num_prefix
         self.patch_embedding = PatchEmbedding(
             config.encoder.width,
@@ -202,25 +222,94 @@ class VisionTower(nnx.Module):
         del images
         return attends
 
-    def __call__(self, images, *, rng=None, compare=False) -> VisionOutput:
+    def __call__(
+        self, images, *, rng=None, compare=False, tokens=None, capture: Capture | None = None
+    ) -> VisionOutput:
         """Tokens `[B, N, C]` and their pooled state `[B, C]`.
 
         Args:
           images: floats `[B, height, width, 3]`, preprocessed; any size that divides by the patch.
           rng: key of random landmarks, if the attention draws them.
           compare: run exactly, and report each FNA block's error on the exact inputs.
+          tokens: bool `[B, N]`, the token set of interventions that have no detector.
+          capture: what to keep for a look.
 
         Raises:
-          ValueError: an image size that does not divide, or an argument that nothing would use.
+          ValueError: an image size that does not divide, blocks to capture that do not exist or
+            run FNA, or an argument that is missing or that nothing would use.
         """
         images = jnp.asarray(images)
-        attends = vision_attends(
-            self.fna, len(self.encoder.blocks), num_prefix=self.num_prefix, rng=rng, compare=compare
+        detector = self.interventions.detector
+        self._check_call(tokens, capture)
+        x, landmarks, records, start = self.embed(images), None, [], 0
+
+        def attends(tokens):
+            options = dict(rng=rng, compare=compare, tokens=tokens, capture=capture)
+            return self.position_attends(vision_attends(self, **options), images)
+
+        if detector is not None:
+            start = min(detector.first_block, self.interventions.by_block[0][0])
+            x, landmarks, records = self.encoder(x, attends(None)[:start])
+            tokens = detector(self, x, images, start)
+        x, landmarks, rest = self.encoder(
+            x, attends(tokens)[start:], start=start, landmarks=landmarks
         )
-        tokens = self.embed(images)
-        tokens, landmarks, records = self.encoder(tokens, self.position_attends(attends, images))
-        errors = jnp.stack([records[i] for i in self.fna.layers]) if compare else None
-        return VisionOutput(*self.finish(tokens), landmarks, errors)
+        records += rest
+        return VisionOutput(
+            *self.finish(x),
+            landmarks,
+            jnp.stack([records[i].error for i in self.fna.layers]) if compare else None,
+            tokens,
+            Captured.of(capture, [record.kept for record in records], x) if capture else None,
+        )
+
+    def _check_call(self, tokens, capture):
+        """Raises ValueError for a token set that is missing or not wanted, or a bad capture."""
+        if self.interventions.detector is not None and tokens is not None:
+            raise ValueError("tokens were given, but this view's detector finds them: drop them")
+        if self.interventions.detector is None:
+            if self.interventions.need_tokens and tokens is None:
+                raise ValueError(
+                    "this view masks tokens: call it with tokens=bool[B, N], or give "
+                    "models.with_interventions a detector"
+                )
+            if tokens is not None and not self.interventions.need_tokens:
+                raise ValueError("tokens were given, but no intervention speaks of any: drop them")
+        if capture is not None:
+            capture.check(len(self.encoder.blocks), self.fna)
+
+    def advance(self, x, images, start, stop):
+        """x `[B, N, C]` in front of block `stop`, from in front of `start`, with exact attention.
+
+        Args:
+          x: `[B, N, C]`.
+          images: those of x, whose size decides about positions.
+          start, stop: blocks; none run where they are equal.
+        """
+        attends = self.position_attends([attend_exactly] * (stop - start), images)
+        return self.encoder(x, attends, start=start)[0]
+
+    def probe(self, x, images, start, block, unread=None):
+        """The class-token proxy in a block, float32 `[B, N]`, with exact attention up to there.
+
+        Args:
+          x, images, start: as in `advance`.
+          block: the last to run.
+          unread: bool `[B, N]`, tokens that no query may read, in all of these blocks.
+        """
+        attend = attend_exactly if unread is None else MaskedAttention(Masking(mode="mask"), unread)
+
+        def proxy(query, key):
+            return class_token_proxy(
+                query,
+                key,
+                has_class_token=self.num_prefix > 0,
+                key_mask=None if unread is None else ~unread,
+            )
+
+        last = observing(attend, lambda x, query, key, value: (query, key), lambda qk: proxy(*qk))
+        attends = self.position_attends([*[attend] * (block - start), last], images)
+        return self.encoder(x, attends, start=start)[2][-1].kept
 
     def hidden_states(self, images):
         """Tokens `[B, N, C]` after the embedding and after each block, with exact attention."""

@@ -1,0 +1,127 @@
+"""What a pass through a vision tower keeps for a look: norms, outputs, values, attention."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fna_jax import FNAConfig
+from fna_jax.config import parse_layers
+from models.detectors import token_norms
+from models.interventions import check_block
+
+
+class Seen(typing.NamedTuple):
+    """A block in passing: its number, its input x `[B, N, C]`, and its states `[B, N, H, D]`.
+
+    Query and key are as attention sees them, after any rotation; `out_kernel` is `[H, D, C]`, as in
+    `fna_jax.suppression_matrix`.
+    """
+
+    block: int
+    x: jax.Array
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    out_kernel: jax.Array
+    weights_of: Callable
+
+    def weights(self):
+        """The attention matrix that the block applies, after interventions."""
+        return self.weights_of(self.query, self.key)
+
+    def mean_weights(self):
+        """Its average over heads, float32 `[B, N, N]`, head after head, to hold two at most."""
+        heads = lambda states: jnp.moveaxis(states, 2, 0)[..., None, :]  # [H, B, N, 1, D]
+
+        def add(total, states):
+            return total + self.weights_of(*states)[:, 0], None
+
+        batch, num_tokens, num_heads, _ = self.query.shape
+        total = jnp.zeros((batch, num_tokens, num_tokens), jnp.float32)
+        return jax.lax.scan(add, total, (heads(self.query), heads(self.key)))[0] / num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """What to keep of a pass. Blocks are tuples of numbers from 0, or text like "13:24".
+
+    Attributes:
+      norms: those of all tokens, in front of the first block and after each.
+      outputs, values: blocks whose output, or values, to keep.
+      attention: blocks whose attention matrix to keep: memory quadratic in the tokens. A block that
+        runs FNA has none.
+      per_head: keep these matrices per head, not averaged.
+      observe: any further function of what is `Seen` in a block, called in each.
+    """
+
+    norms: bool = False
+    outputs: tuple[int, ...] | str = ()
+    values: tuple[int, ...] | str = ()
+    attention: tuple[int, ...] | str = ()
+    per_head: bool = False
+    observe: Callable[[Seen], typing.Any] | None = None
+
+    def __post_init__(self):
+        for name in ("outputs", "values", "attention"):
+            if blocks := getattr(self, name):
+                object.__setattr__(self, name, parse_layers(blocks))
+
+    def check(self, depth, fna: FNAConfig | None):
+        """Raises ValueError for blocks that do not exist or have no attention matrix."""
+        for block in (*self.outputs, *self.values, *self.attention):
+            check_block(block, depth)
+        if without := sorted(set(self.attention) & set(fna.layers if fna else ())):
+            raise ValueError(
+                f"blocks {without} run FNA, which forms no attention matrix: capture it from the "
+                "exact model (models.with_attention(model, None))"
+            )
+
+    def keep(self, seen: Seen) -> dict:
+        """What to keep of a block."""
+        kept = {"norms": token_norms(seen.x)} if self.norms else {}
+        if seen.block - 1 in self.outputs:
+            kept["input"] = seen.x
+        if seen.block in self.values:
+            kept["values"] = seen.value
+        if seen.block in self.attention:
+            kept["attention"] = seen.weights() if self.per_head else seen.mean_weights()
+        if self.observe is not None:
+            kept["observed"] = self.observe(seen)
+        return kept
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Captured:
+    """What was kept; the dictionaries are by block.
+
+    Attributes:
+      norms: float32 `[1 + depth, B, N]`, or None.
+      outputs: `[B, N, C]` each.
+      values: `[B, N, H, D]` each.
+      attention: float32 `[B, N, N]` each, or `[B, H, N, N]` per head.
+      observed: what `Capture.observe` gave.
+    """
+
+    norms: jax.Array | None
+    outputs: dict[int, jax.Array]
+    values: dict[int, jax.Array]
+    attention: dict[int, jax.Array]
+    observed: dict[int, typing.Any]
+
+    @classmethod
+    def of(cls, capture: Capture, kept: list[dict], tokens):
+        """Of what was kept in each block, and the tokens `[B, N, C]` after the last."""
+        by_block = lambda name: {i: block[name] for i, block in enumerate(kept) if name in block}
+        inputs = {**by_block("input"), len(kept): tokens}
+        norms = [block["norms"] for block in kept if capture.norms]
+        return cls(
+            norms=jnp.stack([*norms, token_norms(tokens)]) if capture.norms else None,
+            outputs={block: inputs[block + 1] for block in capture.outputs},
+            values=by_block("values"),
+            attention=by_block("attention"),
+            observed=by_block("observed"),
+        )
