@@ -43,7 +43,7 @@ class FNAConfig:
     implementation: str | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", parse_layers(self.layers))
+        object.__setattr__(self, "layers", parse_blocks(self.layers, "layers"))
         for name, least in (("num_landmarks", 1), ("inverse_steps", 0)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
@@ -64,11 +64,15 @@ class FNAConfig:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
-def parse_layers(layers):
-    """Ascending block indices without repeats from a sequence or from text like "13:24"."""
+def parse_blocks(layers, name):
+    """Ascending block indices without repeats from a sequence or from text like "13:24".
+
+    Raises:
+      ValueError: anything else, or nothing; the message calls it by `name`.
+    """
     complaint = (
-        f"layers must be block indices, as in (13, 14), '13:24' or '9,13:24', got {layers!r}; "
-        "for exact attention everywhere use None in place of the config"
+        f"{name} must be block indices, as in (13, 14), '13:24' or '9,13:24', got {layers!r}; "
+        "where no block is meant, leave it out"
     )
     try:
         if isinstance(layers, str):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax import FNAConfig
-from fna_jax.config import parse_layers
+from fna_jax.config import parse_blocks
 from models.detectors import token_norms
 from models.interventions import check_block
 
@@ -67,7 +67,7 @@ class Capture:
     def __post_init__(self):
         for name in ("outputs", "values", "attention"):
             if blocks := getattr(self, name):
-                object.__setattr__(self, name, parse_layers(blocks))
+                object.__setattr__(self, name, parse_blocks(blocks, name))
 
     def check(self, depth, fna: FNAConfig | None):
         """Raises ValueError for blocks that do not exist or have no attention matrix."""
