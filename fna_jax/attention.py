@@ -94,7 +94,7 @@ def landmark_key_value(
     landmark_key = _gather_tokens(key, landmarks.indices)  # [*B, S, K, D]
     landmark_key = jnp.repeat(landmark_key, query.shape[-2] // key.shape[-2], axis=-2)
 
-    kernel = _landmark_kernel(landmark_query, landmark_key, landmarks.valid, scale)  # A
+    kernel = landmark_kernel(landmark_query, landmark_key, landmarks.valid, scale)  # A
     inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
     summary = softmax_attention(landmark_query, key, value, scale=scale, key_mask=key_mask)  # BV
     summary = jnp.where(landmarks.valid[..., None, None], summary, 0).astype(inverse.dtype)
@@ -285,7 +285,7 @@ class FastNystromAttention:
         )
 
 
-def _landmark_kernel(landmark_query, landmark_key, valid, scale):
+def landmark_kernel(landmark_query, landmark_key, valid, scale):
     """`A = softmax(c Qs Ksᵀ)` in at least float32, `[*B, H, S, S]`; an identity on empty slots.
 
     With the identity there the iteration works on the valid block as if it stood alone: column

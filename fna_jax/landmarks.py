@@ -59,12 +59,12 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
     points = jnp.asarray(points)
     if points.ndim != 2:
         raise ValueError(f"points must be [N, C], got shape {points.shape}; vmap over the batch")
-    num_samples = _checked_count(num_samples, points.shape[0])
+    num_samples = checked_count(num_samples, points.shape[0])
     points = points.astype(jnp.float32)
     if eligible is None:
         distance = jnp.full(points.shape[:1], jnp.inf)
     else:
-        eligible = _checked_mask(eligible, points.shape[:1], "eligible")
+        eligible = checked_mask(eligible, points.shape[:1], "eligible")
         distance = jnp.where(eligible, jnp.inf, -jnp.inf)
 
     def take_farthest(distance, _):
@@ -104,7 +104,7 @@ def select_landmarks(
     if features.ndim < 2:
         raise ValueError(f"features must be [*B, N, C], got shape {features.shape}")
     *batch, num_tokens, _ = features.shape
-    num_landmarks = _checked_count(num_landmarks, num_tokens)
+    num_landmarks = checked_count(num_landmarks, num_tokens)
     if method not in METHODS:
         raise ValueError(f"unknown landmark method {method!r}; choose from {', '.join(METHODS)}")
     if (method == "random") != (rng is not None):
@@ -116,9 +116,9 @@ def select_landmarks(
 
     eligible = jnp.ones(features.shape[:-1], bool)
     if exclude is not None:
-        eligible &= ~_checked_mask(exclude, features.shape[:-1], "exclude")
+        eligible &= ~checked_mask(exclude, features.shape[:-1], "exclude")
     if guarantee is not None:
-        guarantee = _checked_mask(guarantee, features.shape[:-1], "guarantee")
+        guarantee = checked_mask(guarantee, features.shape[:-1], "guarantee")
         eligible &= ~guarantee
 
     if method == "fps":
@@ -151,7 +151,7 @@ def _put_first(guarantee, samples):
     return jnp.where(score > 0, first, rest)
 
 
-def _checked_count(count, num_tokens):
+def checked_count(count, num_tokens):
     """`count` as an int, or an error that says what is wrong with it."""
     try:
         count = operator.index(count)
@@ -166,7 +166,7 @@ def _checked_count(count, num_tokens):
     return count
 
 
-def _checked_mask(mask, shape, name):
+def checked_mask(mask, shape, name):
     """`mask` as a boolean array of this shape, or an error that names both."""
     mask = jnp.asarray(mask)
     if mask.shape != shape or mask.dtype != jnp.bool_:

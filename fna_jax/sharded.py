@@ -1,0 +1,157 @@
+"""FNA of one very long sequence, its tokens split over the devices of a mesh axis.
+
+The functions run inside `jax.shard_map`, on each device's part of the tokens: n of them, in order,
+so that token i of device p is token `p n + i`. What they communicate does not grow with n::
+
+    mesh = jax.make_mesh((8,), ("tokens",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec(None, "tokens")
+
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(split, split, split), out_specs=split)
+    def attend(query, key, value):
+        landmarks = select_landmarks(query.mean(axis=-2), 64, axis_name="tokens")
+        return fast_nystrom_attention(query, key, value, landmarks, axis_name="tokens")
+
+A sequence that does not divide is filled up, and the filling marked in `key_mask` and `exclude`.
+
+Shape letters: B batch, n tokens of this device, P devices, S landmarks, H heads, K key and value
+heads (a divisor of H), D head dimension, C features of a token.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fna_jax.attention import landmark_kernel, newton_schulz_inverse
+from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
+from fna_jax.landmarks import Landmarks, checked_count, checked_mask
+from fna_jax.softmax import softmax_attention, softmax_weights
+from fna_jax.tokens import attention_logits
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def select_landmarks(features, num_landmarks, *, axis_name, guarantee=None, exclude=None):
+    """The landmarks that `fna_jax.select_landmarks` takes by farthest point sampling.
+
+    Each of the S steps gathers one candidate, its C features included, from every device.
+
+    Args:
+      features: `[*B, n, C]`.
+      num_landmarks: S, static.
+      axis_name: the mesh axis.
+      guarantee, exclude: bool `[*B, n]`, as in `fna_jax.select_landmarks`.
+
+    Returns:
+      `Landmarks` with positions among all tokens, the same on all devices.
+
+    Raises:
+      ValueError: as in `fna_jax.select_landmarks`.
+    """
+    features = jnp.asarray(features, jnp.float32)
+    *batch, size, _ = features.shape
+    num_landmarks = checked_count(num_landmarks, size * jax.lax.axis_size(axis_name))
+    guarantee, exclude = (
+        jnp.zeros(features.shape[:-1], bool)
+        if mask is None
+        else checked_mask(mask, features.shape[:-1], name)
+        for name, mask in (("guarantee", guarantee), ("exclude", exclude))
+    )
+
+    def select(features, guarantee, exclude):
+        eligible = ~guarantee & ~exclude
+        samples = _farthest_points(features, num_landmarks, eligible, axis_name)
+        return _put_first(guarantee, samples, axis_name)
+
+    for _ in batch:
+        select = jax.vmap(select)
+    return Landmarks.from_indices(select(features, guarantee, exclude))
+
+
+def fast_nystrom_attention(
+    query, key, value, landmarks, *, axis_name, scale=None, key_mask=None, inverse_steps=6
+):
+    """This device's part of `fna_jax.fast_nystrom_attention`, `[*B, n, H, D]`.
+
+    Communicated are the landmarks' queries and keys, and the sums of `BV` with their softmax's
+    maximum and denominator.
+
+    Args:
+      query: `[*B, n, H, D]`.
+      key, value: `[*B, n, K, D]`.
+      landmarks: `Landmarks` with positions among all tokens, the same on all devices.
+      axis_name: the mesh axis.
+      key_mask: bool `[*B, n]`, as in `fna_jax.fast_nystrom_attention`.
+      scale, inverse_steps: as there.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit.
+    """
+    check_qkv(query, key, value)
+    key_mask = checked_key_mask(key_mask, key)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
+    shared = query.shape[-2] // key.shape[-2]
+
+    # Padding is no landmark: a gathered 1 stands for a real token.
+    real = jnp.ones(key.shape[:-2], bool) if key_mask is None else key_mask
+    take = lambda x: _take_tokens(x, landmarks.indices, axis_name)
+    landmark_query, landmark_key = take(query), jnp.repeat(take(key), shared, axis=-2)
+    valid = landmarks.valid & (take(real[..., None, None].astype(jnp.int32))[..., 0, 0] > 0)
+
+    kernel = landmark_kernel(landmark_query, landmark_key, valid, scale)  # A, on every device
+    inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
+    logits = attention_logits(landmark_query, key, scale=scale, key_mask=key_mask)  # [*B, H, S, n]
+    weights, total = softmax_weights(logits, axis_name=axis_name)
+    values = jnp.repeat(value, shared, axis=-2).astype(weights.dtype)
+    summary = jnp.einsum("...hsn,...nhd->...hsd", weights, values)
+    summary = jax.lax.psum(summary, axis_name) / total  # BV
+    summary = jnp.where(valid[..., None, :, None], summary, 0)
+    landmark_value = jnp.einsum("...hij,...hjd->...ihd", inverse, summary, precision=_HIGHEST)
+    return softmax_attention(
+        query, landmark_key, landmark_value.astype(value.dtype), scale=scale, key_mask=valid
+    )
+
+
+def _farthest_points(points, num_samples, eligible, axis_name):
+    """Of points `[n, C]` the positions among all devices' in the order found, int32 `[S]`."""
+    size = points.shape[0]
+    position = jax.lax.axis_index(axis_name) * size + jnp.arange(size)
+    start = jnp.where(eligible, jnp.inf, -jnp.inf)
+
+    def take_farthest(distance, _):
+        mine = jnp.argmax(distance)
+        # One message: score, position (a float holds it up to 2²⁴ tokens of a device), features.
+        candidate = jnp.concatenate([jnp.stack([distance[mine], mine]), points[mine]])
+        candidates = jax.lax.all_gather(candidate, axis_name, to="invarying")  # [P, 2 + C]
+        device = jnp.argmax(candidates[:, 0])  # of equal ones the first
+        score, index = candidates[device, 0], candidates[device, 1].astype(jnp.int32)
+        index += device * size
+        to_index = jnp.sum(jnp.square(points - candidates[device, 2:]), axis=-1)
+        distance = jnp.where(to_index < distance, to_index, distance)
+        distance = jnp.where(position == index, -jnp.inf, distance)
+        return distance, jnp.where(score > -jnp.inf, index, -1)
+
+    return jax.lax.scan(take_farthest, start, length=num_samples)[1]
+
+
+def _put_first(guarantee, samples, axis_name):
+    """Guaranteed tokens of all devices, ascending, then samples; `[n]` and `[S]` to `[S]`."""
+    size, num_landmarks = guarantee.shape[0], samples.shape[0]
+    position = jax.lax.axis_index(axis_name) * size + jnp.arange(size)
+    beyond = jnp.iinfo(jnp.int32).max
+    mine = jnp.sort(jnp.where(guarantee, position, beyond))[:num_landmarks]
+    first = jnp.sort(jax.lax.all_gather(mine, axis_name, tiled=True, to="invarying"))
+    first = jnp.pad(first, (0, num_landmarks), constant_values=beyond)[:num_landmarks]
+    # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
+    shift = jnp.arange(num_landmarks) - jnp.sum(first < beyond)
+    return jnp.where(first < beyond, first, samples[jnp.maximum(shift, 0)]).astype(jnp.int32)
+
+
+def _take_tokens(x, indices, axis_name):
+    """Tokens `[*B, S, …]` of x `[*B, n, …]` by their positions `[*B, S]` among all devices'."""
+    size = x.shape[-3]
+    local = indices - jax.lax.axis_index(axis_name) * size
+    here = ((local >= 0) & (local < size))[..., None, None]
+    mine = jnp.take_along_axis(x, jnp.clip(local, 0, size - 1)[..., None, None], axis=-3)
+    return jax.lax.psum(jnp.where(here, mine, 0), axis_name)

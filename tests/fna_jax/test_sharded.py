@@ -1,0 +1,106 @@
+"""Tokens split over eight simulated devices, in a process of its own, against one device."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CASES = {  # batch, tokens, heads, key heads, landmarks, guaranteed tokens
+    "padded": (2, 64, 4, 4, 12, [0, 40]),
+    "grouped heads": (1, 256, 4, 2, 20, [0]),
+    "more guaranteed than landmarks": (1, 64, 2, 2, 5, list(range(3, 64, 8))),
+    "more landmarks than eligible tokens": (2, 32, 2, 1, 30, []),
+}
+PROGRAM = """
+import functools, json, re, sys
+import jax, jax.numpy as jnp, numpy as np
+import fna_jax
+from fna_jax import sharded
+from jax.sharding import AxisType, PartitionSpec as P
+
+mesh = jax.make_mesh((8,), ("tokens",), axis_types=(AxisType.Auto,))
+split = P(None, "tokens")
+
+
+def one(num_landmarks, module, query, key, value, mask, guarantee, **axis):
+    landmarks = module.select_landmarks(
+        query.mean(axis=-2), num_landmarks, guarantee=guarantee, exclude=~mask, **axis
+    )
+    attend = module.fast_nystrom_attention
+    return attend(query, key, value, landmarks, key_mask=mask, **axis), landmarks
+
+
+def many(num_landmarks):
+    function = functools.partial(one, num_landmarks, sharded, axis_name="tokens")
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=(split,) * 5, out_specs=(split, P()))
+    )
+
+
+def collectives(tokens):
+    # What the compiled program sends, line by line, for another number of tokens.
+    x = jax.ShapeDtypeStruct((1, tokens, 4, 8), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, tokens), bool)
+    text = many(12).lower(x, x, x, mask, mask).compile().as_text()
+    pattern = r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\\("
+    return sorted(" ".join(found) for found in re.findall(pattern, text))
+
+
+report = {"devices": jax.device_count(), "collectives": [collectives(n) for n in (256, 2048)]}
+jax.config.update("jax_default_matmul_precision", "highest")
+for name, case in json.loads(sys.argv[1]).items():
+    batch, tokens, heads, key_heads, num_landmarks, first = case
+    rng = np.random.default_rng(0)
+    query, key, value = (
+        rng.standard_normal((batch, tokens, h, 8)).astype(np.float32)
+        for h in (heads, key_heads, key_heads)
+    )
+    mask = np.ones((batch, tokens), bool)
+    mask[:, -7:] = False
+    key[~mask] = np.nan
+    guarantee = np.zeros((batch, tokens), bool)
+    guarantee[:, first] = True
+    guarantee &= mask
+    arguments = query, key, value, mask, guarantee
+    expected, landmarks = jax.jit(functools.partial(one, num_landmarks, fna_jax))(*arguments)
+    output, mine = many(num_landmarks)(*arguments)
+    error = np.max(np.abs(output - expected)[mask]) / np.max(np.abs(expected)[mask])
+    same = jax.tree.map(np.array_equal, mine, landmarks)
+    report[name] = {"error": float(error), "same landmarks": same.indices and same.valid}
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(CASES)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout)
+    assert report["devices"] == 8
+    return report
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_compute_what_one_does(report, case):
+    assert report[case]["same landmarks"]
+    assert report[case]["error"] < 5e-6
+
+
+def test_communication_does_not_grow_with_the_tokens(report):
+    few, many = report["collectives"]
+    assert few == many
+    # One message in each step of the sampling, of the score, the position and the 8 features.
+    assert sum("f32[1,8,10]" in line and "all-gather" in line for line in few) == 1
+    assert len(few) == 6
