@@ -49,7 +49,7 @@ def fast_nystrom_attention(
     Raises:
       ValueError: shapes or dtypes that do not fit, or an implementation that cannot run.
     """
-    landmarks, key_mask = _checked_inputs(query, key, value, landmarks, key_mask)
+    landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
     landmark_key, landmark_value = landmark_key_value(
         query,
         key,
@@ -84,7 +84,7 @@ def landmark_key_value(
     `fast_nystrom_attention`. Empty slots have zero values, and must also be masked as keys.
     Arguments and errors are those of `fast_nystrom_attention`.
     """
-    landmarks, key_mask = _checked_inputs(query, key, value, landmarks, key_mask)
+    landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"FNA runs through implementation='xla' or None, got {implementation!r}")
     scale = _default_scale(query, scale)
@@ -315,7 +315,7 @@ def _default_scale(query, scale):
     return query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _checked_inputs(query, key, value, landmarks, key_mask):
+def checked_landmarks(query, key, value, landmarks, key_mask):
     """Landmarks without padding, and the key mask, of self-attention inputs that fit together."""
     check_qkv(query, key, value)
     if query.shape[-3] != key.shape[-3]:

@@ -35,6 +35,20 @@ def check_qk(query, key):
     check_qkv(query, key, key)
 
 
+def check_suppression(x, value, out_kernel):
+    """Raises ValueError unless they are `[*B, N, C]`, `[*B, N, K, D]` and `[H, D, C]`."""
+    if (
+        (value.ndim < 3 or out_kernel.ndim != 3)
+        or x.shape != (*value.shape[:-2], out_kernel.shape[-1])
+        or value.shape[-1] != out_kernel.shape[1]
+        or out_kernel.shape[0] % value.shape[-2]
+    ):
+        raise ValueError(
+            "x, value and out_kernel must be [*B, N, C], [*B, N, K, D] and [H, D, C], "
+            f"got shapes {x.shape}, {value.shape}, {out_kernel.shape}"
+        )
+
+
 def checked_key_mask(key_mask, key):
     """The mask as a boolean array `[*B, N]`, or None; raises ValueError for any other."""
     if key_mask is None:

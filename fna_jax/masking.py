@@ -12,9 +12,13 @@ import math
 
 import jax.numpy as jnp
 
-from fna_jax.attention import exact_attention, fast_nystrom_attention, landmark_key_value
-from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
-from fna_jax.landmarks import Landmarks
+from fna_jax.attention import (
+    checked_landmarks,
+    exact_attention,
+    fast_nystrom_attention,
+    landmark_key_value,
+)
+from fna_jax.checks import check_qkv, check_suppression, checked_key_mask, zero_padding
 from fna_jax.softmax import map_row_blocks, softmax_attention, softmax_weights
 from fna_jax.tokens import along_itself, attention_logits, attention_weights, direction
 
@@ -71,7 +75,8 @@ def removed_entries(tokens, pattern):
     Raises:
       ValueError: an unknown pattern, or tokens that are not boolean.
     """
-    tokens = _checked_tokens(tokens, jnp.shape(tokens))
+    tokens = jnp.asarray(tokens)
+    tokens = _checked_tokens(tokens, tokens.shape)
     same = jnp.eye(tokens.shape[-1], dtype=bool)
     removed = _REMOVED[Masking(pattern).pattern](tokens[..., :, None], tokens[..., None, :], same)
     return jnp.broadcast_to(removed, (*tokens.shape, tokens.shape[-1]))
@@ -137,9 +142,9 @@ def masked_nystrom_attention(
 ):
     """FNA with entries removed, where landmarks can honour that, `[*B, N, H, D]`.
 
-    Whole columns and whole rows can go. "X->T" as mask: T is dropped from the landmarks and from
-    the keys of `BV`. "X->T" as sink: T's values are zero, but its tokens may be landmarks, for
-    attention still pays them. "T->X": the rows of T are zero. "X->X": all are.
+    Whole columns and whole rows can go. "X->T": T is dropped from the landmarks and from `BV`, in
+    mode "mask" as keys, in mode "sink" as values. "T->X": the rows of T are zero. "X->X": all are.
+    Landmarks that were chosen without T (`exclude`) leave no slot empty.
 
     Args:
       query, key, value, landmarks, scale, key_mask, inverse_steps, implementation: as in
@@ -154,21 +159,24 @@ def masked_nystrom_attention(
     if masking.pattern == "X->X":
         return jnp.zeros_like(query)
     options = dict(scale=scale, inverse_steps=inverse_steps, implementation=implementation)
-    of_tokens = tokens[..., None, None]
-    if masking == Masking("X->T", "mask"):
-        kept = ~tokens if key_mask is None else checked_key_mask(key_mask, key) & ~tokens
-        if not isinstance(landmarks, Landmarks):
-            landmarks = Landmarks.from_indices(landmarks)
-        valid = landmarks.valid & jnp.take_along_axis(kept, landmarks.indices, axis=-1)
-        landmark_key, landmark_value = landmark_key_value(
-            query, key, value, landmarks, key_mask=kept, **options
-        )
-        return exact_attention(query, landmark_key, landmark_value, scale=scale, key_mask=valid)
-    if masking.pattern == "X->T":
-        value = jnp.where(of_tokens, 0, value)
+    if masking.pattern == "T->X":
+        output = fast_nystrom_attention(query, key, value, landmarks, key_mask=key_mask, **options)
+        return jnp.where(tokens[..., None, None], 0, output)
+
+    landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
+    dropped = jnp.take_along_axis(tokens, landmarks.indices, axis=-1)
+    landmarks = dataclasses.replace(landmarks, valid=landmarks.valid & ~dropped)
+    if masking.mode == "sink":
+        value = jnp.where(tokens[..., None, None], 0, value)
         return fast_nystrom_attention(query, key, value, landmarks, key_mask=key_mask, **options)
-    output = fast_nystrom_attention(query, key, value, landmarks, key_mask=key_mask, **options)
-    return jnp.where(of_tokens, 0, output)
+    kept = ~tokens if key_mask is None else key_mask & ~tokens
+    landmark_key, landmark_value = landmark_key_value(
+        query, key, value, landmarks, key_mask=kept, **options
+    )
+    query = zero_padding(query, key_mask)  # but not those of T, which read the others
+    return exact_attention(
+        query, landmark_key, landmark_value, scale=scale, key_mask=landmarks.valid
+    )
 
 
 def check_nystrom_pattern(masking):
@@ -195,10 +203,12 @@ def suppression_correction(query, key, value, x, out_kernel, *, scale=None, key_
       ValueError: shapes or dtypes that do not fit.
     """
     check_qkv(query, key, value)
+    check_suppression(x, value, out_kernel)
     *batch, num_tokens, num_heads, _ = query.shape
     flat = lambda a: a.reshape(math.prod(batch), *a.shape[len(batch) :])
-    key, value = flat(key), flat(value)
-    key_mask = None if key_mask is None else flat(checked_key_mask(key_mask, key))
+    key_mask = checked_key_mask(key_mask, key)
+    key, value = flat(key), flat(zero_padding(value, key_mask))
+    key_mask = None if key_mask is None else flat(key_mask)
     pull = along_itself(x, out_kernel)  # [*B, N, H, D]
     value = jnp.repeat(value.astype(pull.dtype), num_heads // value.shape[-2], axis=-2)
 

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fna_jax.checks import check_qk, checked_key_mask
+from fna_jax.checks import check_qk, check_suppression, checked_key_mask, zero_padding
 from fna_jax.softmax import map_row_blocks, softmax_weights
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -25,7 +25,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def incoming_attention(query, key, *, scale=None, key_mask=None):
     """Attention that each token receives, averaged over heads and queries, float32 `[*B, N]`.
 
-    In memory linear in N: no attention matrix is kept.
+    By blocks of queries: no attention matrix is kept.
 
     Args:
       query: `[*B, N, H, D]`.
@@ -87,6 +87,7 @@ def massive_by_norm(norms, *, num_prefix, min_ratio=2.0):
       num_prefix: tokens in front of the patches.
       min_ratio: least factor across the gap.
     """
+    is_patch = _is_patch(norms.shape[-1], num_prefix)
     norms = norms.astype(jnp.float32)
     logs = jnp.log(jnp.maximum(norms, jnp.finfo(jnp.float32).tiny))
     ordered = jnp.sort(logs[..., num_prefix:], axis=-1)[..., (norms.shape[-1] - num_prefix) // 2 :]
@@ -98,7 +99,7 @@ def massive_by_norm(norms, *, num_prefix, min_ratio=2.0):
     below = jnp.where(jnp.arange(gaps.shape[-1]) < cut, gaps, 0)
     clear = largest >= jnp.maximum(math.log(min_ratio), 2 * jnp.max(below, axis=-1, keepdims=True))
     least = jnp.take_along_axis(ordered, cut + 1, axis=-1)
-    return clear & (logs >= least) & _is_patch(norms.shape[-1], num_prefix)
+    return clear & (logs >= least) & is_patch
 
 
 def attention_sinks(proxy_given, shape, *, num_prefix, max_sinks=64):
@@ -143,16 +144,20 @@ def artifact_tokens(rank, massive):
 
 
 def suppression_matrix(x, value, out_kernel):
-    """What reading token j adds to token i along its own direction, float32 `[*B, H, N, N]`.
+    """What reading token j adds to token i along its own direction, `[*B, H, N, N]`.
 
     `S[h, i, j] = ⟨x_i / ‖x_i‖, W_Oʰ v_jʰ⟩`, for one unit of attention: negative where reading j
-    shrinks i. Quadratic in N.
+    shrinks i. At least float32, and quadratic in N.
 
     Args:
       x: `[*B, N, C]`, the block's input before its layer norm.
       value: `[*B, N, K, D]`.
       out_kernel: `[H, D, C]`, W_O of each head, without bias, with LayerScale where there is one.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_suppression(x, value, out_kernel)
     pull = along_itself(x, out_kernel)
     value = jnp.repeat(value.astype(pull.dtype), pull.shape[-2] // value.shape[-2], axis=-2)
     return jnp.einsum("...ihd,...jhd->...hij", pull, value, precision=_HIGHEST)
@@ -178,7 +183,7 @@ def attention_logits(query, key, *, scale, key_mask):
     """`scale Q Kᵀ`, at least float32, `[*B, H, T, M]`, −∞ at keys that do not take part."""
     check_qk(query, key)
     key_mask = checked_key_mask(key_mask, key)
-    key = jnp.repeat(key, query.shape[-2] // key.shape[-2], axis=-2)
+    key = jnp.repeat(zero_padding(key, key_mask), query.shape[-2] // key.shape[-2], axis=-2)
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("...thd,...mhd->...htm", query, key, preferred_element_type=dtype)
     logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -186,17 +191,16 @@ def attention_logits(query, key, *, scale, key_mask):
 
 
 def along_itself(x, out_kernel):
-    """`W_Oʰᵀ x_i / ‖x_i‖`, float32 `[*B, N, H, D]`: times a value, what that adds along x."""
-    return jnp.einsum(
-        "...nc,hdc->...nhd", direction(x), out_kernel.astype(jnp.float32), precision=_HIGHEST
-    )
+    """`W_Oʰᵀ x_i / ‖x_i‖`, `[*B, N, H, D]`: times a value, what that adds along x."""
+    unit = direction(x)
+    return jnp.einsum("...nc,hdc->...nhd", unit, out_kernel.astype(unit.dtype), precision=_HIGHEST)
 
 
 def direction(x):
-    """x `[..., C]` at length one, float32; zero where x is."""
-    x = x.astype(jnp.float32)
-    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.where(norm == 0, 1, norm)
+    """x `[..., C]` at length one, at least float32; zero, with a finite gradient, where x is."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(square == 0, 1, square))
 
 
 def _received_and_own(query, key, scale, key_mask):
@@ -208,8 +212,9 @@ def _received_and_own(query, key, scale, key_mask):
         )
     *batch, num_tokens, _, _ = query.shape
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
-    key = flat(key)
-    key_mask = jnp.ones(key.shape[:2], bool) if key_mask is None else flat(key_mask)
+    key_mask = jnp.ones(key.shape[:-2], bool) if key_mask is None else key_mask
+    key_mask = checked_key_mask(key_mask, key)
+    query, key, key_mask = flat(zero_padding(query, key_mask)), flat(key), flat(key_mask)
 
     def rows(block):
         query, positions, takes_part = block
@@ -220,8 +225,8 @@ def _received_and_own(query, key, scale, key_mask):
 
     positions = jnp.broadcast_to(jnp.arange(num_tokens), key.shape[:2])
     takes_part = key_mask.astype(jnp.float32)  # zero also in rows that fill up a block
-    received, own = map_row_blocks(rows, (flat(query), positions, takes_part), num_tokens)
-    count = jnp.sum(takes_part, axis=1)
+    received, own = map_row_blocks(rows, (query, positions, takes_part), num_tokens)
+    count = jnp.maximum(jnp.sum(takes_part, axis=1), 1)
     received, own = jnp.sum(received, axis=1) / count[:, None], jnp.sum(own, axis=1) / count
     return received.reshape(*batch, num_tokens), own.reshape(batch)
 

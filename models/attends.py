@@ -155,12 +155,21 @@ class LandmarkAttention:
             self.config.num_landmarks,
             method=self.config.method,
             guarantee=guarantee,
-            exclude=self.massive(x, query, key),
+            exclude=self.excluded(x, query, key),
             rng=self.rng,
         )
 
-    def massive(self, x, query, key):
-        """Tokens that the config excludes as massive, bool `[B, N]`; None if it excludes none."""
+    def excluded(self, x, query, key):
+        """Tokens that are no landmarks, bool `[B, N]`; None for none.
+
+        Massive ones, where the config says so, and those that no query may read.
+        """
+        massive = self._massive(x, query, key)
+        if self.masked is None or self.masked.masking.pattern != "X->T":
+            return massive
+        return self.masked.tokens if massive is None else massive | self.masked.tokens
+
+    def _massive(self, x, query, key):
         if self.config.exclude == "massive_by_norm":
             return massive_by_norm(token_norms(x), num_prefix=self.num_prefix)
         if self.config.exclude == "massive_by_attention":
