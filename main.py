@@ -1,9 +1,9 @@
 """`python main.py --config eval.py [--config.FIELD=VALUE …]`; see `configs/` for the others."""
 
 import datetime
-import json
 import os
 import pathlib
+import pkgutil
 import sys
 
 from absl import app, flags, logging
@@ -12,31 +12,26 @@ from ml_collections import config_flags
 ROOT = pathlib.Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or a path")
 WORKDIR = flags.DEFINE_string("workdir", None, "results folder; default: a fresh one in runs/")
+TASKS = {  # functions of config and workdir that return the text to print
+    "analyze": "evals.analysis.job:analyze",
+    "eval": "evals.report:evaluation_report",
+    "masking": "evals.masking_report:masking_report",
+    "speed": "evals.speed:speed_report",
+    "train": "training.contrastive:training_report",
+}
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    config, tasks = CONFIG.value, {"eval": _evaluate, "train": _train}
+    config = CONFIG.value
     name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}"
     try:
-        if (task := config.get("task")) not in tasks:
-            raise ValueError(f"config.task must be one of {', '.join(tasks)}, got {task!r}")
-        print(tasks[task](config, WORKDIR.value or ROOT / "runs" / name))
+        if (task := config.get("task")) not in TASKS:
+            raise ValueError(f"config.task must be one of {', '.join(TASKS)}, got {task!r}")
+        run = pkgutil.resolve_name(TASKS[task])  # imports jax only now
+        print(run(config, WORKDIR.value or ROOT / "runs" / name))
     except (ValueError, OSError) as error:  # the user's input; anything else is a bug
         sys.exit(f"error: {' '.join(str(error).split())}")
-
-
-def _evaluate(config, workdir) -> str:
-    from evals.evaluate import evaluate, landmark_examples
-    from evals.report import write_report
-
-    return write_report(evaluate(config, workdir), workdir, landmarks=landmark_examples(config))
-
-
-def _train(config, workdir) -> str:
-    from training.contrastive import train
-
-    return json.dumps(train(config, workdir), indent=2)
 
 
 def parse_flags(argv):

@@ -8,7 +8,6 @@ counted apart. PyTorch's exact attention takes part where torch is installed.
 
 import argparse
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 import tqdm
 
 from benchmarks.rows import write_rows
+from evals.timing import time_in_turns
 from evals.workdir import ROOT
 from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks
 
@@ -32,33 +32,16 @@ def measure(num_tokens, arguments) -> list[dict]:
     """One row per arm: milliseconds of the median run and of the quartiles, seconds to compile."""
     shape = (arguments.batch, num_tokens, arguments.heads, arguments.head_dim)
     query, key, value = jax.random.normal(jax.random.key(0), (3, *shape), arguments.dtype)
-    arms = jax_arms(query, key, value, arguments.landmarks)
-    compile_seconds = {}
-    for name, run in dict(arms).items():
-        start = time.perf_counter()
-        try:
-            run()
-        except jax.errors.JaxRuntimeError as error:
-            print(f"{name} is left out at {num_tokens} tokens: {error}")
-            del arms[name]
-        compile_seconds[name] = time.perf_counter() - start
-    arms |= torch_arms(query, key, value)
-    seconds = {name: [] for name in arms}
-    order = np.random.default_rng(0)  # an arm runs slower after one that fills the memory
-    for repeat in range(arguments.repeats + 1):
-        for name in order.permutation(list(arms)):
-            start = time.perf_counter()
-            arms[name]()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+    compiled = jax_arms(query, key, value, arguments.landmarks)
+    arms = compiled | torch_arms(query, key, value)
     sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim", "landmarks")}
     rows = []
-    for name, times in seconds.items():
-        low, median, high = np.round(1000 * np.quantile(times, [0.25, 0.5, 0.75]), 3)
+    for name, timing in time_in_turns(arms, repeats=arguments.repeats).items():
+        low, median, high = np.round(1000 * np.quantile(timing.seconds, [0.25, 0.5, 0.75]), 3)
         row = {"arm": name, "tokens": num_tokens, **sizes, "dtype": arguments.dtype}
         row |= {"median_ms": median, "quartile_1_ms": low, "quartile_3_ms": high}
-        if name in compile_seconds:  # PyTorch does not compile
-            row["compile_s"] = round(max(compile_seconds[name] - median / 1000, 0), 2)
+        if name in compiled:  # PyTorch does not compile
+            row["compile_s"] = round(timing.compile_seconds, 2)
         rows.append(row | {"repeats": arguments.repeats})
     return rows
 

@@ -9,23 +9,14 @@ torch, for the pickled file.
 import argparse
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 
 import models.registry
+from benchmarks.memory import run_measured
 from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import write_rows
 from evals.workdir import ROOT
 
-# Linux counts the memory of the process that starts another as the other's peak: start it from a
-# small one.
-LAUNCHER = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
 RUNS = (  # of the file, its dtype, and the dtype asked for
     ("model.safetensors", "float32", "float32"),
     ("model.safetensors", "float32", "bfloat16"),
@@ -71,17 +62,8 @@ def as_pickle(file):
 
 def measure(file, destination, dtype) -> dict:
     """Sizes in GB, the peak over the size of the file, and seconds of one conversion."""
-    command = [sys.executable, "-m", "convert", str(file), str(destination), "--dtype", dtype]
-    start = time.perf_counter()
-    launched = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    seconds = time.perf_counter() - start
-    size, peak = file.stat().st_size, 1024 * int(launched.stdout)
+    seconds, peak = run_measured("-m", "convert", file, destination, "--dtype", dtype)
+    size = file.stat().st_size
     return {
         "dtype": dtype,
         "file_gb": round(size / 1e9, 3),

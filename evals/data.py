@@ -18,6 +18,14 @@ _SINGLE_SEED, _MULTIPLE_SEED = 1, 2
 _READERS = 4  # threads that decode images
 
 
+class UnreadableImage(ValueError):
+    """An image that does not open: its path in `file`, the cause in `reason`."""
+
+    def __init__(self, file, cause):
+        self.file, self.reason = str(file), str(cause)
+        super().__init__(f"{file} cannot be read as an image: {cause}")
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
     """M images with class labels, and how to say a class in words.
@@ -69,6 +77,30 @@ def multiple_digit_scenes(count) -> CaptionedImages:
     return CaptionedImages(scenes.images, scenes.captions, np.arange(count))
 
 
+def image_files(sources, *, limit=None) -> list[pathlib.Path]:
+    """The images below a folder, sorted, or the files named; of several sources one after another.
+
+    Args:
+      sources: a path, or several, each of a folder or a file.
+      limit: how many to take of them, spread over all.
+
+    Raises:
+      FileNotFoundError: a path that does not exist, or a folder without images.
+    """
+    files = []
+    for source in [sources] if isinstance(sources, str | pathlib.Path) else sources:
+        path = pathlib.Path(source).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{source} does not exist; give image files, or folders")
+        found = _images_below(path) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(
+                f"the folder {source} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+            )
+        files += found
+    return _spread(files, limit)
+
+
 def image_folder(path, *, templates, limit=None) -> LabelledImages:
     """Images in one folder per class; underscores in folder names read as spaces.
 
@@ -82,7 +114,7 @@ def image_folder(path, *, templates, limit=None) -> LabelledImages:
         raise ValueError("zero-shot classification needs at least one template")
     path = pathlib.Path(path)
     files_of = {
-        folder: sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        folder: _images_below(folder)
         for folder in sorted(path.iterdir())
         if folder.is_dir() and not folder.name.startswith((".", "__"))
     }
@@ -92,9 +124,7 @@ def image_folder(path, *, templates, limit=None) -> LabelledImages:
         raise FileNotFoundError(
             f"{path} holds no images in class folders; expected {path}/CLASS_NAME/IMAGE.jpg"
         )
-    if limit and limit < len(found):  # spread over the classes
-        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).astype(int)]
-    files, labels = zip(*found)
+    files, labels = zip(*_spread(found, limit))
     names = [folder.name.replace("_", " ") for folder in classes]
     return LabelledImages(files, np.array(labels), names, templates)
 
@@ -130,10 +160,16 @@ def coco_captions(path, *, images=None, limit=None) -> CaptionedImages:
     return CaptionedImages(files, captions, np.array(owners))
 
 
-def batches(images, preprocess, batch_size):
+def batches(images, preprocess, batch_size, *, skipped=None):
     """Yields `(batch, count)`: float32 `[batch_size, height, width, 3]`, of which count are real.
 
-    The next batch is read while one is computed on. The last is filled up with zeros.
+    The next batch is read while one is computed on. What is missing is filled up with zeros.
+
+    Args:
+      images: paths, or uint8 arrays `[height, width, 3]`.
+      preprocess: an image to float32 `[height, width, 3]`.
+      batch_size: at most that many at once.
+      skipped: a list; images that do not open are left out, and their errors added to it.
 
     Raises:
       ValueError: an image that does not open, or images that differ in size once preprocessed.
@@ -146,14 +182,32 @@ def batches(images, preprocess, batch_size):
 
         def read(start):
             items = images[start : start + batch_size]
-            return _stack(list(pool.map(lambda item: _read(item, preprocess), items)), batch_size)
+            arrays = list(pool.map(lambda item: _read(item, preprocess), items))
+            for error in (array for array in arrays if isinstance(array, UnreadableImage)):
+                if skipped is None:
+                    raise error
+                skipped.append(error)
+            return _stack([a for a in arrays if isinstance(a, np.ndarray)], batch_size)
 
         upcoming = None
         for start in starts:
             batch, count = upcoming.result() if upcoming else read(start)
             following = start + batch_size
             upcoming = ahead.submit(read, following) if following < len(images) else None
-            yield batch, count
+            if count:
+                yield batch, count
+
+
+def _images_below(folder):
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in files if not file.is_dir())
+
+
+def _spread(items, limit):
+    """At most `limit` of the items, evenly spaced; all for None."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
 def _plain_name(name):
@@ -165,16 +219,19 @@ def _plain_name(name):
 
 
 def _read(item, preprocess):
+    """The preprocessed image, or why there is none."""
     if isinstance(item, np.ndarray):
         return preprocess(item)
     try:
         with Image.open(item) as image:
             return preprocess(image)
     except Exception as error:  # Pillow raises many types on damaged and hostile files
-        raise ValueError(f"{item} cannot be read as an image: {error}") from None
+        return UnreadableImage(item, error)
 
 
 def _stack(arrays, batch_size):
+    if not arrays:
+        return None, 0
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise ValueError(

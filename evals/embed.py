@@ -54,7 +54,8 @@ def embed_images(pretrained, images, *, batch_size, rng=None, progress="images")
 def embed_texts(pretrained, texts, *, batch_size=256) -> np.ndarray:
     """Embeds L texts, float32 `[L, P]`; raises ValueError where they are not finite."""
     # The image tower's attention means nothing here: without it all arms share one program.
-    run = functools.partial(_encode_texts, *nnx.split(pretrained.with_attention(None).model))
+    plain = pretrained.with_attention(None).with_interventions({})
+    run = functools.partial(_encode_texts, *nnx.split(plain.model))
     rows = []
     starts = range(0, len(texts), batch_size)
     for start in tqdm.tqdm(starts, desc="texts", unit="batch", leave=False, mininterval=1):

@@ -1,14 +1,13 @@
 """The main job: exact attention and FNA side by side, point by point, resumable."""
 
 import dataclasses
-import json
+import functools
 import pathlib
 from collections.abc import Sequence
 
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
 from evals import data as readers
 from evals.cost import advice
@@ -16,7 +15,7 @@ from evals.fidelity import fidelity
 from evals.landmark_map import displayable, landmark_points
 from evals.pretrained import Pretrained, open_pretrained
 from evals.retrieval import retrieval
-from evals.workdir import ROOT, claim_workdir, environment, write_atomically
+from evals.workdir import ROOT, claim_workdir, environment, run_points
 from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
 
@@ -67,26 +66,28 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     image, _ = next(readers.batches(datasets.fidelity_images[:1], pretrained.preprocess, 1))
     num_tokens = pretrained.model.vision.embed(image).shape[1]
     _check(arms, pretrained, num_tokens)
-    folder = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint()) / "points"
-    folder.mkdir(exist_ok=True)
-
-    jobs = [(arm, task) for arm in arms for task in _tasks(arm, datasets)]
-    points = []
-    for arm, task in tqdm.tqdm(jobs, desc="evaluating", unit="task", mininterval=1):
-        file = folder / f"{arm.name}.{task}.json"
-        if not file.exists():
-            point = {"arm": arm.name} | _run(task, pretrained, arm, datasets, config)
-            write_atomically(file, json.dumps(point, indent=2))
-        points.append(json.loads(file.read_text()))
+    workdir = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint())
+    jobs = [
+        (arm.name, task, functools.partial(_run, task, pretrained, arm, datasets, config))
+        for arm in arms
+        for task in _tasks(arm, datasets)
+    ]
+    points = run_points(jobs, workdir / "points")
 
     fnas = {arm.fna.num_landmarks: arm.fna for arm in arms if arm.fna}
     encoder = pretrained.model.config.vision.encoder
+    return describe(pretrained, config) | {
+        "advice": advice(encoder, num_tokens, [*fnas.values()]) if fnas else "",
+        "points": points,
+    }
+
+
+def describe(pretrained, config) -> dict:
+    """What the results of a run begin with: `model`, `config`, `environment`."""
     return {
         "model": pretrained.name.replace(f"{ROOT}/", ""),
         "config": config.to_dict(),
         "environment": environment(),
-        "advice": advice(encoder, num_tokens, [*fnas.values()]) if fnas else "",
-        "points": points,
     }
 
 
@@ -153,15 +154,24 @@ def open_datasets(config) -> Datasets:
 
 def check_settings(config) -> None:
     """Raises ValueError for a number out of range, a repetition, or a setting nothing would use."""
+    check_data_settings(config)
+    for name in ("methods", "num_landmarks", "seeds"):
+        check_choice(config.fna[name], f"fna.{name}")
+
+
+def check_choice(values, name) -> None:
+    """Raises ValueError for no values, or repeated ones, in the field of that name."""
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"--config.{name} must be some values, all different: {values}")
+
+
+def check_data_settings(config) -> None:
+    """Raises ValueError for a count below 1, or a setting that the data makes no use of."""
     counts = ["num_labelled_scenes", "num_captioned_scenes", "num_fidelity_images", "batch_size"]
     counts += ["num_images"] if config.num_images is not None else []
     for name in counts:
         if config[name] < 1:
             raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
-    for name in ("methods", "num_landmarks", "seeds"):
-        values = config.fna[name]
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"--config.fna.{name} must be some values, all different: {values}")
     embedded, folder = config.data == "digit scenes", pathlib.Path(config.data).is_dir()
     unused = {
         "templates": not folder,

@@ -18,24 +18,27 @@ from models.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model, its tokenizer and its preprocessing.
+class Backbone:
+    """A model and its preprocessing.
 
     Attributes:
       name: what to call it in a report.
       model: the model, with the attention to evaluate.
-      tokenize: list of texts to int32 `[B, T]`.
       preprocess: an image to float32 `[height, width, 3]`.
     """
 
     name: str
     model: nnx.Module
-    tokenize: Callable
     preprocess: Preprocessor
 
-    def with_attention(self, fna) -> "Pretrained":
+    def with_attention(self, fna):
         """The same with the attention that `models.with_attention` sets."""
         return dataclasses.replace(self, model=models.with_attention(self.model, fna))
+
+    def with_interventions(self, interventions, detector=None):
+        """The same with what `models.with_interventions` changes in the attention."""
+        view = models.with_interventions(self.model, interventions, detector=detector)
+        return dataclasses.replace(self, model=view)
 
     def fingerprint(self) -> str:
         """A hash of config and weights."""
@@ -45,23 +48,36 @@ class Pretrained:
         return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Backbone):
+    """A backbone with a text tower and its tokenizer.
+
+    Attributes:
+      tokenize: list of texts to int32 `[B, T]`.
+    """
+
+    tokenize: Callable
+
+
+def open_backbone(source, revision=None) -> Backbone:
+    """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there, or the preprocessing missing.
+    """
+    model, weights = open_model(source, revision)
+    return Backbone(str(source), model, load_preprocessor(weights))
+
+
 @functools.lru_cache(maxsize=1)
 def open_pretrained(source, revision=None) -> Pretrained:
-    """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
+    """The model at `source`, as for `open_backbone`, to compare images with texts.
 
     Raises:
       FileNotFoundError, ValueError: nothing usable there, a model without a text tower, or
         tokenizer or preprocessing missing.
     """
-    path = pathlib.Path(source).expanduser()
-    if (path / "model.json").is_file():
-        if revision is not None:
-            raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
-        model, weights = models.load(path), path
-    else:
-        path = convert.fetch(source, revision)
-        model, weights = convert.load_pretrained(path), find_weights(path)
-        path = weights.parent
+    model, weights = open_model(source, revision)
     if not hasattr(model.config, "text"):
         raise ValueError(
             f"{source} is a {models.registry.family_of(model)}, which has no text tower: zero-shot "
@@ -72,7 +88,20 @@ def open_pretrained(source, revision=None) -> Pretrained:
         name=str(source),
         model=model,
         tokenize=load_tokenizer(
-            path, context_length=text.context_length, vocab_size=text.vocab_size
+            weights if weights.is_dir() else weights.parent,
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
         ),
         preprocess=load_preprocessor(weights),
     )
+
+
+def open_model(source, revision):
+    """The model, and its directory or file of weights, beside which its companions lie."""
+    path = pathlib.Path(source).expanduser()
+    if (path / "model.json").is_file():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
+        return models.load(path), path
+    path = convert.fetch(source, revision)
+    return convert.load_pretrained(path), find_weights(path)

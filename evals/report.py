@@ -1,7 +1,5 @@
 """What a run shows: one table, `results.json`, `results.csv`, and two plots."""
 
-import csv
-import io
 import json
 import pathlib
 import re
@@ -9,17 +7,14 @@ import re
 import matplotlib
 import numpy as np
 
-from evals.evaluate import METHOD_NAMES
+from evals.evaluate import METHOD_NAMES, evaluate, landmark_examples
+from evals.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
 from evals.workdir import write_atomically
 
 matplotlib.use("Agg")  # before pyplot: no screen
 import matplotlib.pyplot as plt
 
-# Columns of the table: heading, and the point's task and field.
-_COLUMNS = {
-    "zero-shot top-1 %": ("zero_shot", "top1"),
-    "image→text R@1 %": ("retrieval", "image_to_text_r1"),
-    "text→image R@1 %": ("retrieval", "text_to_image_r1"),
+_COLUMNS = ACCURACIES | {
     "embedding error": ("fidelity", "embedding_error"),
     "layer errors": ("fidelity", "layer_errors"),
     "images/s": (None, "images_per_second"),
@@ -28,23 +23,27 @@ _COLUMNS = {
 _COLOURS = {"fps": "#1b6ca8", "random": "#d1751f"}
 
 
+def evaluation_report(config, workdir) -> str:
+    """Evaluates, writes the files of the run into `workdir`, and returns the text to print.
+
+    Arguments and errors are those of `evals.evaluate.evaluate`.
+    """
+    return write_report(evaluate(config, workdir), workdir, landmarks=landmark_examples(config))
+
+
 def table_rows(results) -> list[dict]:
     """One row per attention: method, S and, for every column with data, mean and spread over seeds.
 
     A spread is the standard deviation, None for a single run.
     """
-    rows = []
-    for arm in dict.fromkeys(re.sub("-seed.*", "", point["arm"]) for point in results["points"]):
+    rows, points_of = [], {}
+    for point in results["points"]:
+        points_of.setdefault(re.sub("-seed.*", "", point["arm"]), []).append(point)
+    for arm, points in points_of.items():
         method, _, num_landmarks = arm.partition("-")
         row = {"attention": arm, "method": method, "num_landmarks": int(num_landmarks or 0) or None}
         for heading, (task, field) in _COLUMNS.items():
-            values = [
-                point[field]
-                for point in results["points"]
-                if re.sub("-seed.*", "", point["arm"]) == arm
-                and field in point
-                and task in (None, point["task"])
-            ]
+            values = values_of(points, task, field)
             if not values:
                 continue
             if heading == "layer errors":
@@ -63,15 +62,12 @@ def table_rows(results) -> list[dict]:
 def format_table(rows) -> str:
     """The rows as a markdown table; spreads after ±."""
     headings = [h for h in _COLUMNS if any(h in row for row in rows)]
-    lines = [
-        "| attention | S | " + " | ".join(headings) + " |",
-        "| --- | ---: |" + " ---: |" * len(headings),
-    ]
+    lines = []
     for row in rows:
         name = f"FNA, {METHOD_NAMES[row['method']]}" if row["num_landmarks"] else "exact"
         cells = [_cell(heading, row) for heading in headings]
-        lines.append(f"| {name} | {row['num_landmarks'] or ''} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, str(row["num_landmarks"] or ""), *cells])
+    return markdown_table(["attention", "S", *headings], lines)
 
 
 def write_report(results, workdir, *, landmarks) -> str:
@@ -85,14 +81,13 @@ def write_report(results, workdir, *, landmarks) -> str:
     workdir = pathlib.Path(workdir)
     rows = table_rows(results)
     write_atomically(workdir / "results.json", json.dumps(results | {"table": rows}, indent=2))
-    write_atomically(workdir / "results.csv", _csv(rows, results))
+    write_atomically(workdir / "results.csv", csv_text([_flat(row) for row in rows], results))
     plot_quality(rows, workdir / "quality.png")
     if landmarks[1]:
         draw_landmarks(*landmarks, workdir / "landmarks.png")
-    environment = results["environment"]
     return "\n".join(
         [
-            f"model: {results['model']}; {environment['device']}, jax {environment['jax']}",
+            headline(results),
             "",
             format_table(rows),
             "",
@@ -106,7 +101,7 @@ def write_report(results, workdir, *, landmarks) -> str:
 
 def plot_quality(rows, file):
     """Accuracy and error against the number of landmarks, exact attention as a line."""
-    accuracies = [h for h in list(_COLUMNS)[:3] if any(h in row for row in rows)]
+    accuracies = [h for h in ACCURACIES if any(h in row for row in rows)]
     panels = [*accuracies, "embedding error"]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
     for axis, heading in zip(axes[0], panels):
@@ -166,17 +161,6 @@ def _cell(heading, row):
     text = f"{row[heading]:.{digits}f}"
     spread = row[f"{heading} spread"]
     return text if spread is None else f"{text} ± {spread:.{digits}f}"
-
-
-def _csv(rows, results):
-    rows = [_flat(row) for row in rows]
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    fixed = {"model": results["model"], **results["environment"]}
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*fields, *fixed], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | fixed for row in rows)
-    return out.getvalue()
 
 
 def _flat(row):

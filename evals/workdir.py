@@ -8,6 +8,7 @@ import sys
 
 import flax
 import jax
+import tqdm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,6 +40,23 @@ def claim_workdir(config, workdir, **identity) -> pathlib.Path:
     return workdir
 
 
+def run_points(jobs, folder) -> list[dict]:
+    """The record of each job, kept in `folder` as `ARM.TASK.json`, and found there the next time.
+
+    Args:
+      jobs: triples of an arm's name, a task's, and a function that gives the record.
+      folder: made if need be.
+    """
+    folder.mkdir(exist_ok=True)
+    points = []
+    for arm, task, run in tqdm.tqdm(jobs, desc="evaluating", unit="task", mininterval=1):
+        file = folder / f"{arm}.{task}.json"
+        if not file.exists():
+            write_atomically(file, json.dumps({"arm": arm} | run(), indent=2))
+        points.append(json.loads(file.read_text()))
+    return points
+
+
 def environment() -> dict:
     """Command, device and versions, for every number."""
     device = jax.devices()[0]
@@ -50,9 +68,9 @@ def environment() -> dict:
     }
 
 
-def write_atomically(file, text) -> None:
-    """Writes beside `file`, then renames: the final name never holds half a file."""
+def write_atomically(file, content) -> None:
+    """Writes text or bytes beside `file`, then renames: the name never holds half a file."""
     file = pathlib.Path(file)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     partial.replace(file)

@@ -29,7 +29,15 @@ MISTAKES = {
     "landmarks": (["--config", "eval.py", "--config.fna.num_landmarks=a"], "num_landmarks"),
     "too_many": (["--config", "eval.py", "--config.fna.num_landmarks=300"], "257 tokens"),
     "method": (["--config", "eval.py", "--config.fna.methods=fsp"], "method must be one of"),
+    "strategy": (
+        ["--config", "masking.py", "--config.strategies=masive-sink"],
+        "unknown 'masive-sink'; did you mean 'massive-sink'?",
+    ),
+    "block": (["--config", "masking.py", "--config.block=6"], "blocks 0 to 5, got 6"),
+    "deciding_block": (["--config", "analyze.py", "--config.block=6"], "blocks 0 to 5, got 6"),
+    "images": (["--config", "analyze.py", "--config.images=/nowhere"], "/nowhere does not exist"),
     "warmup": (["--config", "train.py", "--config.num_steps=9"], "must be positive and ascend"),
+    "repeats": (["--config", "speed.py", "--config.repeats=0"], "repeats must be at least 1"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

@@ -28,6 +28,11 @@ _MAX_LOGIT_SCALE = 100.0  # CLIP §2.5
 _NUM_DIGITS = ((1, 1), (2, 2), (3, 3), (4, 4), (1, 4))
 
 
+def training_report(config, workdir) -> str:
+    """Trains, and returns the record of `train` as text."""
+    return json.dumps(train(config, workdir), indent=2)
+
+
 def train(config: ml_collections.ConfigDict, workdir) -> dict:
     """Trains the model of `config`, saves it to `workdir/model`, and returns the record.
 

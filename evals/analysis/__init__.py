@@ -1,0 +1,1 @@
+"""Massive tokens, artifacts and suppression of any model, as one page of figures."""

@@ -1,0 +1,215 @@
+"""What a vision tower does with its tokens, measured image by image (arXiv 2507.16018).
+
+Shape letters: B images of a batch, M images, N tokens, P patches, K blocks, G groups of tokens,
+R rounds of masking.
+"""
+
+import dataclasses
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from flax import nnx
+
+import models
+from evals.analysis.groups import grouped_attention, grouped_suppression, largest_step, membership
+from evals.data import UnreadableImage, batches
+from fna_jax import (
+    Masking,
+    artifact_tokens,
+    incoming_attention,
+    massive_by_attention,
+    massive_by_norm,
+)
+from models.detectors import AttentionSinks, token_norms
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where to look.
+
+    Attributes:
+      block: whose input and attention decide which tokens are massive, and sinks.
+      first_block: from where sinks are masked, and attention is switched off.
+      blocks: those whose attention and suppression to average.
+      massive: "norm" or "attention", the detector that decides about groups and artifacts.
+      max_sinks: most rounds of masking.
+    """
+
+    block: int
+    first_block: int
+    blocks: tuple[int, ...]
+    massive: str
+    max_sinks: int
+
+
+class Measured(typing.NamedTuple):
+    """Of M images.
+
+    Attributes:
+      images: arrays `[M, …]` by name, as in `measure_batch`.
+      examples: for some images, by name, `pixels` `[height, width, 3]` as the model gets them, the
+        tokens' arrays of `measure_batch`, and `promoted` `[R, N]` of `promoted`.
+      skipped: the images that did not open.
+    """
+
+    images: dict
+    examples: list[dict]
+    skipped: list[UnreadableImage]
+
+
+def measure(model, images, preprocess, plan: Plan, *, batch_size, num_examples) -> Measured:
+    """Measures images, paths or arrays, batch by batch; those that do not open are left out.
+
+    Raises:
+      ValueError: no image opens, they differ in size once preprocessed, or the model gives norms
+        that are not finite.
+    """
+    weights = nnx.split(model)
+    rows, examples, skipped = [], [], []
+    with tqdm.tqdm(total=len(images), desc="analyzing", unit="img", mininterval=1) as bar:
+        for batch, count in batches(images, preprocess, batch_size, skipped=skipped):
+            of_images, of_tokens = measure_batch(*weights, batch, plan)
+            rows.append(_first(jax.device_get(of_images), count))
+            for index in range(min(count, num_examples - len(examples))):
+                tokens = {name: np.asarray(states[index]) for name, states in of_tokens.items()}
+                chosen = batch[index : index + 1]
+                steps = promoted(*weights, chosen, tokens["rank"][None], plan)
+                steps = np.asarray(steps)[: tokens["rank"].max() + 1]
+                examples.append(tokens | {"pixels": chosen[0], "promoted": steps})
+            bar.update(count)
+    if not rows:
+        raise ValueError(f"none of the {len(images)} images opens; the first: {skipped[0]}")
+    measured = jax.tree.map(lambda *row: np.concatenate(row), *rows)
+    if bad := int(np.sum(~np.isfinite(measured["norms"]).all(axis=(1, 2)))):
+        raise ValueError(
+            f"the norms of {bad} of {len(measured['norms'])} images hold NaN or infinity; check "
+            "the weights (python -m convert names such tensors), or compute in float32"
+        )
+    return Measured(measured, examples, skipped)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def measure_batch(graphdef, state, images, plan: Plan):
+    """What is kept of each image, `[B, …]`, and of its tokens, `[B, N]` or `[B, K, N]`.
+
+    Of the image: `norms` `[B, 3, 1 + depth]`, the median, 99 % and maximum of the patches' norms in
+    front of each block and after the last; `unattended` `[B, 1 + depth]`, the maximum with
+    attention switched off from `plan.first_block` on; `step` of `largest_step` in front of
+    `plan.block`; `own`, what the class token gives itself there, and `average`, what a patch draws
+    of it; `attention` and `suppression` by block, means over groups; `counts` by kind of token.
+
+    Of the tokens: what `find_tokens` gives, the `norms` in front of the K blocks of the plan, and
+    the attention `received` in `plan.block`.
+    """
+    model = nnx.merge(graphdef, state)
+    num_prefix = models.vision_tower(model).num_prefix
+    tokens = find_tokens(models.vision_tower(model), images, plan)
+    member = membership(tokens["massive"], tokens["artifact"], num_prefix)
+
+    def observe(seen):
+        found = {}
+        if seen.block == plan.block:
+            found["received"] = incoming_attention(seen.query, seen.key)
+        if seen.block in plan.blocks:
+            found["attention"] = grouped_attention(seen.query, seen.key, member)
+            found["suppression"] = grouped_suppression(seen.x, seen.value, seen.out_kernel, member)
+        return found
+
+    seen = model(images, capture=models.Capture(norms=True, observe=observe)).captured
+    of_blocks = lambda name: {block: seen.observed[block][name] for block in plan.blocks}
+    norms = jnp.maximum(seen.norms, 1e-6)  # for logarithms
+    patches = norms[..., num_prefix:]  # [1 + depth, B, P]
+    quantiles = jnp.quantile(patches, jnp.array([0.5, 0.99, 1]), axis=-1)
+    proxy = tokens["proxy"]
+    own = 1 / jnp.sum(proxy, axis=-1)  # for what the class token gives sums to one
+    of_images = {
+        "norms": jnp.moveaxis(quantiles, -1, 0),
+        "unattended": largest_norms_unattended(model, images, plan),
+        "step": largest_step(patches[plan.block]),
+        "own": own,
+        "average": own * jnp.mean(proxy[:, num_prefix:], axis=-1),
+        "attention": of_blocks("attention"),
+        "suppression": of_blocks("suppression"),
+        "counts": counts(tokens),
+    }
+    of_tokens = tokens | {
+        "norms": jnp.moveaxis(norms[jnp.array(plan.blocks)], 1, 0),
+        "received": seen.observed[plan.block]["received"],
+    }
+    return of_images, of_tokens
+
+
+def find_tokens(tower, images, plan: Plan) -> dict:
+    """Kinds of tokens, each `[B, N]`: the class token's `proxy`, the `rank` of sinks, and the sets
+    `by_norm`, `by_attention`, `massive` (one of the two) and `artifact`."""
+    x = tower.advance(tower.embed(images), images, 0, plan.first_block)
+    norms = token_norms(tower.advance(x, images, plan.first_block, plan.block))
+    proxy = finite_proxy(tower, x, images, plan)
+    sinks = AttentionSinks(plan.first_block, plan.block, plan.max_sinks)
+    rank = sinks.ranks(tower, x, images, plan.first_block)
+    by_norm = massive_by_norm(norms, num_prefix=tower.num_prefix)
+    by_attention = massive_by_attention(proxy, num_prefix=tower.num_prefix)
+    massive = {"norm": by_norm, "attention": by_attention}[plan.massive]
+    return {
+        "proxy": proxy,
+        "rank": rank,
+        "by_norm": by_norm,
+        "by_attention": by_attention,
+        "massive": massive,
+        "artifact": artifact_tokens(rank, massive),
+    }
+
+
+def finite_proxy(tower, x, images, plan: Plan, unread=None):
+    """The class-token proxy `[B, N]` in `plan.block`, of x in front of `plan.first_block`.
+
+    It is infinite where the attention of the class token to itself is below what float32 holds.
+    """
+    proxy = tower.probe(x, images, plan.first_block, plan.block, unread)
+    return jnp.nan_to_num(proxy, posinf=1e30)
+
+
+def counts(tokens) -> dict:
+    """How many tokens of each kind an image has, int `[B]` each, from those of `find_tokens`."""
+    by_norm, by_attention = tokens["by_norm"], tokens["by_attention"]
+    kinds = {
+        "massive by norm": by_norm,
+        "massive by attention": by_attention,
+        "massive by both": by_norm & by_attention,
+        "attention sinks": tokens["rank"] > 0,
+        "artifacts": tokens["artifact"],
+    }
+    return {kind: jnp.sum(which, axis=-1) for kind, which in kinds.items()}
+
+
+def largest_norms_unattended(model, images, plan: Plan):
+    """The largest norm of a patch with attention switched off from a block on, `[B, 1 + depth]`."""
+    tower = models.vision_tower(model)
+    blocks = range(plan.first_block, len(tower.encoder.blocks))
+    silenced = models.with_interventions(model, {block: Masking("X->X") for block in blocks})
+    norms = silenced(images, capture=models.Capture(norms=True)).captured.norms
+    return jnp.max(norms[..., tower.num_prefix :], axis=-1).T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def promoted(graphdef, state, image, rank, plan: Plan):
+    """The class-token proxy after masking the strongest 0, 1, 2, … sinks, `[R, N]`.
+
+    R is `plan.max_sinks + 1`; for an image `[1, height, width, 3]` with sinks of rank `[1, N]`.
+    """
+    tower = models.vision_tower(nnx.merge(graphdef, state))
+    x = tower.advance(tower.embed(image), image, 0, plan.first_block)
+
+    def masking(number):
+        unread = (rank > 0) & (rank <= number)
+        return finite_proxy(tower, x, image, plan, unread)[0]
+
+    return jax.lax.map(masking, jnp.arange(plan.max_sinks + 1))
+
+
+def _first(tree, count):
+    return jax.tree.map(lambda row: row[:count], tree)
