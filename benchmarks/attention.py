@@ -33,7 +33,7 @@ def measure(num_tokens, arguments) -> list[dict]:
     shape = (arguments.batch, num_tokens, arguments.heads, arguments.head_dim)
     query, key, value = jax.random.normal(jax.random.key(0), (3, *shape), arguments.dtype)
     compiled = jax_arms(query, key, value, arguments.landmarks)
-    arms = compiled | torch_arms(query, key, value)
+    arms = compiled | torch_arms(query, key, value, arguments.landmarks)
     sizes = {name: getattr(arguments, name) for name in ("batch", "heads", "head_dim", "landmarks")}
     rows = []
     for name, timing in time_in_turns(arms, repeats=arguments.repeats).items():
@@ -69,22 +69,45 @@ def jax_arms(query, key, value, num_landmarks):
     }
 
 
-def torch_arms(query, key, value):
-    """PyTorch's exact attention on the CPU, or nothing, said so."""
+def torch_arms(query, key, value, num_landmarks):
+    """PyTorch's exact attention and FNA built on it, on the CPU, or nothing, said so."""
     if jax.default_backend() != "cpu":
         return {}
     try:
         import torch
     except ImportError:
-        print("torch is not installed: its exact attention is left out")
+        print("torch is not installed: its exact attention and FNA are left out")
         return {}
+    indices = select_landmarks(jnp.mean(query, axis=-2), num_landmarks).indices
+    indices = torch.from_numpy(np.array(indices, np.int64))[:, None, :, None]
     heads_first = [
         torch.from_numpy(np.array(x, np.float32)).transpose(1, 2).contiguous()
         for x in (query, key, value)
     ]
     heads_first = [x.to(getattr(torch, str(query.dtype))) for x in heads_first]
     attend = torch.nn.functional.scaled_dot_product_attention
-    return {f"exact, torch {torch.__version__}": functools.partial(attend, *heads_first)}
+
+    def fna():
+        query, key, value = heads_first  # [B, H, N, D]
+        at_landmarks = indices.expand(-1, query.shape[1], -1, query.shape[3])
+        landmark_query, landmark_key = query.gather(2, at_landmarks), key.gather(2, at_landmarks)
+        scale = query.shape[-1] ** -0.5
+        logits = scale * landmark_query.float() @ landmark_key.float().transpose(-1, -2)
+        kernel = logits.softmax(-1)
+        eye = torch.eye(kernel.shape[-1])
+        inverse = kernel.transpose(-1, -2) / kernel.sum(-2).amax(-1)[..., None, None]
+        for _ in range(6):
+            product = kernel @ inverse
+            inner = 15 * eye - product @ (7 * eye - product)
+            inverse = 0.25 * inverse @ (13 * eye - product @ inner)
+        landmark_value = inverse @ attend(landmark_query, key, value).float()
+        return attend(query, landmark_key, landmark_value.to(value.dtype))
+
+    version = torch.__version__
+    return {
+        f"exact, torch {version}": functools.partial(attend, *heads_first),
+        f"FNA, landmarks given, torch {version}": fna,
+    }
 
 
 def _parser():

@@ -28,5 +28,7 @@ def get_config():
     config.fna.methods = ("fps", "random")
     config.fna.seeds = (0, 1, 2)  # of random landmarks
     config.fna.resample = False
+    # Massive tokens are no landmarks: "massive_by_norm" or "massive_by_attention".
+    config.fna.exclude = config_dict.placeholder(str)
     config.fna.inverse_steps = 6
     return config

@@ -103,6 +103,7 @@ def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
                 features=fna.features,
                 method=method,
                 resample=fna.resample,
+                exclude=fna.exclude,
                 inverse_steps=fna.inverse_steps,
             )
             arms += [Arm(settings, seed) for seed in (fna.seeds if method == "random" else [None])]

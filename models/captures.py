@@ -33,7 +33,7 @@ class Seen(typing.NamedTuple):
         return self.weights_of(self.query, self.key)
 
     def mean_weights(self):
-        """Its average over heads, float32 `[B, N, N]`, head after head, to hold two at most."""
+        """Its average over heads, float32 `[B, N, N]`, added up head after head."""
         heads = lambda states: jnp.moveaxis(states, 2, 0)[..., None, :]  # [H, B, N, 1, D]
 
         def add(total, states):

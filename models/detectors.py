@@ -63,9 +63,10 @@ class AttentionSinks:
     max_sinks: int = 64
 
     def __post_init__(self):
-        if self.first_block > self.block:
+        if not 0 <= self.first_block <= self.block:
             raise ValueError(
-                f"first_block {self.first_block} comes after block {self.block}, which decides"
+                f"first_block must lie in 0..{self.block}, the block which decides, "
+                f"got {self.first_block}"
             )
 
     def ranks(self, tower, x, images, start):

@@ -1,6 +1,7 @@
 """The README's code runs as it stands."""
 
 import csv
+import json
 import pathlib
 import re
 
@@ -8,6 +9,7 @@ import pytest
 
 import models
 from benchmarks import zoo
+from evals.masking_report import format_masking
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -20,7 +22,7 @@ def test_code_runs(block, monkeypatch):
 
 
 def test_there_are_blocks_and_linked_files_exist():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
@@ -37,6 +39,24 @@ def test_the_speed_table_tells_the_committed_medians():
         }
         cells = [median[arm] for arm in ("exact", "exact, torch", "FNA, q sampled")]
         assert f"| {tokens:,} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_many_devices_tells_the_committed_counts():
+    with open(ROOT / "results" / "sharding.csv") as file:
+        rows = list(csv.DictReader(file))
+    text = lambda gmacs: f"{gmacs:,.1f}" if gmacs < 10 else f"{gmacs:,.0f}"
+    for row in rows:
+        if row["landmarks"] == "256" or row["devices"] == "1":
+            continue
+        cells = [f"{int(row['landmarks']):,}", row["devices"], text(float(row["exact_gmacs"]))]
+        cells += [text(float(row["fna_gmacs"])), row["qkvo_gb"], row["communicated_mb"]]
+        line = f"| {' | '.join(cells)} | {int(row['messages']):,} |"
+        assert line in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_masking_tells_the_committed_results():
+    results = json.loads((ROOT / "results" / "digit_scenes_masking" / "masking.json").read_text())
+    assert format_masking(results["table"]) in (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_the_zoo_tells_the_committed_errors():

@@ -56,6 +56,13 @@ def test_every_arm_runs_every_task(finished):
     assert all(done == {"zero_shot", "retrieval", "fidelity"} for done in tasks.values())
 
 
+def test_massive_tokens_are_no_landmarks_where_asked(short_config):
+    short_config.fna.exclude = "massive_by_norm"
+    exact, *arms = evaluation.make_arms(short_config.fna, 2)
+    assert exact.fna is None and arms
+    assert {arm.fna.exclude for arm in arms} == {"massive_by_norm"}
+
+
 def test_killed_run_continues_and_ends_with_the_same_points(finished, tmp_path, monkeypatch):
     config, results, _ = finished
     real_run, count = evaluation._run, 0

@@ -163,7 +163,7 @@ def test_cancelled_suppression_has_no_token_set(small_model):
         ({"detector": "norms"}, "did you mean 'norm'"),
         ({"block": 2}, "blocks 0 to 1, got 2"),
         ({"first_block": -1}, "blocks 0 to 1, got -1"),
-        ({"block": 0, "first_block": 1}, "first_block 1 comes after block 0"),
+        ({"block": 0, "first_block": 1}, "first_block must lie in 0..0"),
         ({"max_sinks": 0}, "max_sinks must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],

@@ -251,7 +251,8 @@ MISTAKES = {
     "no intervention speaks of any": lambda m: models.with_interventions(
         m, {0: Masking("X->X")}, detector=MassiveByNorm(0)
     ),
-    "comes after block 0": lambda m: AttentionSinks(1, 0),
+    "first_block must lie in 0..0": lambda m: AttentionSinks(1, 0),
+    "the block which decides, got -1": lambda m: AttentionSinks(-1, 0),
     "call it with tokens": lambda m: models.with_interventions(m, SINK)(random_images()),
     "speaks of any": lambda m: m(random_images(), tokens=TOKENS),
     "this view's detector finds them": lambda m: models.with_interventions(
