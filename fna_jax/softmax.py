@@ -15,6 +15,8 @@ import jax.numpy as jnp
 # queries, which keeps memory linear in the number of keys.
 _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
+# On a CPU heads go one by one from this many logits each, which then stay in its caches.
+_HEAD_LOGITS = 2**19
 
 
 def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renormalise=True):
@@ -39,20 +41,41 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def rows(block):
-        query, positions = block
-        logits = scale * product("bthd,bmhd->bhtm", query, key)
-        if key_mask is not None:
-            logits = jnp.where(key_mask, logits, -jnp.inf)
-        gone = None if removed is None else removed(positions)
-        weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
-        output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
-        output = output / total  # once per row, not once per weight
-        return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
+    def attend(query, key, value, key_mask):
+        def rows(block):
+            query, positions = block
+            logits = scale * product("bthd,bmhd->bhtm", query, key)
+            if key_mask is not None:
+                logits = jnp.where(key_mask, logits, -jnp.inf)
+            gone = None if removed is None else removed(positions)
+            weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
+            output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
+            output = output / total  # once per row, not once per weight
+            return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
 
-    output = map_row_blocks(rows, (query, positions), num_keys)
+        return map_row_blocks(rows, (query, positions), num_keys)
+
+    states = query, key, value, key_mask
+    num_rows = num_queries * shared
+    known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
+    if known and removed is None and num_rows * num_keys >= _HEAD_LOGITS:
+        by_heads = functools.partial(_head_by_head, attend)
+        output = jax.lax.platform_dependent(*states, cpu=by_heads, default=attend)
+    else:
+        output = attend(*states)
     output = output.reshape(-1, num_queries, shared, num_groups, head_dim)
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
+
+
+def _head_by_head(attend, query, key, value, key_mask):
+    """`attend(query, key, value, key_mask)` for one image and head at a time, `[B, T, K, D]`."""
+    batch, _, num_groups, _ = query.shape
+    split = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch * num_groups, 1, x.shape[1], 1, -1)
+    if key_mask is not None:  # [B, 1, 1, M], the same for all heads
+        key_mask = jnp.repeat(key_mask, num_groups, axis=0)[:, None]
+    states = split(query), split(key), split(value), key_mask
+    output = jax.lax.map(lambda states: attend(*states), states)
+    return jnp.swapaxes(output.reshape(batch, num_groups, *output.shape[2:3], -1), 1, 2)
 
 
 def softmax_weights(logits, *, removed=None, renormalise=True, axis_name=None):

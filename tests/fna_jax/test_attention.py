@@ -428,7 +428,14 @@ def test_without_any_key_the_output_and_gradient_are_zero():
         assert np.isfinite(gradient).all() and np.abs(gradient[1]).max() > 0
 
 
-def test_blocks_of_queries_change_nothing(monkeypatch):
+SPLITS = {
+    "blocks of queries": {"_BLOCK_LOGITS": 40 * 7, "_MIN_ROWS": 1},  # 6 of 7 rows: padded to 42
+    "heads": {"_HEAD_LOGITS": 1},
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_blocks_of_queries_and_heads_change_nothing(split, monkeypatch):
     qkv = random_qkv(heads=4, kv_heads=2)
     mask = np.random.default_rng(3).random((2, 40)) < 0.8
 
@@ -444,8 +451,8 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
 
     assert "while" not in value_and_gradient().lower(*qkv).as_text()
     direct = jax.tree.leaves(value_and_gradient()(*qkv))
-    monkeypatch.setattr(softmax_module, "_BLOCK_LOGITS", 40 * 7)
-    monkeypatch.setattr(softmax_module, "_MIN_ROWS", 1)  # 40 rows in 6 blocks of 7: padded to 42
+    for name, number in SPLITS[split].items():
+        monkeypatch.setattr(softmax_module, name, number)
     assert "while" in value_and_gradient().lower(*qkv).as_text()
     blocked = jax.tree.leaves(value_and_gradient()(*qkv))
     for a, b in zip(blocked, direct):
