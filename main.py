@@ -30,7 +30,8 @@ def main(_):
             raise ValueError(f"config.task must be one of {', '.join(TASKS)}, got {task!r}")
         run = pkgutil.resolve_name(TASKS[task])  # imports jax only now
         print(run(config, WORKDIR.value or ROOT / "runs" / name))
-    except (ValueError, OSError) as error:  # the user's input; anything else is a bug
+    # The user's input, or too much of it; anything else is a bug.
+    except (ValueError, OSError, MemoryError, OverflowError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 

@@ -42,7 +42,7 @@ def _give_freed_memory_back():
 
 def _convert(source, destination, revision, dtype, family):
     """Converts `source` into the new directory `destination`; the report as text."""
-    destination = pathlib.Path(destination).expanduser()
+    destination = pathlib.Path(os.path.expanduser(destination))
     if os.path.lexists(destination):  # before hours of download
         raise FileExistsError(f"{destination} exists; choose another destination or remove it")
     path = fetch(source, revision)

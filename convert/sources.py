@@ -43,7 +43,7 @@ def fetch(source, revision=None) -> pathlib.Path:
       ConversionError: neither a local path nor a repository that can be downloaded, or a revision
         of a local path.
     """
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(os.path.expanduser(source))
     if _exists(path):
         if revision is not None:
             raise ConversionError(

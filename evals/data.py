@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -89,7 +90,7 @@ def image_files(sources, *, limit=None) -> list[pathlib.Path]:
     """
     files = []
     for source in [sources] if isinstance(sources, str | pathlib.Path) else sources:
-        path = pathlib.Path(source).expanduser()
+        path = pathlib.Path(os.path.expanduser(source))
         if not path.exists():
             raise FileNotFoundError(f"{source} does not exist; give image files, or folders")
         found = _images_below(path) if path.is_dir() else [path]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -98,7 +99,7 @@ def open_pretrained(source, revision=None) -> Pretrained:
 
 def open_model(source, revision):
     """The model, and its directory or file of weights, beside which its companions lie."""
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(os.path.expanduser(source))
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")

@@ -15,11 +15,12 @@ from evals.evaluate import EMBEDDED_MODEL
 from evals.pretrained import open_model
 from evals.timing import time_in_turns
 from evals.workdir import ROOT, claim_workdir, environment, write_atomically
-from fna_jax import FNAConfig, exact_attention, fast_nystrom_attention, select_landmarks
-from models.attends import Attended
+from fna_jax import FNAConfig
+from models.attends import Attended, LandmarkAttention, attend_exactly
 from models.configs import DTYPES
 
 _WORTH = 1.1  # times faster, below which the advice is not to bother
+_MOST = 100_000  # pixels, patches of a side, or landmarks
 
 
 def speed_report(config, workdir) -> str:
@@ -33,11 +34,13 @@ def speed_report(config, workdir) -> str:
     tower = models.vision_tower(model)
     images = jnp.ones((config.batch_size, *_image_size(config, model), 3), jnp.float32)
     num_tokens = jax.eval_shape(tower.embed, images).shape[1]
-    fnas = _fna_settings(config, tower, num_tokens)
+    fnas = _fna_settings(config, model, num_tokens)
+    folder = claim_workdir(config, workdir)
     arms = _time_model(model, images, fnas, config.repeats)
     encoder = tower.config.encoder
     layers = [
-        _time_layer(encoder, tower.num_prefix + side**2, fnas, config) for side in config.grids
+        _time_layer(model.config, encoder, tower.num_prefix + side**2, fnas, config)
+        for side in config.grids
     ]
     record = {
         "model": config.model or str(EMBEDDED_MODEL.relative_to(ROOT)),
@@ -52,9 +55,9 @@ def speed_report(config, workdir) -> str:
         "environment": environment(),
     }
     for fna in fnas:
-        arms[_name(fna)]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
+        if _name(fna) in arms:
+            arms[_name(fna)]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
     record["advice"] = advice(record)
-    folder = claim_workdir(config, workdir)
     write_atomically(folder / "speed.json", json.dumps(record, indent=2))
     return f"{_text(record)}\n\nWritten to {folder}: speed.json"
 
@@ -117,7 +120,8 @@ def _text(record):
         lines.append(f"| {layer['tokens']:,} tokens | {cells} |")
     timed = [name for name in names if any(name in layer["ms"] for layer in record["layers"])]
     even = "; ".join(_break_even_text(record["layers"], name) for name in timed)
-    return "\n".join([*lines, "", f"One layer breaks even with {even}.", "", record["advice"]])
+    even = [f"One layer breaks even with {even}.", ""] if even else []
+    return "\n".join([*lines, "", *even, record["advice"]])
 
 
 def _time_model(model, images, fnas, repeats):
@@ -126,6 +130,11 @@ def _time_model(model, images, fnas, repeats):
     arms = {name: _blocking(_run, *nnx.split(view), images) for name, view in views.items()}
     arms["no attention"] = _blocking(_run_without_attention, *nnx.split(model), images)
     timings = time_in_turns(arms, repeats=repeats, progress="model")
+    if missing := {"exact", "no attention"} - timings.keys():
+        raise ValueError(
+            f"the model does not run ({' and '.join(sorted(missing))}): out of memory? Take a "
+            "smaller --config.batch_size or --config.image_size"
+        )
     return {
         name: {
             "ms": 1000 * timing.median,
@@ -151,16 +160,20 @@ def _run_without_attention(graphdef, state, images):
     return tower.finish(tower.encoder(tower.embed(images), attends)[0])[1]
 
 
-def _time_layer(encoder, num_tokens, fnas, config):
+def _time_layer(model_config, encoder, num_tokens, fnas, config):
     """Milliseconds of one attention layer at a number of tokens, choice of landmarks included."""
     heads = encoder.num_heads
     shape = (3, config.batch_size, num_tokens, heads, encoder.width // heads)
-    states = jax.random.normal(jax.random.key(0), shape, config.dtype or jnp.float32)
-    arms = {"exact": _blocking(jax.jit(exact_attention), *states)}
+    states = jax.random.normal(jax.random.key(0), shape, model_config.dtype)
+    x = states[0].reshape(*shape[1:3], -1)
+    arms = {"exact": _blocking(_layer, attend_exactly, x, *states)}
     for fna in fnas:
         if fna.num_landmarks < num_tokens:
-            arms[_name(fna)] = _blocking(_fna_layer, *states, fna.num_landmarks)
+            attend = LandmarkAttention(fna, num_prefix=0, rng=None, compare=False)
+            arms[_name(fna)] = _blocking(_layer, attend, x, *states)
     timings = time_in_turns(arms, repeats=config.repeats, progress=f"{num_tokens} tokens")
+    if "exact" not in timings:
+        return {"tokens": num_tokens, "ms": {}, "speedup": {}}
     return {
         "tokens": num_tokens,
         "ms": {name: 1000 * timing.median for name, timing in timings.items()},
@@ -168,10 +181,9 @@ def _time_layer(encoder, num_tokens, fnas, config):
     }
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _fna_layer(query, key, value, num_landmarks):
-    landmarks = select_landmarks(jnp.mean(query, axis=-2), num_landmarks)
-    return fast_nystrom_attention(query, key, value, landmarks)
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(attend, x, query, key, value):
+    return attend(x, query, key, value, None).out
 
 
 def _blocking(function, *arguments):
@@ -185,6 +197,8 @@ def _name(fna):
 def _open(config):
     """The model in the dtype asked for; by a name of the zoo with random weights."""
     if config.model in models.list_models():
+        if config.revision is not None:
+            raise ValueError(f"--config.revision is for the hub, but {config.model} is random")
         dtypes = (
             {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
         )
@@ -204,9 +218,9 @@ def _image_size(config, model):
     return tuple(pixels or own for pixels in config.image_size)
 
 
-def _fna_settings(config, tower, num_tokens):
+def _fna_settings(config, model, num_tokens):
     """One FNAConfig for each number of landmarks below that of the tokens."""
-    depth = tower.config.encoder.depth
+    depth = len(models.vision_tower(model).encoder.blocks)
     layers = f"{depth // 2}:{depth}" if config.fna.layers == "second half" else config.fna.layers
     numbers = [number for number in config.fna.num_landmarks if number < num_tokens]
     if not numbers:
@@ -215,7 +229,9 @@ def _fna_settings(config, tower, num_tokens):
             f"{num_tokens} tokens of an image"
         )
     options = {"features": config.fna.features, "resample": config.fna.resample}
-    return [FNAConfig(layers, number, **options) for number in numbers]
+    fnas = [FNAConfig(layers, number, **options) for number in numbers]
+    models.with_attention(model, fnas[0])  # knows the blocks
+    return fnas
 
 
 def _check_settings(config):
@@ -223,6 +239,13 @@ def _check_settings(config):
     for name in ("batch_size", "repeats"):
         if config[name] < 1:
             raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    for name, numbers in (
+        ("image_size", config.image_size),
+        ("grids", config.grids),
+        ("fna.num_landmarks", config.fna.num_landmarks),
+    ):
+        if not all(isinstance(number, int) and number < _MOST for number in numbers):
+            raise ValueError(f"--config.{name} must be integers below {_MOST}, got {numbers}")
     if len(config.image_size) != 2 or min(config.image_size) < 0:
         raise ValueError(
             f"--config.image_size must be height and width, as in '(448, 448)', "

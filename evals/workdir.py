@@ -72,5 +72,7 @@ def write_atomically(file, content) -> None:
     """Writes text or bytes beside `file`, then renames: the name never holds half a file."""
     file = pathlib.Path(file)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")  # names of files may hold anything
+    partial.write_bytes(content)
     partial.replace(file)

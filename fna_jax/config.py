@@ -7,6 +7,7 @@ from fna_jax.attention import IMPLEMENTATIONS
 from fna_jax.landmarks import METHODS
 
 FEATURES = ("input", "q", "k", "v")
+_MOST_BLOCKS = 10_000  # no model has as many
 EXCLUDED = (None, "massive_by_norm", "massive_by_attention")
 
 
@@ -88,4 +89,6 @@ def parse_blocks(layers, name):
 def _parse_range(text):
     """The indices of "13:24", or the one of "13"."""
     start, colon, stop = text.partition(":")
+    if colon and int(stop) - int(start) > _MOST_BLOCKS:
+        raise ValueError("too many")
     return range(int(start), int(stop)) if colon else [int(start)]

@@ -156,6 +156,7 @@ def masked_nystrom_attention(
     """
     tokens = _checked_inputs(query, key, value, masking, tokens)
     check_nystrom_pattern(masking)
+    landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
     if masking.pattern == "X->X":
         return jnp.zeros_like(query)
     options = dict(scale=scale, inverse_steps=inverse_steps, implementation=implementation)
@@ -163,7 +164,6 @@ def masked_nystrom_attention(
         output = fast_nystrom_attention(query, key, value, landmarks, key_mask=key_mask, **options)
         return jnp.where(tokens[..., None, None], 0, output)
 
-    landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
     dropped = jnp.take_along_axis(tokens, landmarks.indices, axis=-1)
     landmarks = dataclasses.replace(landmarks, valid=landmarks.valid & ~dropped)
     if masking.mode == "sink":

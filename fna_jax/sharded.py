@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from fna_jax.attention import landmark_kernel, newton_schulz_inverse
 from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
 from fna_jax.landmarks import Landmarks, checked_count, checked_mask
-from fna_jax.softmax import softmax_attention, softmax_weights
+from fna_jax.softmax import softmax_attention
 from fna_jax.tokens import attention_logits
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -101,16 +101,43 @@ def fast_nystrom_attention(
 
     kernel = landmark_kernel(landmark_query, landmark_key, valid, scale)  # A, on every device
     inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
-    logits = attention_logits(landmark_query, key, scale=scale, key_mask=key_mask)  # [*B, H, S, n]
-    weights, total = softmax_weights(logits, axis_name=axis_name)
-    values = jnp.repeat(value, shared, axis=-2).astype(weights.dtype)
-    summary = jnp.einsum("...hsn,...nhd->...hsd", weights, values)
-    summary = jax.lax.psum(summary, axis_name) / total  # BV
-    summary = jnp.where(valid[..., None, :, None], summary, 0)
-    landmark_value = jnp.einsum("...hij,...hjd->...ihd", inverse, summary, precision=_HIGHEST)
+    summary = _summary(landmark_query, key, value, scale, key_mask, axis_name)  # BV
+    summary = jnp.where(valid[..., None, None], summary, 0)
+    landmark_value = jnp.einsum("...hij,...jhd->...ihd", inverse, summary, precision=_HIGHEST)
     return softmax_attention(
         query, landmark_key, landmark_value.astype(value.dtype), scale=scale, key_mask=valid
     )
+
+
+def _summary(landmark_query, key, value, scale, key_mask, axis_name):
+    """`softmax(c Qs Kᵀ) V` over the keys of all devices, at least float32, `[*B, S, H, D]`.
+
+    Head by head, so that few logits are held at a time; one log-sum-exp reduction for all heads.
+    """
+    groups = key.shape[-2]
+    by_group = lambda x: jnp.moveaxis(x, -2, 0)[..., None, :]  # [K, *B, n, 1, D]
+    queries = landmark_query.reshape(*landmark_query.shape[:-2], groups, -1, key.shape[-1])
+    queries = jnp.moveaxis(queries, -3, 0)  # [K, *B, S, H/K, D]
+
+    def partial_sums(states):
+        query, key, value = states
+        logits = attention_logits(query, key, scale=scale, key_mask=key_mask)  # [*B, H/K, S, n]
+        peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        peak = jnp.where(jnp.isfinite(peak), peak, jnp.finfo(peak.dtype).min)  # none take part
+        weights = jnp.exp(logits - peak)
+        values = value[..., 0, :].astype(weights.dtype)
+        return (
+            peak,
+            jnp.sum(weights, -1, keepdims=True),
+            jnp.einsum("...hsn,...nd->...hsd", weights, values),
+        )
+
+    peak, total, summary = jax.lax.map(partial_sums, (queries, by_group(key), by_group(value)))
+    rescale = jnp.exp(peak - jax.lax.pmax(peak, axis_name))
+    total, summary = jax.lax.psum((total * rescale, summary * rescale), axis_name)
+    summary = summary / jnp.where(total == 0, 1, total)  # [K, *B, H/K, S, D]
+    summary = jnp.moveaxis(summary, 0, -4)
+    return jnp.swapaxes(summary.reshape(*summary.shape[:-4], -1, *summary.shape[-2:]), -2, -3)
 
 
 def _farthest_points(points, num_samples, eligible, axis_name):

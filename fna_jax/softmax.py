@@ -78,7 +78,7 @@ def _head_by_head(attend, query, key, value, key_mask):
     return jnp.swapaxes(output.reshape(batch, num_groups, *output.shape[2:3], -1), 1, 2)
 
 
-def softmax_weights(logits, *, removed=None, renormalise=True, axis_name=None):
+def softmax_weights(logits, *, removed=None, renormalise=True):
     """`exp(logits − max)` along the last axis and, to divide by, its sum; 1 where that is zero.
 
     Args:
@@ -86,17 +86,12 @@ def softmax_weights(logits, *, removed=None, renormalise=True, axis_name=None):
       removed: bool, entries to leave out; None for none of them.
       renormalise: leave them out before the softmax, so that the other entries share their mass;
         otherwise after it, so that the mass is lost.
-      axis_name: a mesh axis over which the keys are split; the sum is that over all devices.
     """
     if removed is not None and renormalise:
         logits = jnp.where(removed, -jnp.inf, logits)
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    if axis_name is not None:
-        peak = jax.lax.pmax(peak, axis_name)
     weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    if axis_name is not None:
-        total = jax.lax.psum(total, axis_name)
     if removed is not None and not renormalise:
         weights = jnp.where(removed, 0, weights)
     return weights, jnp.where(total == 0, 1, total)

@@ -44,7 +44,8 @@ def class_token_proxy(query, key, *, has_class_token=True, scale=None, key_mask=
 
     `a[cls→i] / a[cls→cls]`, both averaged over heads first: what tells massive tokens and sinks.
     For a model without a class token, all queries stand in for it: the attention that i receives on
-    average, over that which a token pays to itself on average.
+    average, over that which a token pays to itself on average. Finite also where what the class
+    token pays itself is below what float32 holds.
 
     Args:
       query, key, scale, key_mask: as in `incoming_attention`.
@@ -59,7 +60,7 @@ def class_token_proxy(query, key, *, has_class_token=True, scale=None, key_mask=
         own = received[..., 0]
     else:
         received, own = _received_and_own(query, key, scale, key_mask)
-    return received / own[..., None]
+    return received / jnp.maximum(own, jnp.finfo(own.dtype).tiny)[..., None]
 
 
 def massive_by_attention(proxy, *, num_prefix, threshold=0.3):
@@ -129,6 +130,7 @@ def attention_sinks(proxy_given, shape, *, num_prefix, max_sinks=64):
         strongest = jnp.arange(shape[-1]) == jnp.argmax(proxy, axis=-1)[..., None]
         return jnp.where(found[..., None] & strongest, number, rank), number + 1, found
 
+    max_sinks = min(max_sinks, shape[-1] - num_prefix)
     start = jnp.zeros(shape, jnp.int32), jnp.int32(1), jnp.ones(shape[:-1], bool)
     return jax.lax.while_loop(unfinished, search, start)[0]
 

@@ -8,7 +8,7 @@ from models.captures import Capture
 from models.checkpoint import load, save
 from models.interventions import (
     CancelSuppression,
-    check_block,
+    check_detector,
     check_with_fna,
     checked_interventions,
 )
@@ -49,8 +49,8 @@ def with_attention(model, fna: FNAConfig | None):
         raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got layers {fna.layers}")
     if fna is not None and fna.exclude == "massive_by_attention" and not tower.num_prefix:
         raise ValueError(
-            "exclude='massive_by_attention' needs a class token, and this model has none; "
-            "use 'massive_by_norm'"
+            "exclude='massive_by_attention' needs a class token, and this model has none (all "
+            "queries in its place would cost what FNA saves); use 'massive_by_norm'"
         )
     check_with_fna(fna, tower.interventions)
     return nnx.with_attributes(model, fna=fna)
@@ -91,9 +91,9 @@ def detect(model, images, detector):
       detector: for instance `models.detectors.MassiveByAttention(block=13)`.
 
     Raises:
-      TypeError: a model from elsewhere.
+      TypeError: a model from elsewhere, or not a detector.
       ValueError: a block that the model does not have.
     """
     tower = vision_tower(model)
-    check_block(detector.block, len(tower.encoder.blocks))
+    check_detector(detector, len(tower.encoder.blocks))
     return detector(tower, tower.embed(images), images, 0)

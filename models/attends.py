@@ -113,6 +113,8 @@ class LandmarkAttention:
       rng: random key of this block's landmarks, for method "random".
       compare: let the block run exactly, and record the relative error of FNA, float32 `[B]`.
       masked: which entries are removed.
+      unread: bool `[B, N]`, tokens that are no landmarks, because no query may read them here or in
+        a later block with these landmarks.
     """
 
     config: FNAConfig
@@ -120,6 +122,7 @@ class LandmarkAttention:
     rng: jax.Array | None
     compare: bool
     masked: MaskedAttention | None = None
+    unread: jax.Array | None = None
 
     def __call__(self, x, query, key, value, landmarks):
         if landmarks is None or self.config.resample:
@@ -162,12 +165,11 @@ class LandmarkAttention:
     def excluded(self, x, query, key):
         """Tokens that are no landmarks, bool `[B, N]`; None for none.
 
-        Massive ones, where the config says so, and those that no query may read.
+        Massive ones, where the config says so, and those in `unread`.
         """
-        massive = self._massive(x, query, key)
-        if self.masked is None or self.masked.masking.pattern != "X->T":
-            return massive
-        return self.masked.tokens if massive is None else massive | self.masked.tokens
+        sets = [self._massive(x, query, key), self.unread]
+        sets = [tokens for tokens in sets if tokens is not None]
+        return functools.reduce(jnp.logical_or, sets) if sets else None
 
     def _massive(self, x, query, key):
         if self.config.exclude == "massive_by_norm":
@@ -198,6 +200,11 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
     if compare and fna is None:
         raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
 
+    fna_blocks = fna.layers if fna else ()
+    columns_go = any(
+        index in fna_blocks and isinstance(intervention, Masking) and intervention.pattern == "X->T"
+        for index, intervention in by_block.items()
+    )
     attends = []
     for index, block in enumerate(tower.encoder.blocks):
         attend, masked, weights = attend_exactly, None, attention_weights
@@ -210,9 +217,11 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
             )
             attend = masked = MaskedAttention(**options)
             weights = functools.partial(masked_weights, **options)
-        if fna is not None and index in fna.layers:
+        if index in fna_blocks:
             block_rng = jax.random.fold_in(rng, index) if uses_rng else None
-            attend = LandmarkAttention(fna, tower.num_prefix, block_rng, compare, masked)
+            unread = tokens if columns_go else None
+            attend = LandmarkAttention(fna, tower.num_prefix, block_rng, compare, masked, unread)
+            weights = _no_weights
         if capture is not None:
             see = functools.partial(Seen, index, out_kernel=block.out_kernel(), weights_of=weights)
             attend = observing(attend, see, capture.keep)
@@ -220,8 +229,14 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
     return attends
 
 
+def _no_weights(query, key):
+    raise ValueError("a block with FNA forms no attention matrix; look at the exact model")
+
+
 def relative_error(approximation, exact):
-    """`‖a − e‖ / ‖e‖` over all axes but the first, float32 `[B]`."""
+    """`‖a − e‖ / ‖e‖` over all axes but the first, float32 `[B]`; zero where both are zero."""
     axes = tuple(range(1, exact.ndim))
     norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes))
-    return norm(approximation.astype(jnp.float32) - exact.astype(jnp.float32)) / norm(exact)
+    difference = norm(approximation.astype(jnp.float32) - exact.astype(jnp.float32))
+    size = norm(exact)
+    return jnp.where(difference == 0, 0, difference / jnp.where(size == 0, 1, size))

@@ -29,7 +29,11 @@ class Seen(typing.NamedTuple):
     weights_of: Callable
 
     def weights(self):
-        """The attention matrix that the block applies, after interventions."""
+        """The attention matrix that the block applies, after interventions.
+
+        Raises:
+          ValueError: the block runs FNA and has none.
+        """
         return self.weights_of(self.query, self.key)
 
     def mean_weights(self):
@@ -66,8 +70,10 @@ class Capture:
 
     def __post_init__(self):
         for name in ("outputs", "values", "attention"):
-            if blocks := getattr(self, name):
+            if (blocks := getattr(self, name)) != ():
                 object.__setattr__(self, name, parse_blocks(blocks, name))
+        if self.per_head and not self.attention:
+            raise ValueError("per_head=True is about attention, and no block of it is captured")
 
     def check(self, depth, fna: FNAConfig | None):
         """Raises ValueError for blocks that do not exist or have no attention matrix."""

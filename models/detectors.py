@@ -68,6 +68,8 @@ class AttentionSinks:
                 f"first_block must lie in 0..{self.block}, the block which decides, "
                 f"got {self.first_block}"
             )
+        if self.max_sinks < 1:
+            raise ValueError(f"max_sinks must be at least 1, got {self.max_sinks}")
 
     def ranks(self, tower, x, images, start):
         """The round that found each sink, int32 `[B, N]`; 0 for other tokens."""

@@ -55,12 +55,17 @@ def checked_interventions(interventions, detector, *, depth) -> Interventions:
         tuple(sorted(interventions.items(), key=lambda pair: pair[0])), detector
     )
     if detector is not None:
-        if not isinstance(detector, Detector):
-            raise TypeError(f"expected a detector of models.detectors, got {detector!r}")
-        check_block(detector.block, depth)
+        check_detector(detector, depth)
         if not checked.need_tokens:
             raise ValueError(f"{detector} finds tokens, but no intervention speaks of any: drop it")
     return checked
+
+
+def check_detector(detector, depth):
+    """Raises TypeError for what is no detector, ValueError for blocks that do not exist."""
+    if not isinstance(detector, Detector):
+        raise TypeError(f"expected a detector of models.detectors, got {detector!r}")
+    check_block(detector.block, depth)
 
 
 def check_block(block, depth):

@@ -248,9 +248,12 @@ class VisionTower(nnx.Module):
             return self.position_attends(vision_attends(self, **options), images)
 
         if detector is not None:
-            start = min(detector.first_block, self.interventions.by_block[0][0])
-            x, landmarks, records = self.encoder(x, attends(None)[:start])
-            tokens = detector(self, x, images, start)
+            embedded, start = x, min(detector.first_block, self.interventions.by_block[0][0])
+            x, landmarks, records = self.encoder(embedded, attends(None)[:start])
+            if self.fna is None or self.fna.layers[0] >= start:
+                tokens = detector(self, x, images, start)
+            else:  # detectors see exact attention, also below FNA
+                tokens = detector(self, embedded, images, 0)
         x, landmarks, rest = self.encoder(
             x, attends(tokens)[start:], start=start, landmarks=landmarks
         )

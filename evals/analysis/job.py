@@ -24,6 +24,7 @@ from models.registry import vision_config
 
 _SCENES = "digit scenes"
 _NUM_SCENES = 64
+_MOST_EXAMPLES = 16  # matplotlib takes a second for each
 
 
 def analyze(config: ml_collections.ConfigDict, workdir) -> str:
@@ -64,6 +65,10 @@ def check_settings(config) -> None:
     for name in ("num_images", "batch_size", "max_sinks", "num_examples", "num_landmarks"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    if config.num_examples > _MOST_EXAMPLES:
+        raise ValueError(
+            f"--config.num_examples={config.num_examples}: at most {_MOST_EXAMPLES} are drawn"
+        )
     if config.detector not in ("norm", "attention"):
         raise ValueError(f"--config.detector must be norm or attention, got {config.detector!r}")
     sources = _sources(config.images)

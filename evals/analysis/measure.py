@@ -72,7 +72,9 @@ def measure(model, images, preprocess, plan: Plan, *, batch_size, num_examples) 
     rows, examples, skipped = [], [], []
     with tqdm.tqdm(total=len(images), desc="analyzing", unit="img", mininterval=1) as bar:
         for batch, count in batches(images, preprocess, batch_size, skipped=skipped):
-            of_images, of_tokens = measure_batch(*weights, batch, plan)
+            found = find_tokens(*weights, batch, plan)
+            of_images, of_tokens = measure_batch(*weights, batch, found, plan)
+            of_images["unattended"] = largest_norms_unattended(*weights, batch, plan)
             rows.append(_first(jax.device_get(of_images), count))
             for index in range(min(count, num_examples - len(examples))):
                 tokens = {name: np.asarray(states[index]) for name, states in of_tokens.items()}
@@ -92,22 +94,20 @@ def measure(model, images, preprocess, plan: Plan, *, batch_size, num_examples) 
     return Measured(measured, examples, skipped)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def measure_batch(graphdef, state, images, plan: Plan):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def measure_batch(graphdef, state, images, tokens, plan: Plan):
     """What is kept of each image, `[B, …]`, and of its tokens, `[B, N]` or `[B, K, N]`.
 
     Of the image: `norms` `[B, 3, 1 + depth]`, the median, 99 % and maximum of the patches' norms in
-    front of each block and after the last; `unattended` `[B, 1 + depth]`, the maximum with
-    attention switched off from `plan.first_block` on; `step` of `largest_step` in front of
+    front of each block and after the last; `step` of `largest_step` in front of
     `plan.block`; `own`, what the class token gives itself there, and `average`, what a patch draws
     of it; `attention` and `suppression` by block, means over groups; `counts` by kind of token.
 
-    Of the tokens: what `find_tokens` gives, the `norms` in front of the K blocks of the plan, and
+    Of the tokens: what `find_tokens` gave, the `norms` in front of the K blocks of the plan, and
     the attention `received` in `plan.block`.
     """
     model = nnx.merge(graphdef, state)
     num_prefix = models.vision_tower(model).num_prefix
-    tokens = find_tokens(models.vision_tower(model), images, plan)
     member = membership(tokens["massive"], tokens["artifact"], num_prefix)
 
     def observe(seen):
@@ -128,7 +128,6 @@ def measure_batch(graphdef, state, images, plan: Plan):
     own = 1 / jnp.sum(proxy, axis=-1)  # for what the class token gives sums to one
     of_images = {
         "norms": jnp.moveaxis(quantiles, -1, 0),
-        "unattended": largest_norms_unattended(model, images, plan),
         "step": largest_step(patches[plan.block]),
         "own": own,
         "average": own * jnp.mean(proxy[:, num_prefix:], axis=-1),
@@ -143,12 +142,15 @@ def measure_batch(graphdef, state, images, plan: Plan):
     return of_images, of_tokens
 
 
-def find_tokens(tower, images, plan: Plan) -> dict:
+# A program of its own, as the next: in one their attention matrices would lie side by side.
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def find_tokens(graphdef, state, images, plan: Plan) -> dict:
     """Kinds of tokens, each `[B, N]`: the class token's `proxy`, the `rank` of sinks, and the sets
     `by_norm`, `by_attention`, `massive` (one of the two) and `artifact`."""
+    tower = models.vision_tower(nnx.merge(graphdef, state))
     x = tower.advance(tower.embed(images), images, 0, plan.first_block)
     norms = token_norms(tower.advance(x, images, plan.first_block, plan.block))
-    proxy = finite_proxy(tower, x, images, plan)
+    proxy = tower.probe(x, images, plan.first_block, plan.block)
     sinks = AttentionSinks(plan.first_block, plan.block, plan.max_sinks)
     rank = sinks.ranks(tower, x, images, plan.first_block)
     by_norm = massive_by_norm(norms, num_prefix=tower.num_prefix)
@@ -164,15 +166,6 @@ def find_tokens(tower, images, plan: Plan) -> dict:
     }
 
 
-def finite_proxy(tower, x, images, plan: Plan, unread=None):
-    """The class-token proxy `[B, N]` in `plan.block`, of x in front of `plan.first_block`.
-
-    It is infinite where the attention of the class token to itself is below what float32 holds.
-    """
-    proxy = tower.probe(x, images, plan.first_block, plan.block, unread)
-    return jnp.nan_to_num(proxy, posinf=1e30)
-
-
 def counts(tokens) -> dict:
     """How many tokens of each kind an image has, int `[B]` each, from those of `find_tokens`."""
     by_norm, by_attention = tokens["by_norm"], tokens["by_attention"]
@@ -186,8 +179,10 @@ def counts(tokens) -> dict:
     return {kind: jnp.sum(which, axis=-1) for kind, which in kinds.items()}
 
 
-def largest_norms_unattended(model, images, plan: Plan):
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def largest_norms_unattended(graphdef, state, images, plan: Plan):
     """The largest norm of a patch with attention switched off from a block on, `[B, 1 + depth]`."""
+    model = nnx.merge(graphdef, state)
     tower = models.vision_tower(model)
     blocks = range(plan.first_block, len(tower.encoder.blocks))
     silenced = models.with_interventions(model, {block: Masking("X->X") for block in blocks})
@@ -199,16 +194,18 @@ def largest_norms_unattended(model, images, plan: Plan):
 def promoted(graphdef, state, image, rank, plan: Plan):
     """The class-token proxy after masking the strongest 0, 1, 2, … sinks, `[R, N]`.
 
-    R is `plan.max_sinks + 1`; for an image `[1, height, width, 3]` with sinks of rank `[1, N]`.
+    For an image `[1, height, width, 3]` with sinks of rank `[1, N]`; R is one more than the sinks
+    that there can be.
     """
     tower = models.vision_tower(nnx.merge(graphdef, state))
     x = tower.advance(tower.embed(image), image, 0, plan.first_block)
 
     def masking(number):
         unread = (rank > 0) & (rank <= number)
-        return finite_proxy(tower, x, image, plan, unread)[0]
+        return tower.probe(x, image, plan.first_block, plan.block, unread)[0]
 
-    return jax.lax.map(masking, jnp.arange(plan.max_sinks + 1))
+    rounds = min(plan.max_sinks, x.shape[1] - tower.num_prefix)
+    return jax.lax.map(masking, jnp.arange(rounds + 1))
 
 
 def _first(tree, count):

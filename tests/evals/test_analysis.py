@@ -19,7 +19,13 @@ from PIL import Image
 import models
 from evals.analysis.groups import grouped_attention, grouped_suppression, membership
 from evals.analysis.job import analyze
-from evals.analysis.measure import Plan, measure
+from evals.analysis.measure import (
+    Plan,
+    find_tokens,
+    largest_norms_unattended,
+    measure,
+    measure_batch,
+)
 from evals.analysis.page import render
 from evals.analysis.pictures import draw
 from evals.analysis.results import in_words, summarize
@@ -55,6 +61,26 @@ def test_the_planted_tokens_are_counted(planted):
     np.testing.assert_array_equal(counts["artifacts"], artifacts)
     np.testing.assert_array_equal(counts["attention sinks"], number + artifacts)
     assert [list(example["rank"]) for example in planted.examples] == PLANTED.order[:9].tolist()
+
+
+def test_an_analysis_holds_two_attention_matrices_more_than_a_plain_pass():
+    """Of one block with all its heads, in any of its programs: in all blocks there are 24."""
+    encoder = dict(width=24, depth=12, num_heads=12, mlp_dim=24)
+    sizes = dict(image_size=112, patch_size=8, num_classes=0, encoder=encoder)
+    graphdef, state = nnx.split(models.create("vit-ti-16", rngs=nnx.Rngs(0), **sizes))
+    images = jax.ShapeDtypeStruct((2, 112, 112, 3), np.float32)  # 197 tokens
+    plan = Plan(block=6, first_block=4, blocks=(0, 4, 6, 11), massive="norm", max_sinks=8)
+    plain = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images).tokens)
+    tokens = jax.eval_shape(lambda *x: find_tokens(graphdef, *x, plan), state, images)
+
+    def held(lowered):
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    matrix = 4 * 2 * 12 * 197**2
+    limit = held(plain.lower(state, images)) + 2.1 * matrix  # a tenth for the tokens themselves
+    assert held(find_tokens.lower(graphdef, state, images, plan)) < limit
+    assert held(measure_batch.lower(graphdef, state, images, tokens, plan)) < limit
+    assert held(largest_norms_unattended.lower(graphdef, state, images, plan)) < limit
 
 
 def test_norms_are_those_of_the_patches_with_and_without_attention(planted):

@@ -49,6 +49,20 @@ def test_incoming_attention_and_proxies_are_their_formulas(masked):
     assert rel_max_error(of_all, received / own[:, None]) < 1e-6
 
 
+def test_a_class_token_that_pays_itself_nothing_leaves_the_proxy_finite():
+    """Nor does it end the search for sinks: the strongest is found first."""
+    key = np.zeros((1, 6, 1, 4), np.float32)
+    query, key[0, 3] = np.ones_like(key), 100  # e^−200 is zero in float32
+
+    def proxy_given(masked):
+        return class_token_proxy(query, key, key_mask=~masked)
+
+    proxy = proxy_given(np.zeros((1, 6), bool))
+    assert np.all(np.isfinite(proxy)) and np.argmax(proxy) == 3
+    rank = attention_sinks(proxy_given, (1, 6), num_prefix=1)
+    np.testing.assert_array_equal(rank, [[0, 0, 0, 1, 0, 0]])  # then the others are equal
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
 def test_suppression_matrix_is_the_loop(dtype, tolerance):
     _, _, value, x, out_kernel, *_ = Inputs.random()

@@ -17,6 +17,7 @@ from tests.conftest import random_images, rel_max_error
 from tests.models.test_every_family import FAMILIES, TINY, tiny
 
 BLOCK = 1  # of two, where the interventions are
+FNA = FNAConfig((BLOCK,), 8)
 DETECTORS = [  # thresholds that find something in random models
     MassiveByAttention(BLOCK, threshold=1.0),
     MassiveByNorm(BLOCK, min_ratio=1.001),
@@ -228,6 +229,37 @@ def test_fna_excludes_massive_tokens_from_the_landmarks(exclude):
     assert np.take_along_axis(massive, np.asarray(chosen), axis=1).sum() == 3  # they lie far out
 
 
+def test_detectors_see_exact_attention_also_below_fna():
+    detector = MassiveByAttention(BLOCK, threshold=1.0)
+    adaptive = models.with_interventions(tiny("clip"), {BLOCK: Masking()}, detector=detector)
+    view = models.with_attention(adaptive, FNAConfig((0,), 6))
+    expected = models.detect(tiny("clip"), random_images(), detector)
+    np.testing.assert_array_equal(forward(view, random_images()).masked, expected)
+    np.testing.assert_array_equal(models.detect(view, random_images(), detector), expected)
+
+
+def test_landmarks_for_later_blocks_leave_out_what_these_do_not_read():
+    tokens = tokens_of("clip").copy()
+    tokens[:, 0] = False  # the class token is a landmark in any case
+    masked = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->T", "mask")})
+    landmarks = forward(models.with_attention(masked, FNAConfig("0:2", 8)), random_images(), tokens)
+    landmarks = landmarks.landmarks
+    assert np.all(landmarks.valid)
+    assert not np.take_along_axis(tokens, np.asarray(landmarks.indices), axis=1).any()
+
+
+def test_what_is_zero_in_both_is_no_error():
+    off = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->X")})
+    error = models.with_attention(off, FNA)(random_images(), compare=True).attention_error
+    np.testing.assert_array_equal(error, np.zeros((1, 2)))
+
+
+def test_a_block_with_fna_has_no_attention_to_observe():
+    capture = models.Capture(observe=lambda seen: seen.weights())
+    with pytest.raises(ValueError, match="forms no attention matrix"):
+        models.with_attention(tiny("clip"), FNA)(random_images(), capture=capture)
+
+
 def test_gradients_pass_an_adaptive_model():
     adaptive = models.with_interventions(
         tiny("clip"), {BLOCK: Masking("X->T", "mask")}, detector=DETECTORS[2]
@@ -239,7 +271,6 @@ def test_gradients_pass_an_adaptive_model():
 
 TOKENS = np.zeros((2, 17), bool)
 SINK = {BLOCK: Masking()}
-FNA = FNAConfig((BLOCK,), 8)
 MISTAKES = {
     "blocks 0 to 1, got 2": lambda m: models.with_interventions(m, {2: Masking()}),
     "blocks 0 to 1, got True": lambda m: models.with_interventions(m, {True: Masking()}),
@@ -271,6 +302,12 @@ MISTAKES = {
         random_images(), capture=models.Capture(attention="0:2")
     ),
     "outputs must be block indices": lambda m: models.Capture(outputs="a"),
+    "attention must be block indices": lambda m: models.Capture(attention=0),
+    "per_head=True is about attention": lambda m: models.Capture(per_head=True),
+    "max_sinks must be at least 1": lambda m: AttentionSinks(0, 1, 0),
+    "expected a detector of models.detectors, got 'norm'": lambda m: models.detect(
+        m, random_images(), "norm"
+    ),
 }
 
 
