@@ -67,6 +67,7 @@ def mistakes(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gives_one_line_and_a_status(mistakes, name):
     stdout, stderr, status = mistakes[name]
@@ -81,6 +82,7 @@ def test_every_config_is_tried():
     assert {file.name for file in (ROOT / "configs").glob("*.py")} <= tried
 
 
+@pytest.mark.slow
 def test_killed_evaluation_continues(small_model, tmp_path):
     arguments = ["--config", "eval.py", f"--config.model={small_model}", "--workdir", "run"]
     arguments += ["--config.num_labelled_scenes=12", "--config.num_captioned_scenes=20"]
@@ -123,6 +125,7 @@ def test_the_shipped_model_is_small():
     assert 0 < sum(file.stat().st_size for file in files) < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_the_readme_tells_what_the_embedded_evaluation_prints(tmp_path):
     arguments = ["--config=configs/eval.py", "--config.fna.num_landmarks=16"]
     arguments += ["--config.fna.methods=fps", "--workdir", str(tmp_path / "run")]

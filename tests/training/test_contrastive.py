@@ -41,6 +41,7 @@ def test_equal_captions_are_no_negatives():
     assert float(loss) == pytest.approx((2 * np.log(2) + 0) / 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_run_continues_to_the_same_loss_and_weights(config, tmp_path, monkeypatch):
     undisturbed = contrastive.train(config, tmp_path / "undisturbed")
     real_step = contrastive._train_step
