@@ -33,6 +33,10 @@ def main(_):
     # The user's input, or too much of it; anything else is a bug.
     except (ValueError, OSError, MemoryError, OverflowError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says that memory ran out
+            raise
+        sys.exit(f"error: {str(error).splitlines()[0]}")
 
 
 def parse_flags(argv):

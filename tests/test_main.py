@@ -38,6 +38,7 @@ MISTAKES = {
     "images": (["--config", "analyze.py", "--config.images=/nowhere"], "/nowhere does not exist"),
     "warmup": (["--config", "train.py", "--config.num_steps=9"], "must be positive and ascend"),
     "repeats": (["--config", "speed.py", "--config.repeats=0"], "repeats must be at least 1"),
+    "memory": (["--config", "speed.py", "--config.batch_size=1000000000"], "Out of memory"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

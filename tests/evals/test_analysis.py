@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import subprocess
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,25 @@ def test_an_analysis_holds_two_attention_matrices_more_than_a_plain_pass():
     assert held(find_tokens.lower(graphdef, state, images, plan)) < limit
     assert held(measure_batch.lower(graphdef, state, images, tokens, plan)) < limit
     assert held(largest_norms_unattended.lower(graphdef, state, images, plan)) < limit
+
+
+def test_images_are_streamed():
+    """Of 160 images, each made when it is read, three batches of 8 are alive at most."""
+    alive, most = weakref.WeakValueDictionary(), []
+
+    class Images:
+        def __len__(self):
+            return 160
+
+        def __getitem__(self, rows):
+            made = [np.array(PLANTED.images[i % 20]) for i in range(160)[rows]]
+            alive.update({id(image): image for image in made})
+            most.append(len(alive))
+            return made
+
+    options = dict(batch_size=8, num_examples=1)
+    found = measure(the_model(), Images(), lambda image: image, PLAN, **options)
+    assert found.images["norms"].shape[0] == 160 and max(most) <= 3 * 8
 
 
 def test_norms_are_those_of_the_patches_with_and_without_attention(planted):
