@@ -65,6 +65,8 @@ def speed_report(config, workdir) -> str:
 def advice(record) -> str:
     """One honest sentence or two from the numbers of a run."""
     fast = {name: arm for name, arm in record["arms"].items() if "counted_speedup" in arm}
+    if not fast:
+        return "No FNA setting fits into the memory here: take a smaller --config.batch_size."
     best = max(fast, key=lambda name: fast[name]["speedup"])
     gain, share = fast[best]["speedup"], 100 * record["attention_share"]
     here = f"at {record['num_tokens']:,} tokens attention takes {share:.0f} % of the time"

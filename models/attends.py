@@ -201,10 +201,11 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
         raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
 
     fna_blocks = fna.layers if fna else ()
-    columns_go = any(
-        index in fna_blocks and isinstance(intervention, Masking) and intervention.pattern == "X->T"
+    unread_in = {
+        index
         for index, intervention in by_block.items()
-    )
+        if isinstance(intervention, Masking) and intervention.pattern == "X->T"
+    } & set(fna_blocks)
     attends = []
     for index, block in enumerate(tower.encoder.blocks):
         attend, masked, weights = attend_exactly, None, attention_weights
@@ -219,7 +220,8 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
             weights = functools.partial(masked_weights, **options)
         if index in fna_blocks:
             block_rng = jax.random.fold_in(rng, index) if uses_rng else None
-            unread = tokens if columns_go else None
+            bars = index in unread_in if fna.resample else unread_in  # shared: for all that follow
+            unread = tokens if bars else None
             attend = LandmarkAttention(fna, tower.num_prefix, block_rng, compare, masked, unread)
             weights = _no_weights
         if capture is not None:

@@ -29,6 +29,11 @@ def test_advice_follows_the_best_speedup(gain, says):
     assert says in text and "at 1,025 tokens attention takes 33 % of the time" in text
 
 
+def test_advice_says_when_no_setting_ran():
+    record = {"num_tokens": 5, "attention_share": 0.1, "arms": {"exact": {"speedup": 1.0}}}
+    assert "No FNA setting fits into the memory" in advice(record)
+
+
 def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):
     config = get_config()
     config.model, config.grids, config.repeats = str(small_model), (2, 9), 1
