@@ -7,6 +7,7 @@ from ml_collections import config_dict
 def get_config():
     config = ml_collections.ConfigDict()
     config.task = "eval"
+    config.tasks = ("zero_shot", "retrieval", "fidelity")
     # A checkpoint of models.save, PyTorch files, or a hub id; empty: the embedded model.
     config.model = ""
     config.revision = config_dict.placeholder(str)

@@ -8,10 +8,12 @@ import tqdm
 from flax import nnx
 
 from evals.data import batches
+from evals.embed import Embedder
 from models.attends import relative_error
+from models.registry import vision_tower
 
 
-def fidelity(pretrained, images, *, batch_size, rng=None) -> dict:
+def fidelity(backbone, images, embedder: Embedder, *, rng=None) -> dict:
     """The record of a model with FNA: relative errors, means over images.
 
     `layer_errors`: of each FNA layer's attention output, on the exact model's inputs to it, so that
@@ -20,36 +22,32 @@ def fidelity(pretrained, images, *, batch_size, rng=None) -> dict:
 
     Arguments are those of `evals.zero_shot.zero_shot`, with the bare images as data.
     """
-    run = functools.partial(_errors, *nnx.split(pretrained.model))
-    exact = nnx.split(pretrained.with_attention(None).model)[0]
-    batch_size = min(batch_size, len(images))
+    run = functools.partial(_errors, *nnx.split(backbone.model))
+    batch_size = min(embedder.batch_size, len(images))
     layers, embeddings = [], []
-    reader = batches(images, pretrained.preprocess, batch_size)
+    reader = batches(images, backbone.preprocess, batch_size)
     total = -(-len(images) // batch_size)
-    for index, (batch, count) in enumerate(
-        tqdm.tqdm(reader, desc="fidelity", total=total, leave=False, mininterval=1)
-    ):
-        key = None if rng is None else jax.random.fold_in(rng, index)
-        by_layer, embedding = run(batch, key, exact=exact)
-        layers.append(np.asarray(by_layer)[:, :count])
-        embeddings.append(np.asarray(embedding)[:count])
+    for batch in tqdm.tqdm(reader, desc="fidelity", total=total, leave=False, mininterval=1):
+        key = None if rng is None else jax.random.fold_in(rng, len(layers))
+        by_layer, embedding = run(batch.images, key)
+        layers.append(np.asarray(by_layer)[:, batch.real])
+        embeddings.append(np.asarray(embedding)[batch.real])
     by_layer = np.concatenate(layers, axis=1).mean(axis=1)
+    blocks = vision_tower(backbone.model).fna.layers
     return {
         "task": "fidelity",
-        "num_images": len(images),
-        "layer_errors": {
-            str(layer): float(error)
-            for layer, error in zip(pretrained.model.vision.fna.layers, by_layer)
-        },
+        "num_images": sum(map(len, embeddings)),
+        "layer_errors": {str(block): float(error) for block, error in zip(blocks, by_layer)},
         "embedding_error": float(np.concatenate(embeddings).mean()),
     }
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="exact")
-def _errors(graphdef, state, images, rng, *, exact):
+@functools.partial(jax.jit, static_argnums=0)
+def _errors(graphdef, state, images, rng):
     """Relative errors of the attention outputs `[L, B]` and of the embeddings `[B]`."""
     model = nnx.merge(graphdef, state)
-    compared = model(images, rng=rng, compare=True)  # runs exactly
-    approximate = model.encode_image(images, rng=rng)
-    target = nnx.merge(exact, state).vision_projection(compared.pooled)
-    return compared.attention_error, relative_error(approximate, target)
+    project = getattr(model, "vision_projection", lambda pooled: pooled)
+    exact = model(images, rng=rng, compare=True)  # runs exactly
+    approximate = model(images, rng=rng)
+    error = relative_error(project(approximate.pooled), project(exact.pooled))
+    return exact.attention_error, error

@@ -8,15 +8,12 @@ import numpy as np
 from flax import nnx
 
 from evals.data import batches
-from evals.evaluate import (
-    EMBEDDED_MODEL,
-    check_choice,
-    check_data_settings,
-    describe,
-    open_datasets,
-)
-from evals.pretrained import Pretrained, open_pretrained
+from evals.datasets import open_data
+from evals.embed import Embedder
+from evals.evaluate import describe
+from evals.pretrained import EMBEDDED_MODEL, Pretrained, open_pretrained
 from evals.retrieval import retrieval
+from evals.settings import check_choice, check_data_settings
 from evals.workdir import claim_workdir, run_points
 from evals.zero_shot import zero_shot
 from fna_jax import Masking
@@ -52,15 +49,15 @@ def evaluate_masking(config: ml_collections.ConfigDict, workdir) -> dict:
     _check_settings(config)
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     views = make_views(pretrained, config)
-    datasets = open_datasets(config)
     workdir = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint())
+    embedder = Embedder(config.batch_size)
     tasks = {
-        "zero_shot": (zero_shot, datasets.labelled),
-        "retrieval": (retrieval, datasets.captioned),
-        "masking_effect": (masking_effect, datasets.fidelity_images),
+        "zero_shot": (zero_shot, open_data("labelled", config)),
+        "retrieval": (retrieval, open_data("captioned", config)),
+        "masking_effect": (masking_effect, open_data("images", config)),
     }
     jobs = [
-        (arm, task, functools.partial(function, view, data, batch_size=config.batch_size))
+        (arm, task, functools.partial(function, view, data, embedder))
         for arm, view in views.items()
         for task, (function, data) in tasks.items()
         if data is not None and (arm, task) != (PLAIN, "masking_effect")
@@ -95,7 +92,7 @@ def make_views(pretrained: Pretrained, config) -> dict[str, Pretrained]:
     return views
 
 
-def masking_effect(pretrained, images, *, batch_size) -> dict:
+def masking_effect(pretrained, images, embedder: Embedder) -> dict:
     """The record of a view with interventions: the tokens masked, and what that does.
 
     `embedding_change` is `‖masked − plain‖ / ‖plain‖` of the image embedding, the mean over images.
@@ -104,14 +101,13 @@ def masking_effect(pretrained, images, *, batch_size) -> dict:
     """
     run = functools.partial(_compare, *nnx.split(pretrained.model))
     plain = nnx.split(pretrained.with_interventions({}).model)[0]
-    batch_size = min(batch_size, len(images))
-    outs = [
-        run(batch, plain=plain) for batch, _ in batches(images, pretrained.preprocess, batch_size)
-    ]
-    change, masked = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outs)
+    outs = []
+    for batch in batches(images, pretrained.preprocess, min(embedder.batch_size, len(images))):
+        outs.append(batch.select(run(batch.images, plain=plain)))
+    change, masked = jax.tree.map(lambda *parts: np.concatenate(parts), *outs)
     record = {
         "task": "masking_effect",
-        "num_images": len(images),
+        "num_images": len(change),
         "embedding_change": float(change.mean()),
     }
     if masked is not None:

@@ -14,8 +14,11 @@ from flax import nnx
 import convert
 import models
 from convert.sources import find_weights
+from evals.workdir import ROOT
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.tokenizer import load_tokenizer
+
+EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Backbone:
         """The same with what `models.with_interventions` changes in the attention."""
         view = models.with_interventions(self.model, interventions, detector=detector)
         return dataclasses.replace(self, model=view)
+
+    def exact(self):
+        """The same with plain exact attention."""
+        return self.with_attention(None).with_interventions({})
 
     def fingerprint(self) -> str:
         """A hash of config and weights."""

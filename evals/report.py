@@ -7,7 +7,8 @@ import re
 import matplotlib
 import numpy as np
 
-from evals.evaluate import METHOD_NAMES, evaluate, landmark_examples
+from evals.arms import METHOD_NAMES
+from evals.evaluate import evaluate, landmark_examples
 from evals.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
 from evals.workdir import write_atomically
 

@@ -3,19 +3,20 @@
 import numpy as np
 
 from evals.data import CaptionedImages
-from evals.embed import TIE, embed_images, embed_texts, unit
+from evals.embed import TIE, Embedder, unit
 
 _DEPTHS = (1, 5, 10)
 _BLOCK = 1024  # rows of the similarity matrix held at a time
 
 
-def retrieval(pretrained, data: CaptionedImages, *, batch_size, rng=None) -> dict:
+def retrieval(pretrained, data: CaptionedImages, embedder: Embedder, *, rng=None) -> dict:
     """The record of one model: `image_to_text_r1` and so on, in percent.
 
     Arguments are those of `evals.zero_shot.zero_shot`.
     """
-    images = embed_images(pretrained, data.images, batch_size=batch_size, rng=rng)
-    texts = embed_texts(pretrained, data.captions)
+    images = embedder.images(pretrained, data.images, rng=rng)
+    data = data.take(images.rows)
+    texts = embedder.texts(pretrained, data.captions)
     image_to_text, text_to_image = retrieval_ranks(
         unit(images.embeddings), unit(texts), data.image_of_caption
     )
@@ -26,9 +27,7 @@ def retrieval(pretrained, data: CaptionedImages, *, batch_size, rng=None) -> dic
     }
     for direction, rank in (("image_to_text", image_to_text), ("text_to_image", text_to_image)):
         record |= {f"{direction}_r{k}": float(100 * np.mean(rank < k)) for k in _DEPTHS}
-    record["compile_seconds"] = images.compile_seconds
-    record["images_per_second"] = images.images_per_second
-    return record
+    return record | images.times
 
 
 def retrieval_ranks(images, texts, image_of_caption):

@@ -11,8 +11,7 @@ from flax import nnx
 
 import models
 from evals.cost import vision_cost
-from evals.evaluate import EMBEDDED_MODEL
-from evals.pretrained import open_model
+from evals.pretrained import EMBEDDED_MODEL, open_model
 from evals.timing import time_in_turns
 from evals.workdir import ROOT, claim_workdir, environment, write_atomically
 from fna_jax import FNAConfig

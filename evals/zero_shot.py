@@ -3,29 +3,28 @@
 import numpy as np
 
 from evals.data import LabelledImages
-from evals.embed import TIE, embed_images, embed_texts, unit
+from evals.embed import TIE, Embedder, unit
 
 
-def zero_shot(pretrained, data: LabelledImages, *, batch_size, rng=None) -> dict:
+def zero_shot(pretrained, data: LabelledImages, embedder: Embedder, *, rng=None) -> dict:
     """The record of one model: accuracies in percent, `top5` where there are over five classes.
 
     Args:
       pretrained: an `evals.pretrained.Pretrained`.
       data: the labelled images.
-      batch_size: images per step.
+      embedder: how embeddings are computed.
       rng: key of random landmarks, if the attention draws them.
     """
     prompts = [t.replace("{}", name) for name in data.class_names for t in data.templates]
-    texts = unit(embed_texts(pretrained, prompts))
+    texts = unit(embedder.texts(pretrained, prompts))
     classes = unit(texts.reshape(len(data.class_names), len(data.templates), -1).mean(axis=1))
-    images = embed_images(pretrained, data.images, batch_size=batch_size, rng=rng)
-    rank = true_class_rank(unit(images.embeddings) @ classes.T, data.labels)
-    record = {"task": "zero_shot", "num_images": len(rank), "top1": 100 * np.mean(rank < 1)}
+    images = embedder.images(pretrained, data.images, rng=rng)
+    labels = data.take(images.rows).labels
+    rank = true_class_rank(unit(images.embeddings) @ classes.T, labels)
+    record = {"task": "zero_shot", "num_images": len(rank), "top1": float(100 * np.mean(rank < 1))}
     if len(data.class_names) > 5:
-        record["top5"] = 100 * np.mean(rank < 5)
-    record["compile_seconds"] = images.compile_seconds
-    record["images_per_second"] = images.images_per_second
-    return {name: float(x) if isinstance(x, np.floating) else x for name, x in record.items()}
+        record["top5"] = float(100 * np.mean(rank < 5))
+    return record | images.times
 
 
 def true_class_rank(scores, labels):

@@ -12,9 +12,9 @@ from evals.analysis.measure import Plan, measure
 from evals.analysis.page import printable, render
 from evals.analysis.pictures import draw
 from evals.analysis.results import count_table, in_words, summarize
-from evals.evaluate import EMBEDDED_MODEL, describe
+from evals.evaluate import describe
 from evals.landmark_map import displayable, landmark_points
-from evals.pretrained import Backbone, open_backbone
+from evals.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
 from evals.tables import headline
 from evals.workdir import claim_workdir, write_atomically
 from fna_jax import FNAConfig
@@ -125,7 +125,7 @@ def with_landmarks(backbone: Backbone, images, num_landmarks) -> Backbone:
     if first is None:
         raise ValueError(f"none of the {len(images)} images opens; the first: {skipped[0]}")
     tower = models.vision_tower(backbone.model)
-    num_tokens = jax.eval_shape(tower.embed, first[0]).shape[1]
+    num_tokens = jax.eval_shape(tower.embed, first.images).shape[1]
     if num_landmarks > num_tokens:
         raise ValueError(
             f"--config.num_landmarks={num_landmarks} is more than the {num_tokens} tokens of an "

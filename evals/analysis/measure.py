@@ -71,18 +71,18 @@ def measure(model, images, preprocess, plan: Plan, *, batch_size, num_examples) 
     weights = nnx.split(model)
     rows, examples, skipped = [], [], []
     with tqdm.tqdm(total=len(images), desc="analyzing", unit="img", mininterval=1) as bar:
-        for batch, count in batches(images, preprocess, batch_size, skipped=skipped):
-            found = find_tokens(*weights, batch, plan)
-            of_images, of_tokens = measure_batch(*weights, batch, found, plan)
-            of_images["unattended"] = largest_norms_unattended(*weights, batch, plan)
-            rows.append(_first(jax.device_get(of_images), count))
-            for index in range(min(count, num_examples - len(examples))):
+        for batch in batches(images, preprocess, batch_size, skipped=skipped):
+            found = find_tokens(*weights, batch.images, plan)
+            of_images, of_tokens = measure_batch(*weights, batch.images, found, plan)
+            of_images["unattended"] = largest_norms_unattended(*weights, batch.images, plan)
+            rows.append(batch.select(of_images))
+            for index in np.flatnonzero(batch.real)[: num_examples - len(examples)]:
                 tokens = {name: np.asarray(states[index]) for name, states in of_tokens.items()}
-                chosen = batch[index : index + 1]
+                chosen = batch.images[index : index + 1]
                 steps = promoted(*weights, chosen, tokens["rank"][None], plan)
                 steps = np.asarray(steps)[: tokens["rank"].max() + 1]
                 examples.append(tokens | {"pixels": chosen[0], "promoted": steps})
-            bar.update(count)
+            bar.update(int(batch.real.sum()))
     if not rows:
         raise ValueError(f"none of the {len(images)} images opens; the first: {skipped[0]}")
     measured = jax.tree.map(lambda *row: np.concatenate(row), *rows)
@@ -206,7 +206,3 @@ def promoted(graphdef, state, image, rank, plan: Plan):
 
     rounds = min(plan.max_sinks, x.shape[1] - tower.num_prefix)
     return jax.lax.map(masking, jnp.arange(rounds + 1))
-
-
-def _first(tree, count):
-    return jax.tree.map(lambda row: row[:count], tree)

@@ -11,8 +11,11 @@ from flax import nnx
 from PIL import Image
 
 import models
-from evals import evaluate as evaluation
+from evals import tasks
+from evals.arms import make_arms
 from evals.data import batches, coco_captions, image_folder
+from evals.datasets import open_data
+from evals.embed import Embedder
 from evals.evaluate import evaluate, landmark_examples
 from evals.fidelity import fidelity
 from evals.landmark_map import landmark_points
@@ -58,14 +61,14 @@ def test_every_arm_runs_every_task(finished):
 
 def test_massive_tokens_are_no_landmarks_where_asked(short_config):
     short_config.fna.exclude = "massive_by_norm"
-    exact, *arms = evaluation.make_arms(short_config.fna, 2)
+    exact, *arms = make_arms(short_config.fna, 2)
     assert exact.fna is None and arms
     assert {arm.fna.exclude for arm in arms} == {"massive_by_norm"}
 
 
 def test_killed_run_continues_and_ends_with_the_same_points(finished, tmp_path, monkeypatch):
     config, results, _ = finished
-    real_run, count = evaluation._run, 0
+    real_run, count = tasks.run_task, 0
 
     def killed_at_the_fifth(*args):
         nonlocal count
@@ -74,7 +77,7 @@ def test_killed_run_continues_and_ends_with_the_same_points(finished, tmp_path, 
             raise KeyboardInterrupt
         return real_run(*args)
 
-    monkeypatch.setattr(evaluation, "_run", killed_at_the_fifth)
+    monkeypatch.setattr(tasks, "run_task", killed_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config, tmp_path)
     assert len(list((tmp_path / "points").iterdir())) == 4
@@ -92,7 +95,7 @@ def test_workdir_of_other_settings_is_refused(finished):
 
 def test_model_replaced_at_the_same_path_is_not_mixed_in(finished, tmp_path, monkeypatch):
     config, _, _ = finished
-    monkeypatch.setattr(evaluation, "_run", lambda *args: {})
+    monkeypatch.setattr(tasks, "run_task", lambda *args: {})
     evaluate(config, tmp_path)
     monkeypatch.setattr(type(open_pretrained(config.model)), "fingerprint", lambda self: "other")
     with pytest.raises(ValueError, match="model_sha256"):
@@ -126,9 +129,9 @@ def test_embeddings_that_are_not_finite_are_refused(short_config):
     pretrained = open_pretrained(short_config.model)
     model = nnx.clone(pretrained.model)
     model.vision_projection.kernel[...] = jnp.full_like(model.vision_projection.kernel[...], np.nan)
-    labelled = evaluation.open_datasets(short_config).labelled
+    labelled = open_data("labelled", short_config)
     with pytest.raises(ValueError, match="12 of 12 image embeddings hold NaN"):
-        zero_shot(dataclasses.replace(pretrained, model=model), labelled, batch_size=8)
+        zero_shot(dataclasses.replace(pretrained, model=model), labelled, Embedder(8))
 
 
 def test_random_landmarks_spread_and_fps_does_not(finished):
@@ -156,11 +159,11 @@ def test_report_files_hold_the_table(finished):
 
 def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):
     pretrained = open_pretrained(short_config.model)
-    images = evaluation.open_datasets(short_config).fidelity_images
+    images = open_data("images", short_config)
     errors = {}
     for num_landmarks, steps in ((4, 6), (65, 6), (65, 24)):
         fna = FNAConfig((0, 1), num_landmarks, inverse_steps=steps)
-        record = fidelity(pretrained.with_attention(fna), images, batch_size=4)
+        record = fidelity(pretrained.with_attention(fna), images, Embedder(4))
         assert set(record["layer_errors"]) == {"0", "1"}
         errors[num_landmarks, steps] = [*record["layer_errors"].values(), record["embedding_error"]]
     # Measured: 0.06 and more, 6e-3 and more, at most 6.3e-4.
@@ -169,8 +172,8 @@ def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):
 
 def test_fidelity_does_not_depend_on_the_batch_size(short_config):
     pretrained = open_pretrained(short_config.model).with_attention(FNAConfig((1,), 8))
-    images = evaluation.open_datasets(short_config).fidelity_images
-    one, other = (fidelity(pretrained, images, batch_size=size) for size in (6, 4))
+    images = open_data("images", short_config)
+    one, other = (fidelity(pretrained, images, Embedder(size)) for size in (6, 4))
     # An error is a difference of numbers 10 to 100 times as large, each rounded at 1e-7.
     assert one["embedding_error"] == pytest.approx(other["embedding_error"], rel=1e-4)
     assert one["layer_errors"] == pytest.approx(other["layer_errors"], rel=1e-4)
@@ -192,7 +195,7 @@ def test_image_folder_gives_class_names_and_zero_shot_runs_on_it(tmp_path, small
     data = image_folder(tmp_path, templates=("a {}",))
     assert list(data.class_names) == ["cat", "guinea pig"]
     np.testing.assert_array_equal(data.labels, [0, 1, 1, 1, 1])
-    record = zero_shot(open_pretrained(str(small_model)), data, batch_size=4)
+    record = zero_shot(open_pretrained(str(small_model)), data, Embedder(4))
     assert record["num_images"] == 5 and 0 <= record["top1"] <= 100 and "top5" not in record
 
 
@@ -307,6 +310,6 @@ def test_batches_keep_order_and_pad_the_last(small_model):
     preprocess = open_pretrained(str(small_model)).preprocess
     images = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
     read = list(batches(images, preprocess, 3))
-    assert [count for _, count in read] == [3, 3, 1]
-    together = np.concatenate([batch[:count] for batch, count in read])
+    assert [batch.rows.tolist() for batch in read] == [[0, 1, 2], [3, 4, 5], [6, -1, -1]]
+    together = np.concatenate([batch.select(batch.images) for batch in read])
     np.testing.assert_array_equal(together, np.stack([preprocess(image) for image in images]))

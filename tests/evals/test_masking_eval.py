@@ -11,7 +11,8 @@ from flax import nnx
 import models
 from evals import masking
 from evals.data import batches
-from evals.evaluate import open_datasets
+from evals.datasets import open_data
+from evals.embed import Embedder
 from evals.masking import evaluate_masking, make_views, masking_effect
 from evals.masking_report import format_masking, masking_report, masking_rows, remarks
 from evals.pretrained import open_pretrained
@@ -56,10 +57,13 @@ def accuracies_of(points, arm):
 
 def test_plain_is_the_exact_model_and_nothing_found_changes_nothing(finished):
     config, text, workdir = finished
-    pretrained, datasets = open_pretrained(config.model), open_datasets(config)
+    pretrained = open_pretrained(config.model)
     exact = [
-        {"arm": "exact"} | task(pretrained, data, batch_size=4)
-        for task, data in ((zero_shot, datasets.labelled), (retrieval, datasets.captioned))
+        {"arm": "exact"} | task(pretrained, data, Embedder(4))
+        for task, data in (
+            (zero_shot, open_data("labelled", config)),
+            (retrieval, open_data("captioned", config)),
+        )
     ]
     expected = accuracies_of(exact, "exact")
     points = json.loads((workdir / "masking.json").read_text())["points"]
@@ -133,8 +137,8 @@ def two_passes(graphdef, state, images, detector, intervention):
 def test_a_strategy_is_two_passes_by_hand(small_model, strategy, by, detector, intervention):
     pretrained = open_pretrained(str(small_model))
     config = short_settings(small_model, strategies=(strategy,), detector=by)
-    record = masking_effect(make_views(pretrained, config)[strategy], IMAGES, batch_size=4)
-    images, _ = next(batches(IMAGES, pretrained.preprocess, 5))
+    record = masking_effect(make_views(pretrained, config)[strategy], IMAGES, Embedder(4))
+    images = next(batches(IMAGES, pretrained.preprocess, 5)).images
     tokens, plain, masked = jax.device_get(
         two_passes(*nnx.split(pretrained.model), images, detector, intervention)
     )
@@ -149,7 +153,7 @@ def test_cancelled_suppression_has_no_token_set(small_model):
     pretrained = open_pretrained(str(small_model))
     config = short_settings(small_model, strategies=("cancel-suppression",), block=0)
     record = masking_effect(
-        make_views(pretrained, config)["cancel-suppression"], IMAGES, batch_size=5
+        make_views(pretrained, config)["cancel-suppression"], IMAGES, Embedder(5)
     )
     assert record["embedding_change"] > 1e-3 and "tokens_masked" not in record
 
