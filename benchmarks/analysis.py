@@ -17,7 +17,7 @@ from flax import nnx
 from PIL import Image
 
 import models
-from benchmarks.memory import run_measured
+from benchmarks.processes import run_measured
 from benchmarks.rows import write_rows
 from evals.workdir import ROOT
 from models.registry import vision_config

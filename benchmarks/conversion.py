@@ -12,7 +12,7 @@ import shutil
 import tempfile
 
 import models.registry
-from benchmarks.memory import run_measured
+from benchmarks.processes import run_measured
 from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import write_rows
 from evals.workdir import ROOT

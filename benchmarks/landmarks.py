@@ -6,32 +6,37 @@ Both start at the first token, and take turns in one process (`evals.timing`). `
 whether they chose the same tokens.
 """
 
-import argparse
-
 import jax
 import numpy as np
 import tqdm
 
-from benchmarks.rows import write_rows
+from benchmarks import peers, tables
+from benchmarks.plots import Panel, write_plot
+from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from evals.timing import time_in_turns
-from evals.workdir import ROOT
 from fna_jax import select_landmarks
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.landmarks")
+    parser = benchmark_parser("landmarks", repeats=9)
     parser.add_argument("--tokens", type=int, nargs="+", default=[257, 1025, 4097, 16385])
     parser.add_argument("--features", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--landmarks", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--output", default=str(ROOT / "results" / "landmarks.csv"))
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     sizes = [(n, c) for n in arguments.tokens for c in arguments.features]
     rows = []
     for num_tokens, width in tqdm.tqdm(sizes, unit="size"):
         rows += measure(num_tokens, width, arguments)
-    print(write_rows(arguments.output, rows))
+    write_rows(arguments.output, rows, **peers.versions("torch", "torch-quickfps"))
+    print(tables.landmarks(rows))
+    panels = [
+        Panel(
+            [row for row in rows if row["features"] == width], "tokens", title=f"{width} features"
+        )
+        for width in arguments.features
+    ]
+    write_plot(arguments.output, panels)
 
 
 def measure(num_tokens, width, arguments) -> list[dict]:
@@ -40,38 +45,23 @@ def measure(num_tokens, width, arguments) -> list[dict]:
     points = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     on_device = jax.device_put(points)
     select = jax.jit(lambda x: select_landmarks(x, arguments.landmarks).indices)
-    arms = {"fna_jax": lambda: np.asarray(select(on_device))} | quickfps(points, arguments)
-    chosen = {name: arm() for name, arm in arms.items()}
-    timings = time_in_turns(arms, repeats=arguments.repeats)
+    arms = {"fna_jax": lambda: np.asarray(select(on_device))}
+    if sample := peers.sampler(arguments.landmarks):
+        arms["torch-quickfps"] = peers.blocking(sample, peers.as_tensor(points))
+    timings = time_in_turns(arms, repeats=arguments.repeats, settle=peers.SETTLE)
+    chosen = {name: np.array(arms[name]().tolist()) for name in timings}
     fixed = {"tokens": num_tokens, "features": width}
     fixed |= {name: getattr(arguments, name) for name in ("landmarks", "batch", "repeats")}
-    rows = []
-    for name, timing in timings.items():
-        low, median, high = np.round(1000 * np.quantile(timing.seconds, [0.25, 0.5, 0.75]), 3)
-        row = {"arm": name, **fixed, "median_ms": median, "quartile_1_ms": low}
-        row |= {"quartile_3_ms": high, "times_faster": round(timings["fna_jax"].speedup(timing), 1)}
-        same = np.array_equal(chosen[name], chosen["fna_jax"])
-        rows.append(row | {"same_indices": same})
-    return rows
-
-
-def quickfps(points, arguments) -> dict:
-    """torch-quickfps on the CPU, or nothing, said so."""
-    try:
-        import torch
-        import torch_quickfps
-    except ImportError as error:
-        print(f"torch-quickfps is left out: {error}")
-        return {}
-    points = torch.from_numpy(points)
-    sample = lambda: torch_quickfps.sample_idx(points, arguments.landmarks, start_idx=0).numpy()
-    return {f"torch-quickfps {_version()}": sample}
-
-
-def _version():
-    import importlib.metadata
-
-    return importlib.metadata.version("torch-quickfps")
+    return [
+        {
+            "arm": name,
+            **fixed,
+            **timing_columns(timing, compiled=name == "fna_jax"),
+            "times_faster": round(timings["fna_jax"].speedup(timing), 1),
+            "same_indices": np.array_equal(chosen[name], chosen["fna_jax"]),
+        }
+        for name, timing in timings.items()
+    ]
 
 
 if __name__ == "__main__":

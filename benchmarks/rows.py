@@ -1,10 +1,47 @@
 """Result files: rows of numbers, each with the command, device and versions that made it."""
 
+import argparse
 import csv
 import io
+import os
 import pathlib
+import sys
 
-from evals.workdir import environment, write_atomically
+import numpy as np
+
+from evals.workdir import ROOT, environment, write_atomically
+
+_BUSY = 0.5  # processes that ran on average in the last minute
+
+
+def benchmark_parser(name, *, repeats=None):
+    """The options of a benchmark that writes `results/NAME.csv`; `repeats` where it times arms."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds")
+    parser.add_argument("--output", default=str(ROOT / "results" / f"{name}.csv"))
+    return parser
+
+
+def parse(parser, argv):
+    """The options; on a machine that is busy already, a warning on stderr."""
+    arguments = parser.parse_args(argv)
+    if (load := os.getloadavg()[0]) > _BUSY:
+        print(f"the machine is busy (load {load:.1f}): times will mean little", file=sys.stderr)
+    return arguments
+
+
+def timing_columns(timing, *, compiled) -> dict:
+    """Milliseconds of the median run and of the quartiles; seconds to compile if that was done."""
+    low, median, high = np.round(1000 * np.quantile(timing.seconds, [0.25, 0.5, 0.75]), 3)
+    columns = {"median_ms": median, "quartile_1_ms": low, "quartile_3_ms": high}
+    return columns | ({"compile_s": round(timing.compile_seconds, 2)} if compiled else {})
+
+
+def read_rows(file) -> list[dict]:
+    """The rows of a result file, all texts."""
+    with open(file, newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
 
 
 def write_rows(output, rows, **versions) -> str:

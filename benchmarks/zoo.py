@@ -9,7 +9,6 @@ requirements-reference.txt; takes half an hour and 16 GB of memory on two cores.
 
 import argparse
 import concurrent.futures
-import csv
 import dataclasses
 import datetime
 import importlib.metadata
@@ -23,7 +22,7 @@ from flax import nnx
 
 import models.registry
 from benchmarks.published import layouts_of, write_random_checkpoint
-from benchmarks.rows import write_rows
+from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.workdir import ROOT
 
@@ -114,12 +113,6 @@ def count_parameters(family, config) -> int:
 
 def _version(package):
     return f"{package} {importlib.metadata.version(package)}"
-
-
-def read_rows(file=ROOT / "results" / "zoo.csv") -> list[dict]:
-    """The rows of a file that was written before."""
-    with open(file, newline="", encoding="utf-8") as text:
-        return list(csv.DictReader(text))
 
 
 def as_markdown(rows) -> str:

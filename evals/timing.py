@@ -25,7 +25,7 @@ class Timing:
         return float(np.median(baseline.seconds / self.seconds))
 
 
-def time_in_turns(arms, *, repeats, progress=None) -> dict[str, Timing]:
+def time_in_turns(arms, *, repeats, settle=0.0, progress=None) -> dict[str, Timing]:
     """Times of functions without arguments that return when their work is done.
 
     An arm that raises RuntimeError, as JAX and PyTorch do when memory runs out or a device cannot
@@ -35,6 +35,7 @@ def time_in_turns(arms, *, repeats, progress=None) -> dict[str, Timing]:
       arms: functions by name.
       repeats: timed rounds; in each all arms run once, in another order, for an arm runs slower
         after one that fills the memory.
+      settle: seconds of busy waiting before each run, until threads of the last one rest.
       progress: what a bar calls the rounds; None for no bar.
     """
     first = {}
@@ -53,7 +54,9 @@ def time_in_turns(arms, *, repeats, progress=None) -> dict[str, Timing]:
     )
     for number in rounds:
         for name in order.permutation(list(first)):
-            start = time.perf_counter()
+            rest = time.perf_counter() + settle
+            while (start := time.perf_counter()) < rest:
+                pass  # not time.sleep, after which a processor is slow
             arms[name]()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)

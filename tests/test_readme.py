@@ -8,7 +8,8 @@ import re
 import pytest
 
 import models
-from benchmarks import zoo
+from benchmarks import tables, zoo
+from benchmarks.rows import read_rows
 from evals.masking_report import format_masking
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,19 +29,9 @@ def test_there_are_blocks_and_linked_files_exist():
 
 
 def test_the_speed_table_tells_the_committed_medians():
-    with open(ROOT / "results" / "attention.csv") as file:
-        rows = list(csv.DictReader(file))
-    text = lambda ms: f"{ms:,.1f}" if ms < 10 else f"{ms:,.0f}"
-    for tokens in (257, 1025, 4097, 16385):
-        median = {
-            row["arm"].split(" 2.")[0]: text(float(row["median_ms"]))
-            for row in rows
-            if int(row["tokens"]) == tokens
-        }
-        given = "FNA, landmarks given"
-        arms = ("exact", "exact, torch", "FNA, q sampled", given, f"{given}, torch")
-        cells = [median[arm] for arm in arms]
-        assert f"| {tokens:,} | {' | '.join(cells)} |" in (ROOT / "README.md").read_text()
+    heading, _, *lines = tables.attention(read_rows(ROOT / "results" / "attention.csv")).split("\n")
+    for line in (heading, *lines):
+        assert line in (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_many_devices_tells_the_committed_counts():
@@ -62,7 +53,7 @@ def test_the_table_of_masking_tells_the_committed_results():
 
 
 def test_the_table_of_the_zoo_tells_the_committed_errors():
-    rows = zoo.read_rows()
+    rows = read_rows(ROOT / "results" / "zoo.csv")
     assert zoo.as_markdown(rows) in (ROOT / "README.md").read_text()
     named = {name for row in rows for name in row["models"].split()}
     assert named == set(models.list_models())

@@ -1,0 +1,101 @@
+"""The README's tables of speed and memory, from the committed result files.
+
+    python -m benchmarks.tables
+
+What a file does not have is left out, or left empty.
+"""
+
+from benchmarks.rows import read_rows
+from evals.tables import markdown_table
+from evals.workdir import ROOT
+
+_LAYER = {  # arms of results/attention.csv, and what the table calls them
+    "exact": "exact, ms",
+    "exact, torch": "exact, PyTorch",
+    "FNA, q sampled": "FNA",
+    "FNA, landmarks given": "FNA, landmarks given",
+    "FNA, landmarks given, torch": "FNA, landmarks given, PyTorch",
+    "FNA, input sampled": "FNA, input sampled",
+    "FNA, input sampled, torch with quickfps": "FNA, input sampled, PyTorch",
+}
+_MODELS = {
+    "speedup": "times faster than exact",
+    "counted_speedup": "by counting",
+    "share_of_counted": "reached of that",
+    "times_hugging_face": "time / Hugging Face's",
+    "compile_s": "compile s",
+}
+
+
+def main():
+    for table in (attention, landmarks, models, memory, scaling):
+        file = ROOT / "results" / f"{table.__name__}.csv"
+        if file.exists():
+            print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
+
+
+def attention(rows) -> str:
+    """Milliseconds of one layer: a line for each number of tokens, a column for each arm."""
+    arms = [arm for arm in _LAYER if any(row["arm"] == arm for row in rows)]
+    lines = []
+    for tokens in dict.fromkeys(row["tokens"] for row in rows):
+        found = {row["arm"]: row["median_ms"] for row in rows if row["tokens"] == tokens}
+        lines.append([f"{int(tokens):,}"] + [_milliseconds(found.get(arm)) for arm in arms])
+    return markdown_table(["tokens", *(_LAYER[arm] for arm in arms)], lines)
+
+
+def landmarks(rows) -> str:
+    """Milliseconds of the choice of landmarks: a line for each size, ours beside the peer's."""
+    lines = []
+    for tokens, features in dict.fromkeys((row["tokens"], row["features"]) for row in rows):
+        ours, *peer = (x for x in rows if (x["tokens"], x["features"]) == (tokens, features))
+        peer = peer[0] if peer else {}
+        cells = [f"{int(tokens):,}", f"{int(features):,}", _milliseconds(ours["median_ms"])]
+        cells += [_milliseconds(peer.get("median_ms")), _ratio(peer.get("times_faster"), 1)]
+        lines.append(cells)
+    return markdown_table(["tokens", "features", "ms", "torch-quickfps", "times faster"], lines)
+
+
+def models(rows) -> str:
+    """A line for each model, size and arm."""
+    lines = [
+        [f"{row['model']}, {row['pixels']} px: {row['arm']}", _milliseconds(row["median_ms"])]
+        + [_ratio(row.get(column), 2) for column in _MODELS]
+        for row in rows
+    ]
+    return markdown_table(["model", "ms", *_MODELS.values()], lines)
+
+
+def memory(rows) -> str:
+    """Peak memory of a layer over the size of query, key, value and output."""
+    measures = ("compiled", "resident")
+    lines = [
+        [row["arm"], f"{int(row['tokens']):,}", f"{float(row['states_mb']):,.0f}"]
+        + [_ratio(row.get(f"{measure}_over_states"), 2) for measure in measures]
+        for row in rows
+    ]
+    return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
+
+
+def scaling(rows) -> str:
+    """Of each arm the power of N that its time grows with, and from where on it is faster."""
+    laws = {row["arm"]: row for row in rows if row["sweep"] == "tokens"}
+    lines = [
+        [arm, _ratio(row.get("exponent"), 2), str(row.get("break_even_tokens") or "")]
+        for arm, row in laws.items()
+    ]
+    return markdown_table(["attention", "exponent of N", "faster than exact from N ="], lines)
+
+
+def _milliseconds(value):
+    if value in (None, ""):
+        return ""
+    return f"{float(value):,.1f}" if float(value) < 10 else f"{float(value):,.0f}"
+
+
+def _ratio(value, digits):
+    return "" if value in (None, "") else f"{float(value):,.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
