@@ -16,7 +16,7 @@ import jax.numpy as jnp
 _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
 # On a CPU heads go one by one from this many logits each, which then stay in its caches.
-_HEAD_LOGITS = 2**19
+_HEAD_LOGITS = 2**18
 
 
 def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renormalise=True):
@@ -68,14 +68,24 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
 
 
 def _head_by_head(attend, query, key, value, key_mask):
-    """`attend(query, key, value, key_mask)` for one image and head at a time, `[B, T, K, D]`."""
+    """`attend(query, key, value, key_mask)` for one image and head at a time, `[B, T, K, D]`.
+
+    Each is read and written where it lies: to bring all heads of a long sequence in front first
+    would cost as much as a product.
+    """
     batch, _, num_groups, _ = query.shape
-    split = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch * num_groups, 1, x.shape[1], 1, -1)
-    if key_mask is not None:  # [B, 1, 1, M], the same for all heads
-        key_mask = jnp.repeat(key_mask, num_groups, axis=0)[:, None]
-    states = split(query), split(key), split(value), key_mask
-    output = jax.lax.map(lambda states: attend(*states), states)
-    return jnp.swapaxes(output.reshape(batch, num_groups, *output.shape[2:3], -1), 1, 2)
+
+    def one(index, output):
+        image, head = index // num_groups, index % num_groups
+        take = lambda x: jax.lax.dynamic_slice(
+            x, (image, 0, head, 0), (1, x.shape[1], 1, x.shape[3])
+        )
+        mask = None if key_mask is None else jax.lax.dynamic_slice_in_dim(key_mask, image, 1)
+        mine = attend(take(query), take(key), take(value), mask)
+        return jax.lax.dynamic_update_slice(output, mine, (image, 0, head, 0))
+
+    output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
+    return jax.lax.fori_loop(0, batch * num_groups, one, output)
 
 
 def softmax_weights(logits, *, removed=None, renormalise=True):
