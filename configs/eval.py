@@ -11,16 +11,24 @@ def get_config():
     # A checkpoint of models.save, PyTorch files, or a hub id; empty: the embedded model.
     config.model = ""
     config.revision = config_dict.placeholder(str)
-    # "digit scenes", a folder with one folder of images per class, or a COCO captions json.
+    # "digit scenes", a folder with one folder of images per class, a COCO or Karpathy json of
+    # captions, or what Hugging Face datasets saved to disk.
     config.data = "digit scenes"
     config.data_images = config_dict.placeholder(str)  # of the json; default: its own folder
-    # Of a folder; with {} for the class. Default: "a photo of a {}."
+    config.data_split = config_dict.placeholder(str)  # of a Karpathy json, or of a table
+    config.class_names = config_dict.placeholder(str)  # a file; default: names of the folders
+    # Of classes, with {} for the name; or "imagenet" for its 80. Default: "a photo of a {}."
     config.templates = config_dict.placeholder(tuple)
     config.num_images = config_dict.placeholder(int)  # of the user's data; default: all
     config.num_labelled_scenes = 400  # embedded
     config.num_captioned_scenes = 1000  # embedded
     config.num_fidelity_images = 64
     config.batch_size = 16
+    # Processes that read images; 0: threads. Default: as the number of images and cores suggests.
+    config.num_workers = config_dict.placeholder(int)
+    # Where embeddings are kept and found again, to be shared between runs; '' keeps none. Default:
+    # embeddings/ in the workdir.
+    config.cache = config_dict.placeholder(str)
 
     config.fna = ml_collections.ConfigDict()
     config.fna.layers = "second half"  # or block indices, like "13:24"

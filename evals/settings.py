@@ -1,9 +1,18 @@
 """What is wrong with a config whatever the model, told before anything runs."""
 
-import pathlib
-
+from evals.datasets import OF_USERS, format_of
 from evals.tasks import TASKS
 from models.registry import did_you_mean
+
+_COUNTS = (
+    "num_labelled_scenes",
+    "num_captioned_scenes",
+    "num_segmented_scenes",
+    "num_train_scenes",
+    "num_fidelity_images",
+    "num_images",
+    "batch_size",
+)
 
 
 def check_tasks(names) -> None:
@@ -21,20 +30,18 @@ def check_choice(values, name) -> None:
 
 
 def check_data_settings(config) -> None:
-    """Raises ValueError for a count below 1, or a setting that the data makes no use of."""
-    counts = ["num_labelled_scenes", "num_captioned_scenes", "num_fidelity_images", "batch_size"]
-    counts += ["num_images"] if config.num_images is not None else []
-    for name in counts:
-        if config[name] < 1:
-            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
-    embedded, folder = config.data == "digit scenes", pathlib.Path(config.data).is_dir()
-    unused = {
-        "templates": not folder,
-        "data_images": embedded or folder,
-        "num_images": embedded,
-    }
-    for name, nothing_uses_it in unused.items():
-        if config[name] is not None and nothing_uses_it:
+    """Raises ValueError for a count below 1, or a setting that the data makes no use of.
+
+    And FileNotFoundError for data that do not exist.
+    """
+    for name in _COUNTS:
+        if (count := config.get(name)) is not None and count < 1:
+            raise ValueError(f"--config.{name} must be at least 1, got {count}")
+    if (workers := config.get("num_workers")) is not None and workers < 0:
+        raise ValueError(f"--config.num_workers must be at least 0, got {workers}")
+    format = format_of(config)
+    for name in OF_USERS:
+        if config.get(name) is not None and name not in format.settings:
             raise ValueError(
                 f"--config.{name} was given, but --config.data={config.data!r} makes no use of it"
             )

@@ -39,12 +39,14 @@ class Preprocessor:
           image: if an array, uint8 or floats in 0..1, `[height, width]` or `[height, width, 3]`.
 
         Raises:
-          ValueError: an array of another shape, type or range, or too narrow an image for `fit`.
+          ValueError: an array of another shape, type or range, too narrow an image for `fit`, or
+            numbers that say nothing of what is white.
         """
         if isinstance(image, np.ndarray):
             image = _image_of(image)
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # otherwise it would be copied
             image = ImageOps.exif_transpose(image)
+        image = _in_8_bits(image)
         if self.on_white and image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -53,6 +55,26 @@ class Preprocessor:
             image = image.convert("RGB")
         pixels = self._resized_and_cropped(image)
         return (pixels / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+    def at_size(self, size: int) -> "Preprocessor":
+        """The same for square images of `size` pixels; resizing grows with the crop.
+
+        Raises:
+          ValueError: `size` below 1, or preprocessing that does not end in one size.
+        """
+        if size < 1:
+            raise ValueError(f"images of {size} pixels: the size must be at least 1")
+        if self.crop is None and (self.resize is None or self.fit != "fill"):
+            raise ValueError(
+                "this checkpoint's preprocessing leaves each image its own size, so there is no "
+                "size to set"
+            )
+        if self.crop is None:
+            return dataclasses.replace(self, resize=(size, size))
+        resize = self.resize
+        if resize is not None:
+            resize = tuple(round(side * size / self.crop[0]) for side in resize)
+        return dataclasses.replace(self, resize=resize, crop=(size, size))
 
     def _resized_and_cropped(self, image):
         size = self._size(*image.size) if self.resize else image.size
@@ -101,6 +123,19 @@ class Preprocessor:
         return (
             int(excess / 2) if self.library == "transformers" or excess < 0 else round(excess / 2)
         )
+
+
+def _in_8_bits(image):
+    """The image with the upper 8 bits where it is grey of 16, as Pillow reads colours of 16 bits.
+
+    The original processors make everything above 255 white there, which leaves no picture.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    lowest, highest = image.getextrema() if image.mode == "I" else (0, 255)
+    if image.mode == "F" or lowest < 0 or highest > 255:
+        raise ValueError(f"numbers of mode {image.mode}; save it with 8 or 16 bits per channel")
+    return image
 
 
 def _image_of(pixels):

@@ -9,9 +9,10 @@ import numpy as np
 import models
 from evals import data as readers
 from evals.analysis.measure import Plan, measure
-from evals.analysis.page import printable, render
+from evals.analysis.page import render
 from evals.analysis.pictures import draw
 from evals.analysis.results import count_table, in_words, summarize
+from evals.data.notices import printable
 from evals.evaluate import describe
 from evals.landmark_map import displayable, landmark_points
 from evals.pretrained import EMBEDDED_MODEL, Backbone, open_backbone

@@ -4,6 +4,7 @@ import base64
 import html
 
 from evals.analysis.results import COUNT_HEADINGS, count_rows
+from evals.data.notices import printable
 
 TITLE = "What attention does to the tokens"
 STYLE = """
@@ -96,11 +97,6 @@ def _skipped(skipped):
     items = [f"<li>{_text(one['file'])}: {_text(one['reason'])}</li>" for one in skipped]
     heading = "<h2>Images that did not open</h2>"
     return f'<section id="skipped">{heading}<ul>{"".join(items)}</ul></section>'
-
-
-def printable(value) -> str:
-    """Text with a question mark for what cannot be printed: names of files may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _text(value):

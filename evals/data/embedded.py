@@ -1,17 +1,20 @@
-"""The embedded test sets: digit scenes as labelled and as captioned images."""
+"""The embedded data: digit scenes with labels, captions, and label maps.
+
+Test scenes are made from digits that the training scenes never show.
+"""
 
 import numpy as np
 
 from evals import digit_scenes
-from evals.data.records import CaptionedImages, LabelledImages
+from evals.data.records import CaptionedImages, LabelledImages, SegmentedImages, Split
 
-# Seeds of the embedded test sets.
-_SINGLE_SEED, _MULTIPLE_SEED = 1, 2
+# Seeds of the embedded sets.
+_SINGLE_SEED, _MULTIPLE_SEED, _SEGMENTED_SEED = 1, 2, 3
 
 
-def single_digit_scenes(count) -> LabelledImages:
-    """Embedded test scenes with one digit each, to be classified by it."""
-    scenes = digit_scenes.make_scenes("test", count, seed=_SINGLE_SEED, num_digits=(1, 1))
+def single_digit_scenes(count, *, split="test") -> LabelledImages:
+    """Scenes with one digit each, to be classified by it."""
+    scenes = digit_scenes.make_scenes(split, count, seed=_SINGLE_SEED, num_digits=(1, 1))
     return LabelledImages(
         images=scenes.images,
         labels=scenes.digits.max(axis=1),
@@ -20,9 +23,27 @@ def single_digit_scenes(count) -> LabelledImages:
     )
 
 
+def labelled_digit_scenes(num_train, num_test) -> Split:
+    """So many of `single_digit_scenes` to train on, and to test with."""
+    return Split(
+        single_digit_scenes(num_train, split="train"), single_digit_scenes(num_test, split="test")
+    )
+
+
 def multiple_digit_scenes(count) -> CaptionedImages:
-    """Embedded test scenes with two to four digits each, no two with the same caption."""
+    """Test scenes with two to four digits each, no two with the same caption."""
     scenes = digit_scenes.make_scenes(
         "test", count, seed=_MULTIPLE_SEED, num_digits=(2, 4), distinct=True
     )
     return CaptionedImages(scenes.images, scenes.captions, np.arange(count))
+
+
+def segmented_digit_scenes(num_train, num_test) -> Split:
+    """Scenes with one to four digits and their label maps: the background, and ten digits."""
+
+    def part(split, count):
+        scenes = digit_scenes.make_scenes(split, count, seed=_SEGMENTED_SEED)
+        names = ("background", *digit_scenes.DIGIT_NAMES)
+        return SegmentedImages(scenes.images, scenes.labels, names)
+
+    return Split(part("train", num_train), part("test", num_test))

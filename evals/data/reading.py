@@ -1,21 +1,23 @@
-"""Batches of preprocessed images, read ahead of the computation."""
+"""Batches of preprocessed images, read ahead of the computation by threads or by processes."""
 
-import concurrent.futures
 import dataclasses
+import functools
+import math
+import os
+import pathlib
 
+import grain
 import jax
 import numpy as np
-from PIL import Image
+from absl import flags
+from grain.experimental import ThreadPrefetchIterDataset
 
-_READERS = 4  # threads that decode images
+from evals.data.unreadable import Tolerance, UnreadableImage, read_image
 
-
-class UnreadableImage(ValueError):
-    """An image that does not open: its path in `file`, the cause in `reason`."""
-
-    def __init__(self, file, cause):
-        self.file, self.reason = str(file), str(cause)
-        super().__init__(f"{file} cannot be read as an image: {cause}")
+_MOST_READERS = 16
+# A process takes seconds to start; and on few cores threads read as fast, for Pillow decodes and
+# resizes without the lock of Python.
+_FEW_IMAGES, _FEW_CORES = 10_000, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,68 +43,127 @@ class Batch:
         return jax.tree.map(lambda x: np.asarray(x)[self.real], tree)
 
 
-def batches(images, preprocess, batch_size, *, skipped=None):
-    """Yields a `Batch` for every `batch_size` images, in order; the next is read while one is used.
+def batches(images, preprocess, batch_size, *, skipped=None, part=(0, 1), start=0, workers=None):
+    """Yields a `Batch` for every `batch_size` images, in order, however many workers read.
 
-    Batch k has image `k · batch_size + b` in slot b. A batch in which no image opens is left out.
+    Batch k has image `k · batch_size + b` in slot b. A batch in which no image opens is left out,
+    unless several processes share the batches, which they do in step.
 
     Args:
-      images: paths, or uint8 arrays `[height, width, 3]`.
+      images: what `read_image` takes.
       preprocess: an image to float32 `[height, width, 3]`.
       batch_size: B.
-      skipped: a list; images that do not open are left out, and their errors added to it.
+      skipped: a list; images that do not open are left out, and their errors added to it. Without
+        it they are named on stderr at the end, and more than 1 % of them are an error.
+      part: `(index, count)` where `count` processes share each batch: the one of that index reads
+        and gets `B / count` of the slots.
+      start: the number of the first batch.
+      workers: processes that read; 0: threads of this one; None: as images and cores suggest.
 
     Raises:
-      ValueError: an image that does not open, or images that differ in size once preprocessed.
+      ValueError: too many images that do not open, or images that differ in size once preprocessed.
     """
-    starts = range(0, len(images), batch_size)
-    with (
-        concurrent.futures.ThreadPoolExecutor(_READERS) as pool,
-        concurrent.futures.ThreadPoolExecutor(1) as ahead,
-    ):
+    index, count = part
+    tolerance = Tolerance(len(images))
+    if skipped is not None:
+        tolerance = Tolerance(len(images), skipped, most=math.inf)
+    shape = _first_shape(images, preprocess, tolerance.most)
+    own = batch_size // count
+    rows = np.arange(-(-len(images) // batch_size) * batch_size)
+    rows = rows.reshape(-1, count, own)[start:, index].ravel()
+    workers = sensible_workers(images) if workers is None else workers
+    if workers:  # paths take pickle sixty times longer than texts
+        images = [str(item) if isinstance(item, pathlib.Path) else item for item in images]
+    read = read_ahead(
+        functools.partial(_read, images, preprocess),
+        rows,
+        ahead=own,
+        workers=workers,
+        batch=(own, functools.partial(_assemble, images=images, shape=shape)),
+    )
+    for batch, errors in read:
+        tolerance.add(errors)
+        if batch is not None and (count > 1 or batch.real.any()):
+            yield batch
+    if skipped is None:
+        tolerance.close()
 
-        def read(start):
-            items = images[start : start + batch_size]
-            arrays = list(pool.map(lambda item: _read(item, preprocess), items))
-            for error in (array for array in arrays if isinstance(array, UnreadableImage)):
-                if skipped is None:
-                    raise error
-                skipped.append(error)
-            return _stack(arrays, start, batch_size)
 
-        upcoming = None
-        for start in starts:
-            batch = upcoming.result() if upcoming else read(start)
-            following = start + batch_size
-            upcoming = ahead.submit(read, following) if following < len(images) else None
-            if batch is not None:
-                yield batch
+def read_ahead(read, rows, *, ahead, workers=0, batch=None):
+    """Yields `read(row)` of every row, in order, while further rows are read.
 
-
-def _read(item, preprocess):
-    """The preprocessed image, or why there is none."""
-    if isinstance(item, np.ndarray):
-        return preprocess(item)
+    Args:
+      read: a function of a row, to be pickled if processes read; may not give None.
+      rows: a sequence.
+      ahead: how many rows, at least.
+      workers: processes that read; 0: threads of this one.
+      batch: `(size, function)`: yields the function's value of every list of `size` results.
+    """
+    threads = 2 if workers else min(_MOST_READERS, 2 * os.cpu_count())
+    buffer = max(threads, math.ceil(ahead / max(workers, 1)))
+    data = grain.MapDataset.source(rows).map(read)
+    data = data.to_iter_dataset(grain.ReadOptions(threads, buffer))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain asks for flags of its own
+            flags.FLAGS.mark_as_parsed()
+        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, buffer))
+    if batch is not None:
+        size, assemble = batch
+        data = data.batch(size, batch_fn=assemble)
+        data = ThreadPrefetchIterDataset(data, prefetch_buffer_size=1)
+    iterator = iter(data)
     try:
-        with Image.open(item) as image:
-            return preprocess(image)
-    except Exception as error:  # Pillow raises many types on damaged and hostile files
-        return UnreadableImage(item, error)
+        yield from iterator
+    finally:
+        iterator.close()
 
 
-def _stack(arrays, start, batch_size):
-    """The batch of these arrays and errors, the first of which is image `start`; None if empty."""
-    found = {slot: array for slot, array in enumerate(arrays) if isinstance(array, np.ndarray)}
-    if not found:
-        return None
-    shapes = {array.shape for array in found.values()}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the images differ in size after preprocessing: {sorted(shapes)}; the checkpoint's "
-            "preprocessing must crop or resize to one size"
-        )
-    images = np.zeros((batch_size, *shapes.pop()), np.float32)
-    rows = np.full(batch_size, -1)
-    for slot, array in found.items():
-        images[slot], rows[slot] = array, start + slot
-    return Batch(images, rows)
+def sensible_workers(images) -> int:
+    """How many processes read them fastest."""
+    few = len(images) < _FEW_IMAGES or os.cpu_count() <= _FEW_CORES
+    return 0 if few or isinstance(images[0], np.ndarray) else min(_MOST_READERS, os.cpu_count())
+
+
+def _read(images, preprocess, row):
+    """The row and its image, preprocessed, or the error of it, or None past the last one."""
+    if row >= len(images):
+        return row, None
+    try:
+        return row, read_image(images[row], preprocess)
+    except UnreadableImage as error:
+        return row, error
+
+
+def _first_shape(images, preprocess, most):
+    """Of the first image that opens, preprocessed; None where more than `most` do not."""
+    for row in range(min(len(images), most + 1)):
+        found = _read(images, preprocess, row)[1]
+        if isinstance(found, np.ndarray):
+            return found.shape
+    return None
+
+
+def _assemble(found, *, images, shape):
+    """The batch of what `_read` gave for its slots, None without shape, and the errors in it."""
+    errors = [result for _, result in found if isinstance(result, UnreadableImage)]
+    if shape is None:
+        return None, errors
+    batch = Batch(np.zeros((len(found), *shape), np.float32), np.full(len(found), -1))
+    for slot, (row, result) in enumerate(found):
+        if isinstance(result, np.ndarray):
+            if result.shape != shape:
+                raise ValueError(
+                    f"{_name(images[row])} is {_size(result.shape)} after preprocessing, others "
+                    f"are {_size(shape)}: the images differ in size; the checkpoint's "
+                    "preprocessing must crop or resize to one size"
+                )
+            batch.images[slot], batch.rows[slot] = result, row
+    return batch, errors
+
+
+def _name(item):
+    return "an image" if isinstance(item, np.ndarray) else str(item)
+
+
+def _size(shape):
+    return "×".join(map(str, shape[:2]))

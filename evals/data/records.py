@@ -12,7 +12,7 @@ class LabelledImages:
     """M images with class labels, and how to say a class in words.
 
     Attributes:
-      images: M image paths, or uint8 arrays `[height, width, 3]`.
+      images: M of what `evals.data.read_image` takes: paths, uint8 arrays `[height, width, 3]`.
       labels: int `[M]`.
       class_names: K names.
       templates: sentences with `{}` for the name; a class is their mean embedding.
@@ -34,7 +34,7 @@ class CaptionedImages:
     """M images and L captions; an image may have several.
 
     Attributes:
-      images: M image paths, or uint8 arrays `[height, width, 3]`.
+      images: M of what `evals.data.read_image` takes: paths, uint8 arrays `[height, width, 3]`.
       captions: L sentences.
       image_of_caption: int `[L]`, the image that each caption describes.
     """
@@ -63,15 +63,18 @@ class SegmentedImages:
     """M images with a class for every pixel.
 
     Attributes:
-      images: M image paths, or uint8 arrays `[height, width, 3]`.
-      label_maps: M paths of label images, or uint8 arrays `[height, width]`: classes below K, or
-        `IGNORED`.
+      images: M of what `evals.data.read_image` takes: paths, uint8 arrays `[height, width, 3]`.
+      label_maps: M paths of label images, or uint8 arrays `[height, width]`, for
+        `evals.data.read_label_map`.
       class_names: K names.
+      first_label: the value of class 0 in the label maps, whose next is that of class 1; pixels
+        below it, and those of `IGNORED`, count for nothing.
     """
 
     images: Sequence
     label_maps: Sequence
     class_names: Sequence[str]
+    first_label: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,17 @@
-"""Settings of a short evaluation."""
+"""What tests of evaluations share: settings of a short one, and images to read."""
 
 import importlib
 
+import numpy as np
 import pytest
+from PIL import Image
+
+
+def write_image(path, *, size=(90, 70), mode="RGB", seed=0):
+    """Noise of that width and height; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
 
 
 def short_settings(model):

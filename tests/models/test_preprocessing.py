@@ -84,6 +84,23 @@ def test_every_mode_equals_its_rgb_conversion(mode):
     np.testing.assert_array_equal(CLIP(image), CLIP(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_of_16_bits_is_not_white(suffix):
+    file, pixels = io.BytesIO(), noise(40, 50)[..., 0]
+    Image.fromarray(pixels.astype(np.uint16) * 256 + 7).save(file, suffix.replace("tif", "tiff"))
+    with Image.open(file) as image:
+        assert image.mode == "I;16"
+        np.testing.assert_array_equal(CLIP(image), CLIP(pixels))
+
+
+def test_numbers_without_a_white_are_refused():
+    pixels = noise(40, 50)[..., 0].astype(np.int32)
+    np.testing.assert_array_equal(CLIP(Image.fromarray(pixels)), CLIP(pixels.astype(np.uint8)))
+    for image in (Image.fromarray(pixels + 1), Image.fromarray(pixels.astype(np.float32))):
+        with pytest.raises(ValueError, match="8 or 16 bits"):
+            CLIP(image)
+
+
 def test_transparent_pixels_on_white():
     image = Image.new("RGBA", (2, 1), (0, 0, 255, 0))
     image.putpixel((1, 0), (0, 0, 255, 51))
@@ -159,3 +176,18 @@ def test_arrays_without_channels_are_grey():
 def test_arrays_of_other_types_are_refused():
     with pytest.raises(ValueError, match="int64"):
         CLIP(np.zeros((4, 4, 3), np.int64))
+
+
+def test_another_size_scales_resizing_with_the_crop():
+    image = smooth(50, 70)
+    larger = dataclasses.replace(CLIP, resize=(64, 64), crop=(56, 56))
+    np.testing.assert_array_equal(
+        dataclasses.replace(CLIP, resize=(32, 32), crop=(28, 28)).at_size(56)(image), larger(image)
+    )
+    stretched = plain(resize=(20, 30), fit="fill")
+    assert stretched.at_size(24)(image).shape == (24, 24, 3)
+    assert plain(crop=(8, 8)).at_size(16)(image).shape == (16, 16, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        CLIP.at_size(0)
+    with pytest.raises(ValueError, match="its own size"):
+        plain(resize=(32, 32)).at_size(64)
