@@ -1,9 +1,6 @@
 """`python main.py --config eval.py [--config.FIELD=VALUE …]`; see `configs/` for the others."""
 
-import datetime
-import os
 import pathlib
-import pkgutil
 import sys
 
 from absl import app, flags, logging
@@ -17,6 +14,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "eval": "evals.report:evaluation_report",
     "masking": "evals.masking_report:masking_report",
     "speed": "evals.speed:speed_report",
+    "sweep": "evals.sweep_report:sweep_report",
     "train": "training.contrastive:training_report",
 }
 
@@ -24,12 +22,12 @@ TASKS = {  # functions of config and workdir that return the text to print
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
-    name = f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}"
     try:
         if (task := config.get("task")) not in TASKS:
             raise ValueError(f"config.task must be one of {', '.join(TASKS)}, got {task!r}")
-        run = pkgutil.resolve_name(TASKS[task])  # imports jax only now
-        print(run(config, WORKDIR.value or ROOT / "runs" / name))
+        from evals import processes  # imports jax only now
+
+        processes.run(TASKS[task], config, WORKDIR.value, runs=ROOT / "runs")
     # The user's input, or too much of it; anything else is a bug.
     except (ValueError, OSError, MemoryError, OverflowError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

@@ -1,21 +1,25 @@
 """Embeddings of images and texts in batches, with honest times."""
 
 import dataclasses
-import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
-from flax import nnx
 
-from evals.data import batches
+from evals.cache import Cache
+from evals.data.unreadable import checked_number
+from evals.devices import data_parallel, fitting, gather, joined, over_batches, own_slots
 
 # Cosines that differ by less are equal: float32 products of one pair differ by up to this much
 # from one routine to another, and a collapsed model must not be told apart by rounding.
 TIE = 1e-6
 _TIMED_RUNS = 5
 _TEXTS = 256  # per step
+_PART = 4096  # images that are kept on disk together, about
+_ARRAYS = "rows", "embeddings"
+_NONE = np.zeros(0, int)  # of a part in which no image opens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +32,20 @@ class Embedded:
       compile_seconds: spent compiling.
       images_per_second: without that, the median of a few runs on one batch, while nothing else is
         read or computed.
+      num_unreadable: the images that did not open.
     """
 
     embeddings: np.ndarray
     rows: np.ndarray
     compile_seconds: float
     images_per_second: float
+    num_unreadable: int
 
     @property
     def times(self) -> dict:
-        """What a record says of them."""
+        """What a record says of them, and of the images that did not open."""
         return {
+            "num_unreadable": self.num_unreadable,
             "compile_seconds": self.compile_seconds,
             "images_per_second": self.images_per_second,
         }
@@ -50,9 +57,13 @@ class Embedder:
 
     Attributes:
       batch_size: images per step.
+      workers: processes that read images, as in `evals.data.batches`.
+      cache: where embeddings are kept, and found again; None to compute them every time.
     """
 
     batch_size: int
+    workers: int | None = None
+    cache: Cache | None = None
 
     def images(self, backbone, images, *, output="embedding", rng=None) -> Embedded:
         """Embeds M images, paths or uint8 arrays.
@@ -64,39 +75,79 @@ class Embedder:
           rng: key of random landmarks, if the attention draws them.
 
         Raises:
-          ValueError: embeddings that are not finite, or an image that does not open.
+          ValueError: embeddings that are not finite, or more than 1 % of images that do not open.
         """
-        run = functools.partial(_embed, *nnx.split(backbone.model))
-        batch_size = min(self.batch_size, len(images))
-        out, rows, first = [], [], None
-        bar = tqdm.tqdm(total=len(images), desc="images", unit="img", leave=False, mininterval=1)
-        with bar:
-            for batch in batches(images, backbone.preprocess, batch_size):
-                key = None if rng is None else jax.random.fold_in(rng, len(rows))
-                embedded, seconds = _timed(run, batch.images, key, output=output)
-                first = seconds if first is None else first  # compiles, unless an equal model ran
-                out.append(np.asarray(embedded, np.float32)[batch.real])
-                rows.append(batch.rows[batch.real])
-                bar.update(int(batch.real.sum()))
-        timed = [_timed(run, batch.images, key, output=output)[1] for _ in range(_TIMED_RUNS)]
-        typical = float(np.median(timed))
-        embeddings = _finite(np.concatenate(out), "image")
-        compile_seconds = max(first - typical, 0.0)
-        return Embedded(embeddings, np.concatenate(rows), compile_seconds, batch_size / typical)
+        batch_size = fitting(self.batch_size, len(images))
+        per_part = -(-_PART // batch_size)  # batches
+        numbers = range(-(-len(images) // (batch_size * per_part)))
+        settings = dict(output=output, batch_size=batch_size, per_part=per_part, rng=rng)
+        entry = self.cache and self.cache.of_images(backbone, images, **settings)
+        parts = _stored(entry, numbers)
+        if missing := numbers[len(parts) :]:
+            run = Timed(data_parallel(OUTPUTS[output], backbone.model))
+            options = dict(rng=rng, workers=self.workers, start=missing[0] * per_part)
+            found = over_batches(run, images, backbone.preprocess, batch_size, **options)
+            parts += _computed(found, run, batch_size * per_part, missing, entry)
+        some = [part for part in parts if len(part["rows"])]
+        rows, embeddings = (np.concatenate([p[name] for p in some]) for name in _ARRAYS)
+        unreadable = checked_number(len(images) - len(rows), len(images))
+        compile_seconds, typical = map(float, parts[-1]["times"])
+        return Embedded(embeddings, rows, compile_seconds, batch_size / typical, unreadable)
 
     def texts(self, pretrained, texts) -> np.ndarray:
         """Embeds L texts, float32 `[L, P]`; raises ValueError where they are not finite."""
-        # The image tower's attention means nothing here: without it all arms share one program.
-        plain = pretrained.exact()
-        run = functools.partial(_encode_texts, *nnx.split(plain.model))
         starts = range(0, len(texts), _TEXTS)
+        chunks = [pretrained.tokenize(list(texts[start : start + _TEXTS])) for start in starts]
+        entry = self.cache and self.cache.of_texts(pretrained, np.concatenate(chunks))
+        if entry is not None and (stored := entry.read(0)) is not None:
+            return stored["embeddings"]
+        # The image tower's attention means nothing here: without it all arms share one program.
+        run = data_parallel(_encode_texts, pretrained.exact().model)
         out = []
-        for start in tqdm.tqdm(starts, desc="texts", unit="batch", leave=False, mininterval=1):
-            chunk = list(texts[start : start + _TEXTS])
-            token_ids = pretrained.tokenize(chunk)
-            padded = np.pad(token_ids, ((0, _TEXTS - len(chunk)), (0, 0)), mode="edge")
-            out.append(np.asarray(run(padded), np.float32)[: len(chunk)])
-        return _finite(np.concatenate(out), "text")
+        for chunk in tqdm.tqdm(chunks, desc="texts", unit="batch", leave=False, mininterval=1):
+            padded = np.pad(chunk, ((0, _TEXTS - len(chunk)), (0, 0)), mode="edge")
+            out.append(gather(run(own_slots(padded)))[: len(chunk)])
+        embeddings = _finite(np.concatenate(out), "text")
+        if entry is not None:
+            entry.write(0, {"embeddings": embeddings})
+        return embeddings
+
+
+def _stored(entry, numbers):
+    """The arrays of the first parts, those in front of the first one that is missing."""
+    parts = []
+    for number in numbers:
+        part = None if entry is None else entry.read(number)
+        if part is None:
+            break
+        parts.append(part)
+    return parts
+
+
+def _computed(found, run, size, numbers, entry):
+    """The arrays of the parts with these numbers, each written as soon as it is whole.
+
+    Args:
+      found: yields rows and embeddings of batches.
+      run: the `Timed` function that computes them.
+      size: images of a part.
+      numbers: a range; with the last part come the times.
+      entry: where they are written; None for nowhere.
+    """
+    parts, following = [], next(found, None)
+    for number in numbers:
+        group = []
+        while following is not None and following[0][0] // size == number:
+            group.append(following)
+            following = next(found, None)
+        rows, embeddings = joined(group) if group else (_NONE, _NONE)
+        part = {"rows": rows, "embeddings": _finite(embeddings, "image")}
+        if number == numbers[-1]:
+            part["times"] = np.array(run.times())
+        if entry is not None:
+            entry.write(number, part)
+        parts.append(part)
+    return parts
 
 
 def unit(x):
@@ -114,24 +165,47 @@ def _finite(embeddings, kind):
     return embeddings
 
 
-OUTPUTS = {  # what a model can give for an image, [B, P]
-    "embedding": lambda model, images, rng: model.encode_image(images, rng=rng),
-    "pooled": lambda model, images, rng: model(images, rng=rng).pooled,
-    "logits": lambda model, images, rng: model.classify(images, rng=rng),
-}
+def _embedding(model, images, rng):
+    return model.encode_image(images, rng=rng).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="output")
-def _embed(graphdef, state, images, rng, *, output):
-    return OUTPUTS[output](nnx.merge(graphdef, state), images, rng)
+def _pooled(model, images, rng):
+    return model(images, rng=rng).pooled.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_texts(graphdef, state, token_ids):
-    return nnx.merge(graphdef, state).encode_text(token_ids)
+def _logits(model, images, rng):
+    return model.classify(images, rng=rng).astype(jnp.float32)
 
 
-def _timed(function, *args, **kwargs):
+OUTPUTS = {"embedding": _embedding, "pooled": _pooled, "logits": _logits}  # of an image, [B, P]
+
+
+def _encode_texts(model, token_ids, rng):
+    del rng
+    return model.encode_text(token_ids).astype(jnp.float32)
+
+
+class Timed:
+    """The function, with the time of its first call, and with its last arguments."""
+
+    def __init__(self, function):
+        self.function, self.first = function, None
+
+    def __call__(self, *arguments):
+        self.arguments = arguments
+        if self.first is None:  # compiles, unless an equal model ran
+            out, self.first = _timed(self.function, *arguments)
+            return out
+        return self.function(*arguments)
+
+    def times(self):
+        """Seconds of compiling, and the median of a few runs on what it was called with last."""
+        timed = [_timed(self.function, *self.arguments)[1] for _ in range(_TIMED_RUNS)]
+        typical = float(np.median(timed))
+        return max(self.first - typical, 0.0), typical
+
+
+def _timed(function, *arguments):
     start = time.perf_counter()
-    out = jax.block_until_ready(function(*args, **kwargs))
+    out = jax.block_until_ready(function(*arguments))
     return out, time.perf_counter() - start

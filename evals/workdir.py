@@ -1,5 +1,6 @@
 """Result folders: claimed by one set of settings, never holding half a file."""
 
+import io
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ import sys
 import flax
 import jax
 import tqdm
+
+from evals.processes import on_first
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -25,6 +28,11 @@ def claim_workdir(config, workdir, **identity) -> pathlib.Path:
       ValueError: the folder holds a run with other settings, or on another device or version.
     """
     workdir = pathlib.Path(workdir).absolute()
+    on_first(lambda: _claim(config, workdir, identity))
+    return workdir
+
+
+def _claim(config, workdir, identity):
     here = {name: value for name, value in environment().items() if name != "command"}
     settings = json.dumps(config.to_dict() | here | identity, indent=2, sort_keys=True)
     file = workdir / "config.json"
@@ -37,7 +45,6 @@ def claim_workdir(config, workdir, **identity) -> pathlib.Path:
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(file, settings)
     print(f"results in {workdir}", file=sys.stderr)
-    return workdir
 
 
 def run_points(jobs, folder) -> list[dict]:
@@ -47,32 +54,45 @@ def run_points(jobs, folder) -> list[dict]:
       jobs: triples of an arm's name, a task's, and a function that gives the record.
       folder: made if need be.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     points = []
     for arm, task, run in tqdm.tqdm(jobs, desc="evaluating", unit="task", mininterval=1):
         file = folder / f"{arm}.{task}.json"
-        if not file.exists():
+        if not on_first(file.exists):
             write_atomically(file, json.dumps({"arm": arm} | run(), indent=2))
-        points.append(json.loads(file.read_text()))
+        points.append(json.loads(on_first(file.read_text)))
     return points
 
 
 def environment() -> dict:
     """Command, device and versions, for every number."""
-    device = jax.devices()[0]
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    device = f"{count} × {kind}" if count > 1 else kind
     return {
         "command": f"python {shlex.join(sys.orig_argv[1:])}".replace(f"{ROOT}/", ""),
-        "device": f"{device.device_kind} ({os.cpu_count()} CPU cores)",
+        "device": f"{device} ({os.cpu_count()} CPU cores)",
         "jax": jax.__version__,
         "flax": flax.__version__,
     }
 
 
 def write_atomically(file, content) -> None:
-    """Writes text or bytes beside `file`, then renames: the name never holds half a file."""
+    """Writes text or bytes beside `file`, then renames: the name never holds half a file.
+
+    Of several processes the first one writes.
+    """
+    if jax.process_index() > 0:
+        return
     file = pathlib.Path(file)
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # another run may write it, too
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")  # names of files may hold anything
     partial.write_bytes(content)
     partial.replace(file)
+
+
+def save_figure(figure, file, **options) -> None:
+    """Writes a matplotlib figure as a PNG, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **{"dpi": 120} | options)
+    write_atomically(file, content.getvalue())

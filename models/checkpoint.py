@@ -51,7 +51,12 @@ def _frugal_checkpointer(weights):
     """Writes few leaves at a time: all of them at once would need the model's memory again."""
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(weights))  # less than a leaf is refused
     limit = 1.01e-9 * max(largest, _WRITTEN_AT_ONCE)
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit))
+    me = jax.process_index()  # of several processes the one that saves waits for no other
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def load(path, *, sharding=None) -> nnx.Module:
@@ -103,7 +108,7 @@ def load(path, *, sharding=None) -> nnx.Module:
 def _placed(leaves, sharding):
     """The leaves' shapes and dtypes with the sharding of each."""
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     choose = sharding if callable(sharding) else lambda path, leaf: sharding
 
     def place(path, leaf):

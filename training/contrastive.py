@@ -13,9 +13,12 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import models
 from evals import digit_scenes
+from evals.devices import AXIS, own_slots, put
+from evals.processes import on_first
 from evals.workdir import claim_workdir, environment, write_atomically
 from models.clip import CLIP, similarity
 from models.tokenizer import load_tokenizer
@@ -43,6 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
       ValueError: `workdir` holds a run with other settings.
     """
     graphdef, state = nnx.split(_model_and_optimizer(config))
+    state = put(state, P())
     workdir = claim_workdir(config, workdir)
     with tempfile.TemporaryDirectory() as folder:
         companions = write_companions(folder)
@@ -53,9 +57,13 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
         )
         update = functools.partial(_train_step, config, graphdef, tokenize)
         state, record = _train_from_last_save(config, workdir / "state", update, state)
-        if not (workdir / "model").exists():
-            model, _ = nnx.merge(graphdef, state)
-            models.save(model, workdir / "model", companions=companions)
+
+        def save():
+            if not (workdir / "model").exists():
+                model, _ = nnx.merge(graphdef, jax.tree.map(np.asarray, state))
+                models.save(model, workdir / "model", companions=companions)
+
+        on_first(save)
     record |= {"model": str(workdir / "model"), **environment()}
     write_atomically(workdir / "train.json", json.dumps(record, indent=2))
     return record
@@ -143,19 +151,21 @@ def _train_step(config, graphdef, tokenize, state, step):
     )
     whole = step >= config.whole_images_from and step % config.whole_images_every == 0
     keep = None if whole else config.keep_tokens
-    return _update(graphdef, state, scenes.images, tokenize(scenes.captions), keep=keep)
+    batch = put(own_slots((scenes.images, tokenize(scenes.captions))), P(AXIS))
+    return _update(graphdef, state, *batch, keep=keep, size=config.batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="keep")
-def _update(graphdef, state, images, token_ids, *, keep):
-    """The state after one step, and its loss."""
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("keep", "size"))
+def _update(graphdef, state, images, token_ids, *, keep, size):
+    """The state after one step, and its loss; `size` pairs count, what follows is padding."""
     model, optimizer = nnx.merge(graphdef, state)
 
     def loss_of(model: CLIP):
         image = model.vision_projection(_pooled(model.vision, normalise(images), keep))
         text = model.encode_text(token_ids)
         scale = jnp.minimum(jnp.exp(model.logit_scale[...]), _MAX_LOGIT_SCALE)
-        return contrastive_loss(scale * similarity(image, text), token_ids)
+        logits = scale * similarity(image[:size], text[:size])
+        return contrastive_loss(logits, token_ids[:size])
 
     loss, gradients = nnx.value_and_grad(loss_of)(model)
     optimizer.update(model, gradients)
