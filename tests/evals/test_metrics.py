@@ -1,13 +1,13 @@
-"""Ranks against hand-computed cases and brute force; cost against a count by hand."""
+"""Classification against scikit-learn and by hand; cost against a count by hand."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from evals.cost import advice, vision_cost
-from evals.retrieval import retrieval_ranks
-from evals.zero_shot import true_class_rank
+from evals.metrics import classification, confusion_pairs, true_class_rank
 from fna_jax import FNAConfig
 from models.clip import VARIANTS
 
@@ -17,41 +17,59 @@ def test_rank_of_the_true_class_counts_ties_against_it():
     np.testing.assert_array_equal(true_class_rank(scores, np.array([0, 2, 1])), [0, 2, 2])
 
 
-def test_constant_embeddings_retrieve_nothing():
-    ones = np.ones((12, 4), np.float32) / 2
-    image_rank, caption_rank = retrieval_ranks(ones, ones, np.arange(12))
-    assert (image_rank == 11).all() and (caption_rank == 11).all()
+def test_scores_that_are_nan_or_equal_find_nothing():
+    labels = np.array([0, 1, 1])
+    for scores in (np.full((3, 3), np.nan), np.ones((3, 3))):
+        record = classification(scores, labels, "abc")
+        assert record["top1"] == record["mean_per_class"] == 0
+        assert sum(pair["count"] for pair in record["confusions"]) == 3
+        assert all(pair["true"] != pair["predicted"] for pair in record["confusions"])
 
 
-def test_a_collapsed_model_is_not_told_apart_by_rounding():
-    one = np.random.default_rng(0).normal(size=128).astype(np.float32)
-    same = np.tile(one / np.linalg.norm(one), (1000, 1))
-    image_rank, caption_rank = retrieval_ranks(same, same, np.arange(1000))
-    assert image_rank.min() == caption_rank.min() == 999
+def test_classes_by_hand():
+    scores = np.array([[3.0, 1, 2], [2, 3, 1], [1, 3, 3], [0, 0, 1], [9, 0, 5]])
+    record = classification(scores, np.array([0, 0, 1, 0, 0]), ["cat", "dog", "eel"])
+    assert record == {
+        "num_images": 5,
+        "top1": 40.0,
+        "mean_per_class": 25.0,  # of the two classes that have images
+        "per_class": {"cat": 50.0, "dog": 0.0, "eel": None},
+        "confusions": [
+            {"true": "cat", "predicted": "dog", "count": 1},
+            {"true": "cat", "predicted": "eel", "count": 1},
+            {"true": "dog", "predicted": "eel", "count": 1},
+        ],
+    }
 
 
-def test_nan_is_never_right():
-    nan = np.full((12, 4), np.nan, np.float32)
-    image_rank, caption_rank = retrieval_ranks(nan, nan, np.arange(12))
-    assert image_rank.min() == caption_rank.min() == 11
-    assert true_class_rank(np.full((2, 3), np.nan), np.array([0, 1])).min() == 2
+def test_classes_of_one_name_are_told_apart():
+    record = classification(np.eye(3), np.array([0, 1, 0]), ["crane", "dog", "crane"])
+    assert record["per_class"] == {"crane (0)": 100.0 / 2, "dog": 100.0, "crane (2)": None}
 
 
-@pytest.mark.parametrize("block", [3, 1024])
-def test_retrieval_ranks_equal_a_sort_with_several_captions_per_image(block, monkeypatch):
-    monkeypatch.setattr("evals.retrieval._BLOCK", block)
+def test_top5_needs_more_than_five_classes():
+    labels = np.zeros(4, int)
+    assert "top5" not in classification(np.ones((4, 5)), labels, "abcde")
+    assert classification(np.ones((4, 6)), labels, "abcdef")["top5"] == 0
+
+
+def test_classification_equals_scikit_learns():
     rng = np.random.default_rng(0)
-    owner = np.concatenate([np.arange(10), rng.integers(0, 10, size=15)])
-    unit = lambda x: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    images, texts = unit(rng.normal(size=(10, 6))), unit(rng.normal(size=(25, 6)))
-    image_rank, caption_rank = retrieval_ranks(images, texts, owner)
-    scores = images.astype(np.float64) @ texts.T
-    for image in range(10):
-        order = np.argsort(-scores[image])
-        assert image_rank[image] == np.flatnonzero(owner[order] == image)[0]
-    for text in range(25):
-        order = np.argsort(-scores[:, text])
-        assert caption_rank[text] == np.flatnonzero(order == owner[text])[0]
+    scores, labels = rng.normal(size=(300, 8)), rng.integers(0, 7, size=300)
+    scores[np.arange(300), labels] += 1
+    record = classification(scores, labels, "abcdefgh")
+    for k in (1, 5):
+        expected = sklearn.metrics.top_k_accuracy_score(labels, scores, k=k, labels=range(8))
+        assert record[f"top{k}"] == pytest.approx(100 * expected)
+    table = sklearn.metrics.confusion_matrix(labels, scores.argmax(axis=1), labels=range(8))
+    expected = 100 * np.diag(table)[:7] / table.sum(axis=1)[:7]
+    np.testing.assert_allclose([*record["per_class"].values()][:7], expected)
+    assert record["per_class"]["h"] is None
+    assert record["mean_per_class"] == pytest.approx(np.mean(expected))
+    np.fill_diagonal(table, 0)
+    counts = dict(confusion_pairs(scores, labels))
+    assert {pair: table[pair] for pair in zip(*np.nonzero(table))} == counts
+    assert [pair["count"] for pair in record["confusions"]] == sorted(counts.values())[:-11:-1]
 
 
 def test_cost_of_clip_l14_counts_what_the_paper_counts():
