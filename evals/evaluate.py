@@ -4,6 +4,7 @@ import jax
 import ml_collections
 
 from evals.arms import METHOD_NAMES, make_arms
+from evals.cache import open_cache
 from evals.cost import advice
 from evals.data import batches
 from evals.datasets import open_data
@@ -35,8 +36,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     num_tokens = jax.eval_shape(vision_tower(backbone.model).embed, first.images).shape[1]
     _check(arms, backbone, num_tokens)
     workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
-    embedder = Embedder(config.batch_size)
-    jobs = jobs_of(arms, config.tasks, backbone, data, embedder)
+    cache = open_cache(config, workdir)
+    embedder = Embedder(config.batch_size, config.get("num_workers"), cache)
+    jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
     points = run_points(jobs, workdir / "points")
 
     fnas = {arm.fna.num_landmarks: arm.fna for arm in arms if arm.fna}

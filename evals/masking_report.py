@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from evals.masking import MASSIVE, STRATEGIES, evaluate_masking
+from evals.masking import evaluate_masking
+from evals.strategies import MASSIVE, STRATEGIES
 from evals.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
 from evals.workdir import write_atomically
 

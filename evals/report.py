@@ -9,8 +9,9 @@ import numpy as np
 
 from evals.arms import METHOD_NAMES
 from evals.evaluate import evaluate, landmark_examples
+from evals.segmentation.picture import draw_segmentation, segmentation_examples
 from evals.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
-from evals.workdir import write_atomically
+from evals.workdir import save_figure, write_atomically
 
 matplotlib.use("Agg")  # before pyplot: no screen
 import matplotlib.pyplot as plt
@@ -29,7 +30,11 @@ def evaluation_report(config, workdir) -> str:
 
     Arguments and errors are those of `evals.evaluate.evaluate`.
     """
-    return write_report(evaluate(config, workdir), workdir, landmarks=landmark_examples(config))
+    results = evaluate(config, workdir)
+    if any(point["task"] == "segmentation" for point in results["points"]):
+        examples = segmentation_examples(config, workdir)
+        draw_segmentation(*examples, pathlib.Path(workdir, "segmentation.png"))
+    return write_report(results, workdir, landmarks=landmark_examples(config))
 
 
 def table_rows(results) -> list[dict]:
@@ -102,8 +107,7 @@ def write_report(results, workdir, *, landmarks) -> str:
 
 def plot_quality(rows, file):
     """Accuracy and error against the number of landmarks, exact attention as a line."""
-    accuracies = [h for h in ACCURACIES if any(h in row for row in rows)]
-    panels = [*accuracies, "embedding error"]
+    panels = [h for h in (*ACCURACIES, "embedding error") if any(h in row for row in rows)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
     for axis, heading in zip(axes[0], panels):
         for method, colour in _COLOURS.items():
@@ -173,7 +177,5 @@ def _flat(row):
 
 def _save(figure, file):
     figure.tight_layout()
-    partial = file.with_name(f".partial.{file.name}")
-    figure.savefig(partial, dpi=120)
+    save_figure(figure, file)
     plt.close(figure)
-    partial.replace(file)

@@ -6,8 +6,13 @@ import io
 # Columns of a table: heading, and the point's task and field.
 ACCURACIES = {
     "zero-shot top-1 %": ("zero_shot", "top1"),
+    "k-NN top-1 %": ("knn", "top1"),
+    "linear probe top-1 %": ("linear_probe", "top1"),
+    "own head top-1 %": ("classifier", "top1"),
     "image→text R@1 %": ("retrieval", "image_to_text_r1"),
     "text→image R@1 %": ("retrieval", "text_to_image_r1"),
+    "mIoU %": ("segmentation", "miou"),
+    "pixel accuracy %": ("segmentation", "pixel_accuracy"),
 }
 
 

@@ -39,6 +39,18 @@ MISTAKES = {
     "warmup": (["--config", "train.py", "--config.num_steps=9"], "must be positive and ascend"),
     "repeats": (["--config", "speed.py", "--config.repeats=0"], "repeats must be at least 1"),
     "memory": (["--config", "speed.py", "--config.batch_size=1000000000"], "Out of memory"),
+    "classifier": (
+        ["--config", "classify.py", "--config.tasks=classifier"],
+        "is a clip, which has no classifier of its own",
+    ),
+    "window": (
+        ["--config", "segment.py", "--config.segmentation.window=63"],
+        "window=63 is no multiple of the patch size 4",
+    ),
+    "grid": (
+        ["--config", "sweep.py", "--config.grid.num_landmarks=(300,)"],
+        "num_landmarks=300 is more than the 257 tokens",
+    ),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

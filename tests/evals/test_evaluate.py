@@ -13,7 +13,6 @@ from PIL import Image
 import models
 from evals import tasks
 from evals.arms import make_arms
-from evals.data import batches, coco_captions, image_folder
 from evals.datasets import open_data
 from evals.embed import Embedder
 from evals.evaluate import evaluate, landmark_examples
@@ -25,7 +24,7 @@ from evals.zero_shot import zero_shot
 from fna_jax import FNAConfig
 from tests import zoo
 from tests.conftest import REFERENCES
-from tests.evals.conftest import short_settings
+from tests.evals.conftest import short_settings, write_image
 from training.companions import write_companions
 
 TIMES = ("compile_seconds", "images_per_second")
@@ -179,49 +178,6 @@ def test_fidelity_does_not_depend_on_the_batch_size(short_config):
     assert one["layer_errors"] == pytest.approx(other["layer_errors"], rel=1e-4)
 
 
-def write_image(path, *, size=(90, 70), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-
-
-def test_image_folder_gives_class_names_and_zero_shot_runs_on_it(tmp_path, small_model):
-    for index, mode in enumerate(("RGB", "L", "RGBA", "P")):
-        write_image(tmp_path / "guinea_pig" / f"ä{index}.png", mode=mode, seed=index)
-    write_image(tmp_path / "cat" / "deep" / "one.jpg")
-    (tmp_path / "cat" / "notes.txt").write_text("not an image")
-    write_image(tmp_path / ".ipynb_checkpoints" / "hidden.png")
-    (tmp_path / "empty").mkdir()
-    data = image_folder(tmp_path, templates=("a {}",))
-    assert list(data.class_names) == ["cat", "guinea pig"]
-    np.testing.assert_array_equal(data.labels, [0, 1, 1, 1, 1])
-    record = zero_shot(open_pretrained(str(small_model)), data, Embedder(4))
-    assert record["num_images"] == 5 and 0 <= record["top1"] <= 100 and "top5" not in record
-
-
-def test_coco_captions_with_several_captions_per_image(tmp_path, short_config):
-    for index in range(3):
-        write_image(tmp_path / "images" / f"{index}.jpg", seed=index)
-    content = {
-        "images": [{"id": 10 + i, "file_name": f"{i}.jpg"} for i in range(3)],
-        "annotations": [
-            {"image_id": 10 + i % 3, "caption": f"a {i} at the top left"} for i in range(7)
-        ],
-    }
-    file = tmp_path / "captions.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(FileNotFoundError, match="data_images"):
-        coco_captions(file)
-    data = coco_captions(file, images=tmp_path / "images")
-    np.testing.assert_array_equal(data.image_of_caption, [0, 1, 2, 0, 1, 2, 0])
-
-    short_config.data, short_config.data_images = str(file), str(tmp_path / "images")
-    short_config.fna.methods, short_config.fna.num_landmarks = ("fps",), (4,)
-    points = run(short_config, tmp_path / "run")
-    assert {point["task"] for point in points} == {"retrieval", "fidelity"}
-    assert points[0]["num_captions"] == 7
-
-
 def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, short_config):
     source = tmp_path / "clip"
     source.mkdir()
@@ -264,52 +220,7 @@ def test_a_model_without_a_text_tower_is_refused(tmp_path):
         open_pretrained(str(tmp_path / "model"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "{}",
-        "[" * 100_000,
-        '{"images": [], "annotations": []}',
-        '{"images": 3}',
-        '{"images": [{"id": 1, "file_name": "../secret"}], "annotations": []}',
-        '{"images": [{"id": 1, "file_name": "/etc/passwd"}], "annotations": []}',
-        '{"images": [{"id": 1, "file_name": 5}], "annotations": []}',
-    ],
-)
-def test_what_is_not_coco_is_refused(tmp_path, content):
-    file = tmp_path / "captions.json"
-    file.write_text(content)
-    with pytest.raises(ValueError, match="captions"):
-        coco_captions(file)
-
-
-def test_image_that_does_not_open_is_named(tmp_path, small_model):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"\x89PNG nothing more")
-    preprocess = open_pretrained(str(small_model)).preprocess
-    with pytest.raises(ValueError, match=r"broken\.png"):
-        list(batches([broken], preprocess, 1))
-
-
-def test_template_without_a_place_for_the_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a photo of a cat"):
-        image_folder(tmp_path, templates=("a photo of a cat",))
-
-
-def test_folder_without_images_and_missing_data_are_refused(tmp_path, short_config):
-    with pytest.raises(FileNotFoundError, match="CLASS_NAME"):
-        image_folder(tmp_path, templates=("{}",))
+def test_missing_data_are_refused(tmp_path, short_config):
     short_config.data = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate(short_config, tmp_path / "run")
-
-
-def test_batches_keep_order_and_pad_the_last(small_model):
-    preprocess = open_pretrained(str(small_model)).preprocess
-    images = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
-    read = list(batches(images, preprocess, 3))
-    assert [batch.rows.tolist() for batch in read] == [[0, 1, 2], [3, 4, 5], [6, -1, -1]]
-    together = np.concatenate([batch.select(batch.images) for batch in read])
-    np.testing.assert_array_equal(together, np.stack([preprocess(image) for image in images]))
