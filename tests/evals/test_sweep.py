@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from evals import tasks
 from evals.pretrained import open_pretrained
 from evals.sweep import grid_arms, sweep
 from evals.sweep_report import format_sweep, pareto_front, sweep_report, sweep_rows
@@ -31,11 +30,6 @@ def finished(tmp_path_factory, small_model):
     config, workdir = short_sweep(small_model), tmp_path_factory.mktemp("sweep")
     text = sweep_report(config, workdir)
     return config, workdir, text, json.loads((workdir / "sweep.json").read_text())
-
-
-def without_times(points):
-    times = ("compile_seconds", "images_per_second", "speedup")
-    return [{k: v for k, v in point.items() if k not in times} for point in points]
 
 
 def test_the_grid_is_every_combination_and_one_exact_arm_per_size_and_masking(small_model):
@@ -85,25 +79,6 @@ def test_an_image_size_is_what_the_model_sees(small_model):
         if arm.fna is None
     }
     assert sizes == {64: None, 96: 96}
-
-
-def test_a_killed_sweep_goes_on_where_it_was(finished, tmp_path, monkeypatch):
-    config, _, _, results = finished
-    real_run, count = tasks.run_task, 0
-
-    def killed_at_the_third(*args):
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        return real_run(*args)
-
-    monkeypatch.setattr(tasks, "run_task", killed_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(config, tmp_path)
-    again = sweep(config, tmp_path)
-    assert without_times(again["points"]) == without_times(results["points"])
-    assert count == 1 + len([p for p in results["points"] if p["task"] != "speed"])
 
 
 def test_the_pareto_front_is_what_nothing_dominates():
