@@ -35,7 +35,7 @@ def sweep_report(config, workdir) -> str:
         "image encoder, all settings in turns."
     ]
     reasons = list(results["left_out"].values())
-    said += [f"{reasons.count(why)} settings left out: {why}" for why in dict.fromkeys(reasons)]
+    said += [f"left out, {reasons.count(why)} settings: {why}" for why in dict.fromkeys(reasons)]
     files = f"Written to {workdir}: sweep.json, sweep.csv, sweep.png"
     return "\n\n".join([headline(results), format_sweep(rows), *said, files])
 
@@ -130,7 +130,7 @@ def plot_fronts(rows, file):
         axis.set_title(heading)
         axis.margins(0.1)
         axis.grid(alpha=0.3)
-    axes[0][0].legend(loc="lower left")
+    axes[0][0].legend(loc="best")
     save_figure(figure, file, dpi=110, bbox_inches="tight")
     plt.close(figure)
 

@@ -25,8 +25,9 @@ SETTINGS = {  # of a short sweep
     "num_fidelity_images": 8,
     "batch_size": 8,
     "repeats": 1,
-    "tasks": '("zero_shot","retrieval","fidelity")',
-    "grid.num_landmarks": "(4,16)",
+    "tasks": '("zero_shot","fidelity")',
+    "grid.num_landmarks": "(8,)",
+    "grid.resample": "(False,)",
     "grid.features": '("q",)',
 }
 TIMES = ("images/s", "times exact", "front")

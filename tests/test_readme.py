@@ -11,9 +11,12 @@ import models
 from benchmarks import tables, zoo
 from benchmarks.rows import read_rows
 from evals.masking_report import format_masking
+from evals.report import format_table
+from evals.sweep_report import format_sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.split("\n")[0] for block in BLOCKS])
@@ -24,14 +27,32 @@ def test_code_runs(block, monkeypatch):
 
 def test_there_are_blocks_and_linked_files_exist():
     assert len(BLOCKS) == 5
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+    for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
 def test_the_speed_table_tells_the_committed_medians():
     heading, _, *lines = tables.attention(read_rows(ROOT / "results" / "attention.csv")).split("\n")
     for line in (heading, *lines):
-        assert line in (ROOT / "README.md").read_text()
+        assert line in README
+
+
+def test_the_table_of_whole_models_tells_the_committed_medians():
+    assert tables.models(read_rows(ROOT / "results" / "models.csv")) in README
+
+
+@pytest.mark.parametrize(
+    "folder, file, table",
+    [
+        ("digit_scenes_classification", "results.json", format_table),
+        ("digit_scenes_segmentation", "results.json", format_table),
+        ("digit_scenes_sweep", "sweep.json", format_sweep),
+        ("digit_scenes_masking", "masking.json", format_masking),
+    ],
+)
+def test_the_table_of_a_run_tells_the_committed_results(folder, file, table):
+    results = json.loads((ROOT / "results" / folder / file).read_text())
+    assert table(results["table"]) in README
 
 
 def test_the_table_of_many_devices_tells_the_committed_counts():
@@ -44,17 +65,12 @@ def test_the_table_of_many_devices_tells_the_committed_counts():
         cells = [f"{int(row['landmarks']):,}", row["devices"], text(float(row["exact_gmacs"]))]
         cells += [text(float(row["fna_gmacs"])), row["qkvo_gb"], row["communicated_mb"]]
         line = f"| {' | '.join(cells)} | {int(row['messages']):,} |"
-        assert line in (ROOT / "README.md").read_text()
-
-
-def test_the_table_of_masking_tells_the_committed_results():
-    results = json.loads((ROOT / "results" / "digit_scenes_masking" / "masking.json").read_text())
-    assert format_masking(results["table"]) in (ROOT / "README.md").read_text()
+        assert line in README
 
 
 def test_the_table_of_the_zoo_tells_the_committed_errors():
     rows = read_rows(ROOT / "results" / "zoo.csv")
-    assert zoo.as_markdown(rows) in (ROOT / "README.md").read_text()
+    assert zoo.as_markdown(rows) in README
     named = {name for row in rows for name in row["models"].split()}
     assert named == set(models.list_models())
 
@@ -62,4 +78,4 @@ def test_the_table_of_the_zoo_tells_the_committed_errors():
 def test_the_peak_of_conversion_is_the_committed_one():
     with open(ROOT / "results" / "conversion.csv") as file:
         peak = next(csv.DictReader(file))["peak_over_file"]
-    assert f"takes {peak} times its size" in (ROOT / "README.md").read_text()
+    assert f"takes {peak} times its size" in README
