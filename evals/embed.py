@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from evals.cache import Cache
+from evals.cache import Cache, open_cache
 from evals.data.unreadable import checked_number
 from evals.devices import data_parallel, fitting, gather, joined, over_batches, own_slots
 
@@ -148,6 +148,12 @@ def _computed(found, run, size, numbers, entry):
             entry.write(number, part)
         parts.append(part)
     return parts
+
+
+def open_embedder(config, workdir) -> Embedder:
+    """The embedder that a config asks for, for a run in that folder."""
+    cache = open_cache(config, workdir)
+    return Embedder(config.batch_size, config.get("num_workers"), cache)
 
 
 def unit(x):

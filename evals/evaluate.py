@@ -4,11 +4,10 @@ import jax
 import ml_collections
 
 from evals.arms import METHOD_NAMES, make_arms
-from evals.cache import open_cache
 from evals.cost import advice
 from evals.data import batches
 from evals.datasets import open_data
-from evals.embed import Embedder
+from evals.embed import open_embedder
 from evals.landmark_map import displayable, landmark_points
 from evals.pretrained import EMBEDDED_MODEL, Backbone, open_backbone, open_pretrained
 from evals.settings import check_choice, check_data_settings, check_tasks
@@ -36,8 +35,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     num_tokens = jax.eval_shape(vision_tower(backbone.model).embed, first.images).shape[1]
     _check(arms, backbone, num_tokens)
     workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
-    cache = open_cache(config, workdir)
-    embedder = Embedder(config.batch_size, config.get("num_workers"), cache)
+    embedder = open_embedder(config, workdir)
     jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
     points = run_points(jobs, workdir / "points")
 

@@ -5,10 +5,9 @@ import functools
 import ml_collections
 
 import models
-from evals.cache import open_cache
 from evals.datasets import open_data
 from evals.devices import data_parallel, joined, over_batches
-from evals.embed import Embedder
+from evals.embed import Embedder, open_embedder
 from evals.evaluate import describe
 from evals.pretrained import EMBEDDED_MODEL, Pretrained, open_pretrained
 from evals.retrieval import retrieval
@@ -35,8 +34,7 @@ def evaluate_masking(config: ml_collections.ConfigDict, workdir) -> dict:
     pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
     views = make_views(pretrained, config)
     workdir = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint())
-    cache = open_cache(config, workdir)
-    embedder = Embedder(config.batch_size, config.get("num_workers"), cache)
+    embedder = open_embedder(config, workdir)
     tasks = {
         "zero_shot": (zero_shot, open_data("labelled", config)),
         "retrieval": (retrieval, open_data("captioned", config)),

@@ -7,11 +7,10 @@ import jax
 import ml_collections
 
 from evals.arms import Arm, blocks_of
-from evals.cache import open_cache
 from evals.data import batches
 from evals.datasets import open_data
 from evals.devices import data_parallel, own_slots
-from evals.embed import OUTPUTS, Embedder
+from evals.embed import OUTPUTS, open_embedder
 from evals.evaluate import describe, open_model_of
 from evals.settings import check_choice, check_data_settings, check_tasks
 from evals.strategies import Strategy
@@ -58,8 +57,7 @@ def sweep(config: ml_collections.ConfigDict, workdir) -> dict:
     data = {kind: open_data(kind, config) for kind in {TASKS[name].data for name in config.tasks}}
     images = open_data("images", config)
     workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
-    cache = open_cache(config, workdir)
-    embedder = Embedder(config.batch_size, config.get("num_workers"), cache)
+    embedder = open_embedder(config, workdir)
     jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
     for size in dict.fromkeys(arm.image_size for arm in arms):
         alike = [arm for arm in arms if arm.image_size == size]

@@ -7,10 +7,9 @@ import matplotlib
 import numpy as np
 
 from evals.arms import METHOD_NAMES, make_arms
-from evals.cache import open_cache
 from evals.data import IGNORED, read_image
 from evals.datasets import open_data
-from evals.embed import Embedder
+from evals.embed import open_embedder
 from evals.evaluate import open_model_of
 from evals.segmentation.settings import Settings
 from evals.segmentation.task import logits_of, predictions
@@ -35,8 +34,7 @@ def segmentation_examples(config, workdir, *, num_images=4):
     """
     backbone, settings = open_model_of(config), Settings(**config.get("segmentation", {}))
     data = open_data("segmented split", config)
-    cache = open_cache(config, workdir)
-    embedder = Embedder(config.batch_size, config.get("num_workers"), cache)
+    embedder = open_embedder(config, workdir)
     head = trained_head(backbone, data.train, embedder, settings)
     label_maps = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
