@@ -331,10 +331,7 @@ def checked_landmarks(query, key, value, landmarks, key_mask):
             f"got indices {landmarks.indices.shape} and valid {landmarks.valid.shape}"
         )
     key_mask = checked_key_mask(key_mask, key)
-    if key_mask is not None:
-        real = jnp.take_along_axis(key_mask, landmarks.indices, axis=-1)
-        landmarks = dataclasses.replace(landmarks, valid=landmarks.valid & real)
-    return landmarks, key_mask
+    return landmarks.among(key_mask), key_mask
 
 
 def _key_padding(mask, query):

@@ -36,6 +36,13 @@ class Landmarks:
             )
         return cls(jnp.maximum(indices, 0).astype(jnp.int32), indices >= 0)
 
+    def among(self, key_mask) -> "Landmarks":
+        """These landmarks less those that are padding: False in the mask bool `[*B, N]`, or None."""
+        if key_mask is None:
+            return self
+        real = jnp.take_along_axis(key_mask, self.indices, axis=-1)
+        return dataclasses.replace(self, valid=self.valid & real)
+
 
 def farthest_point_sampling(points, num_samples, *, eligible=None):
     """Greedy k-center: indices of points that lie far apart, int32 `[S]`, in the order found.

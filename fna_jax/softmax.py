@@ -19,11 +19,14 @@ _MIN_ROWS = 128
 _HEAD_LOGITS = 2**18
 
 
-def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renormalise=True):
-    """`softmax(scale Q Kᵀ) V` by blocks of queries; zero for a query that has no keys.
+def softmax_attention(
+    query, key, value, *, scale, key_mask=None, log_mass=None, removed=None, renormalise=True
+):
+    """`softmax(scale Q Kᵀ + log m) V` by blocks of queries; zero for a query that has no keys.
 
     Args:
       query, key, value, scale, key_mask: as in `attention.exact_attention`.
+      log_mass: `[*B, M]`, logarithms of how many keys each stands for; −∞ for none. Default: one.
       removed: which entries of the matrix to leave out: a function of query positions `[1, T']`
         that returns bool `[B, 1, T', M]`, the batch flat.
       renormalise: as in `softmax_weights`.
@@ -33,7 +36,9 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
     shared = num_heads // num_groups  # query heads per key head
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
     key, value = flat(key), flat(value)
-    key_mask = None if key_mask is None else flat(key_mask)[:, None, None, :]
+    if key_mask is not None:
+        log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
+    log_mass = None if log_mass is None else flat(log_mass)[:, None, None, :]
     # Query heads that share a key head are further queries of one head: [B, T · H/K, K, D].
     query = flat(query).reshape(-1, num_queries, num_groups, shared, head_dim)
     query = jnp.swapaxes(query, 2, 3).reshape(-1, num_queries * shared, num_groups, head_dim)
@@ -41,12 +46,12 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def attend(query, key, value, key_mask):
+    def attend(query, key, value, log_mass):
         def rows(block):
             query, positions = block
             logits = scale * product("bthd,bmhd->bhtm", query, key)
-            if key_mask is not None:
-                logits = jnp.where(key_mask, logits, -jnp.inf)
+            if log_mass is not None:
+                logits += log_mass
             gone = None if removed is None else removed(positions)
             weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
             output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
@@ -55,7 +60,7 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
 
         return map_row_blocks(rows, (query, positions), num_keys)
 
-    states = query, key, value, key_mask
+    states = query, key, value, log_mass
     num_rows = num_queries * shared
     known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
     if known and removed is None and num_rows * num_keys >= _HEAD_LOGITS:
@@ -67,8 +72,8 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
 
 
-def _head_by_head(attend, query, key, value, key_mask):
-    """`attend(query, key, value, key_mask)` for one image and head at a time, `[B, T, K, D]`.
+def _head_by_head(attend, query, key, value, log_mass):
+    """`attend(query, key, value, log_mass)` for one image and head at a time, `[B, T, K, D]`.
 
     Each is read and written where it lies: to bring all heads of a long sequence in front first
     would cost as much as a product.
@@ -80,8 +85,8 @@ def _head_by_head(attend, query, key, value, key_mask):
         take = lambda x: jax.lax.dynamic_slice(
             x, (image, 0, head, 0), (1, x.shape[1], 1, x.shape[3])
         )
-        mask = None if key_mask is None else jax.lax.dynamic_slice_in_dim(key_mask, image, 1)
-        mine = attend(take(query), take(key), take(value), mask)
+        mass = None if log_mass is None else jax.lax.dynamic_slice_in_dim(log_mass, image, 1)
+        mine = attend(take(query), take(key), take(value), mass)
         return jax.lax.dynamic_update_slice(output, mine, (image, 0, head, 0))
 
     output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
