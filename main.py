@@ -10,11 +10,11 @@ ROOT = pathlib.Path(__file__).parent
 CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or a path")
 WORKDIR = flags.DEFINE_string("workdir", None, "results folder; default: a fresh one in runs/")
 TASKS = {  # functions of config and workdir that return the text to print
-    "analyze": "evals.analysis.job:analyze",
-    "eval": "evals.report:evaluation_report",
-    "masking": "evals.masking_report:masking_report",
-    "speed": "evals.speed:speed_report",
-    "sweep": "evals.sweep_report:sweep_report",
+    "analyze": "evals.jobs.analysis.job:analyze",
+    "eval": "evals.jobs.evaluate.report:evaluation_report",
+    "masking": "evals.jobs.masking.report:masking_report",
+    "speed": "evals.jobs.speed:speed_report",
+    "sweep": "evals.jobs.sweep.report:sweep_report",
     "train": "training.contrastive:training_report",
 }
 
@@ -25,7 +25,7 @@ def main(_):
     try:
         if (task := config.get("task")) not in TASKS:
             raise ValueError(f"config.task must be one of {', '.join(TASKS)}, got {task!r}")
-        from evals import processes  # imports jax only now
+        from evals.running import processes  # imports jax only now
 
         processes.run(TASKS[task], config, WORKDIR.value, runs=ROOT / "runs")
     # The user's input, or too much of it; anything else is a bug.

@@ -19,7 +19,7 @@ from PIL import Image
 import models
 from benchmarks.processes import run_measured
 from benchmarks.rows import write_rows
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 from models.registry import vision_config
 
 

@@ -17,7 +17,7 @@ import tqdm
 from benchmarks import peers, tables
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
-from evals.timing import time_in_turns
+from evals.running.timing import time_in_turns
 from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks
 from fna_jax.softmax import cudnn_obstacle
 

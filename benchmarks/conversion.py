@@ -15,7 +15,7 @@ import models.registry
 from benchmarks.processes import run_measured
 from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import write_rows
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 
 RUNS = (  # of the file, its dtype, and the dtype asked for
     ("model.safetensors", "float32", "float32"),

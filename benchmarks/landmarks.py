@@ -2,8 +2,8 @@
 
     python -m benchmarks.landmarks
 
-Both start at the first token, and take turns in one process (`evals.timing`). `same_indices` tells
-whether they chose the same tokens.
+Both start at the first token, and take turns in one process (`evals.running.timing`).
+`same_indices` tells whether they chose the same tokens.
 """
 
 import jax
@@ -13,7 +13,7 @@ import tqdm
 from benchmarks import peers, tables
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
-from evals.timing import time_in_turns
+from evals.running.timing import time_in_turns
 from fna_jax import select_landmarks
 
 

@@ -27,10 +27,10 @@ from PIL import Image
 import models
 from benchmarks.rows import benchmark_parser, parse, write_rows
 from evals.data import batches, image_files
-from evals.devices import data_parallel, over_batches
-from evals.embed import OUTPUTS
-from evals.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
-from evals.timing import time_in_turns
+from evals.running.devices import data_parallel, over_batches
+from evals.running.embed import OUTPUTS
+from evals.running.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
+from evals.running.timing import time_in_turns
 from models.preprocessor import Preprocessor
 from models.registry import vision_config
 

@@ -5,8 +5,8 @@
 Random weights of a published size, at resolutions of your choice, for which positions are made
 (nothing is resized). All arms of a size run in one process, in turns of random order, after a
 warm-up. `speedup` is over our exact model; `counted_speedup` is what counting multiply-adds allows
-(`evals.cost`), `share_of_counted` one over the other; `times_hugging_face` is the time over that of
-Hugging Face's model with `scaled_dot_product_attention`.
+(`evals.jobs.cost`), `share_of_counted` one over the other; `times_hugging_face` is the time over
+that of Hugging Face's model with `scaled_dot_product_attention`.
 """
 
 import functools
@@ -24,8 +24,8 @@ from benchmarks.plots import Panel, write_plot
 from benchmarks.published import layouts_of
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from convert.originals import prepare_libraries
-from evals.cost import vision_cost
-from evals.timing import time_in_turns
+from evals.jobs.cost import vision_cost
+from evals.running.timing import time_in_turns
 from fna_jax.config import FEATURES, FNAConfig
 from models.configs import DTYPES
 

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from evals.workdir import environment, write_atomically
+from evals.running.workdir import environment, write_atomically
 
 LABELS = {
     "tokens": "tokens N",

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 
 # Linux counts the memory of the process that starts another as the other's peak: start it from a
 # small one.

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from evals.workdir import ROOT, environment, write_atomically
+from evals.running.workdir import ROOT, environment, write_atomically
 
 _BUSY = 0.5  # processes that ran on average in the last minute
 

@@ -3,10 +3,10 @@
     python -m benchmarks.scaling
 
 Three sweeps: each varies one size and keeps the others at `--fixed`. All arms of a size take turns
-in one process (`evals.timing`). Over the tokens, `exponent` is the slope of log time against log N
-from `--fit_from` tokens on (1 is linear, 2 quadratic), and `break_even_tokens` is from where on an
-arm stays faster than the fastest exact attention. Arms "with projections" are layers that come with
-them (`benchmarks.peers`).
+in one process (`evals.running.timing`). Over the tokens, `exponent` is the slope of log time
+against log N from `--fit_from` tokens on (1 is linear, 2 quadratic), and `break_even_tokens` is
+from where on an arm stays faster than the fastest exact attention. Arms "with projections" are
+layers that come with them (`benchmarks.peers`).
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from benchmarks import peers, tables
 from benchmarks.attention import jax_arms, layer_parser, measure, random_states
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import parse, write_rows
-from evals.speed import break_even
+from evals.jobs.speed import break_even
 from fna_jax import select_landmarks
 
 # Quadratic in memory, or, without sampling, no whole layer.

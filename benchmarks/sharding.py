@@ -9,7 +9,7 @@ multiply-adds, gigabytes of query, key, value and output, and bytes that its col
 import argparse
 
 from benchmarks.rows import write_rows
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 
 HEADS, HEAD_DIM = 16, 64  # ViT-L
 ITEMSIZE = 2  # bfloat16

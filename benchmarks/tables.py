@@ -6,8 +6,8 @@ What a file does not have is left out, or left empty.
 """
 
 from benchmarks.rows import read_rows
-from evals.tables import markdown_table
-from evals.workdir import ROOT
+from evals.jobs.tables import markdown_table
+from evals.running.workdir import ROOT
 
 _LAYER = {  # arms of results/attention.csv, and what the table calls them
     "exact": "exact, ms",

@@ -24,7 +24,7 @@ import models.registry
 from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB

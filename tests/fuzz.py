@@ -29,7 +29,7 @@ from benchmarks.rows import write_rows
 from convert.__main__ import main as convert
 from convert.loading import convert_checkpoint
 from convert.sources import find_weights
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 from tests import zoo
 
 SAVED_ONE_IN = 10  # of the models that are converted: saving takes most of the time

@@ -17,7 +17,7 @@ import time
 import tqdm
 
 from benchmarks.rows import write_rows
-from evals.workdir import ROOT
+from evals.running.workdir import ROOT
 
 SETTINGS = {  # of a short sweep
     "num_labelled_scenes": 40,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from evals.report import format_table
+from evals.jobs.evaluate.report import format_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 MISTAKES = {

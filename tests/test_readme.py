@@ -10,9 +10,9 @@ import pytest
 import models
 from benchmarks import tables, zoo
 from benchmarks.rows import read_rows
-from evals.masking_report import format_masking
-from evals.report import format_table
-from evals.sweep_report import format_sweep
+from evals.jobs.evaluate.report import format_table
+from evals.jobs.masking.report import format_masking
+from evals.jobs.sweep.report import format_sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -5,7 +5,7 @@ import pathlib
 
 import tokenizers
 
-from evals.digit_scenes import CANVAS, DIGIT_NAMES, PLACES, phrase
+from evals.data.digit_scenes import CANVAS, DIGIT_NAMES, PLACES, phrase
 
 _SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
 _MEAN, _STD = 0.5, 0.5

@@ -16,10 +16,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import models
-from evals import digit_scenes
-from evals.devices import AXIS, own_slots, put
-from evals.processes import on_first
-from evals.workdir import claim_workdir, environment, write_atomically
+from evals.data import digit_scenes
+from evals.running.devices import AXIS, own_slots, put
+from evals.running.processes import on_first
+from evals.running.workdir import claim_workdir, environment, write_atomically
 from models.clip import CLIP, similarity
 from models.tokenizer import load_tokenizer
 from models.vit import attend_exactly

@@ -5,7 +5,7 @@ Test scenes are made from digits that the training scenes never show.
 
 import numpy as np
 
-from evals import digit_scenes
+from evals.data import digit_scenes
 from evals.data.records import CaptionedImages, LabelledImages, SegmentedImages, Split
 
 # Seeds of the embedded sets.

@@ -44,7 +44,7 @@ class StoredImage:
 
     @property
     def identity(self):
-        """What tells it from every other image, for `evals.cache`."""
+        """What tells it from every other image, for `evals.running.cache`."""
         return f"{self}, {self.column}, {self.table._fingerprint}"
 
 

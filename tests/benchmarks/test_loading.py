@@ -5,7 +5,7 @@ import types
 from flax import nnx
 
 from benchmarks import loading
-from evals.pretrained import Backbone
+from evals.running.pretrained import Backbone
 from models.preprocessor import Preprocessor
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 import models.registry
 from benchmarks import models as benchmark
-from evals.cost import vision_cost
+from evals.jobs.cost import vision_cost
 from fna_jax import FNAConfig
 
 SMALL = models.registry.override(

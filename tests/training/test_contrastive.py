@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from evals import digit_scenes
+from evals.data import digit_scenes
 from models.preprocessing import load_preprocessor
 from models.tokenizer import load_tokenizer
 from training import contrastive

@@ -1,0 +1,183 @@
+"""The job of `--config analyze.py`: from settings to a page, PNGs and numbers in a folder."""
+
+import json
+
+import jax
+import ml_collections
+import numpy as np
+
+import models
+from evals import data as readers
+from evals.data.notices import printable
+from evals.jobs.analysis.measure import Plan, measure
+from evals.jobs.analysis.page import render
+from evals.jobs.analysis.pictures import draw
+from evals.jobs.analysis.results import count_table, in_words, summarize
+from evals.jobs.evaluate.job import describe
+from evals.jobs.landmark_map import displayable, landmark_points
+from evals.jobs.tables import headline
+from evals.running.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
+from evals.running.workdir import claim_workdir, write_atomically
+from fna_jax import FNAConfig
+from fna_jax.config import parse_blocks
+from models.interventions import check_block
+from models.registry import vision_config
+
+_SCENES = "digit scenes"
+_NUM_SCENES = 64
+_MOST_EXAMPLES = 16  # matplotlib takes a second for each
+
+
+def analyze(config: ml_collections.ConfigDict, workdir) -> str:
+    """Writes `index.html`, its PNGs and `analysis.json` into `workdir`; the text to print.
+
+    Raises:
+      FileNotFoundError, ValueError: a model, images or settings that cannot be used, or a `workdir`
+        of a run with other settings.
+    """
+    check_settings(config)
+    backbone = open_backbone(config.model or str(EMBEDDED_MODEL), config.revision)
+    plan = make_plan(config, vision_config(backbone.model.config).encoder.depth)
+    images = open_images(config)
+    view = with_landmarks(backbone, images, config.num_landmarks)
+    workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
+    measured = measure(
+        backbone.model,
+        images,
+        backbone.preprocess,
+        plan,
+        batch_size=min(config.batch_size, len(images)),
+        num_examples=config.num_examples,
+    )
+    for example in measured.examples:
+        pixels = example["pixels"][None]
+        (example["shown"],) = displayable(pixels, backbone.preprocess)
+        (example["landmarks"],) = landmark_points(view, pixels)
+    num_prefix = models.vision_tower(backbone.model).num_prefix
+    results = describe(backbone, config) | summarize(measured, plan, num_prefix)
+    results["summary"] = in_words(results)
+    patch_size = vision_config(backbone.model.config).patch_size
+    pictures = draw(results, measured.examples, num_prefix, patch_size)
+    return write(workdir, results, _example_names(images, measured), pictures)
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for a setting that no model could be analysed with."""
+    for name in ("num_images", "batch_size", "max_sinks", "num_examples", "num_landmarks"):
+        if config[name] is not None and config[name] < 1:
+            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    if config.num_examples > _MOST_EXAMPLES:
+        raise ValueError(
+            f"--config.num_examples={config.num_examples}: at most {_MOST_EXAMPLES} are drawn"
+        )
+    if config.detector not in ("norm", "attention"):
+        raise ValueError(f"--config.detector must be norm or attention, got {config.detector!r}")
+    sources = _sources(config.images)
+    if not sources or not all(isinstance(source, str) and source for source in sources):
+        raise ValueError(
+            f"--config.images must be '{_SCENES}', a folder, a file, or a tuple of folders and "
+            f"files, got {config.images!r}"
+        )
+
+
+def make_plan(config, depth) -> Plan:
+    """Where to look in a model of so many blocks.
+
+    Raises:
+      ValueError: a block that the model does not have, or `first_block` after `block`.
+    """
+    # Massive tokens form below block 13 of the 24 of CLIP ViT-L/14, and sinks are found from 9 on.
+    block = depth * 13 // 24 if config.block is None else config.block
+    first_block = min(block, depth * 9 // 24) if config.first_block is None else config.first_block
+    if config.blocks == "spread":
+        blocks = tuple(
+            sorted({*np.linspace(0, depth - 1, 4, dtype=int).tolist(), first_block, block})
+        )
+    else:
+        blocks = parse_blocks(config.blocks, "--config.blocks")
+    for number in (block, first_block, *blocks):
+        check_block(number, depth)
+    if first_block > block:
+        raise ValueError(
+            f"--config.first_block={first_block} comes after --config.block={block}, which decides"
+        )
+    return Plan(block, first_block, blocks, config.detector, config.max_sinks)
+
+
+def open_images(config):
+    """Paths of the user's images, or embedded digit scenes, uint8 arrays.
+
+    Raises:
+      FileNotFoundError: a path that does not exist, or a folder without images.
+    """
+    if config.images == _SCENES:
+        return readers.multiple_digit_scenes(config.num_images or _NUM_SCENES).images
+    return readers.image_files(config.images, limit=config.num_images)
+
+
+def with_landmarks(backbone: Backbone, images, num_landmarks) -> Backbone:
+    """A view with that many landmarks in the second half of the blocks, for their map.
+
+    Raises:
+      ValueError: more landmarks than tokens of an image, or no image that opens.
+    """
+    skipped = []
+    first = next(readers.batches(images, backbone.preprocess, 1, skipped=skipped), None)
+    if first is None:
+        raise ValueError(f"none of the {len(images)} images opens; the first: {skipped[0]}")
+    tower = models.vision_tower(backbone.model)
+    num_tokens = jax.eval_shape(tower.embed, first.images).shape[1]
+    if num_landmarks > num_tokens:
+        raise ValueError(
+            f"--config.num_landmarks={num_landmarks} is more than the {num_tokens} tokens of an "
+            "image; choose fewer"
+        )
+    depth = len(tower.encoder.blocks)
+    return backbone.with_attention(FNAConfig(f"{depth // 2}:{depth}", num_landmarks, features="q"))
+
+
+def write(workdir, results, example_names, pictures) -> str:
+    """Writes all files of an analysis; the text to print.
+
+    Args:
+      workdir: the folder.
+      results: what goes into `analysis.json`.
+      example_names: of the images that are drawn.
+      pictures: of `pictures.draw`.
+    """
+    pngs = [(picture, picture.png()) for picture in pictures]
+    for picture, png in pngs:
+        write_atomically(workdir / f"{picture.name}.png", png)
+    write_atomically(workdir / "analysis.json", json.dumps(results, indent=2, allow_nan=False))
+    facts = {
+        "model": results["model"],
+        "images": f"{results['num_images']} of {', '.join(_sources(results['config']['images']))}",
+        "drawn": ", ".join(example_names),
+        "blocks": f"0 to {len(results['norms']['median']) - 2}; tokens are judged in block "
+        f"{results['block']}, sinks masked from block {results['first_block']} on; massive "
+        f"means massive by {results['massive']}",
+        **results["environment"],
+    }
+    write_atomically(workdir / "index.html", render(facts, results, pngs))
+    lines = [
+        headline(results),
+        count_table(results),
+        "\n".join(results["summary"]),
+        *(printable(f"left out: {one['file']}: {one['reason']}") for one in results["skipped"]),
+    ]
+    files = ", ".join(f"{picture.name}.png" for picture in pictures)
+    return "\n\n".join([*lines, f"Written to {workdir}: index.html, analysis.json, {files}"])
+
+
+def _sources(images):
+    return images if isinstance(images, tuple) else (images,)
+
+
+def _example_names(images, measured):
+    """Names of the files that are drawn, or numbers of the scenes."""
+    skipped = {error.file for error in measured.skipped}
+    names = [
+        f"scene {index}" if isinstance(image, np.ndarray) else str(image)
+        for index, image in enumerate(images, start=1)
+    ]
+    return [name for name in names if name not in skipped][: len(measured.examples)]

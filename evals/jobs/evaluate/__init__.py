@@ -1,0 +1,1 @@
+"""Exact attention and FNA side by side: `--config eval.py`, `classify.py` and `segment.py`."""

@@ -1,0 +1,1 @@
+"""The evals under each masking strategy: `--config masking.py`."""

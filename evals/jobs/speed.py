@@ -1,0 +1,258 @@
+"""What FNA gains on this device, measured: for one model at one image size, and for one layer."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import models
+from evals.jobs.cost import vision_cost
+from evals.running.pretrained import EMBEDDED_MODEL, open_model
+from evals.running.timing import time_in_turns
+from evals.running.workdir import ROOT, claim_workdir, environment, write_atomically
+from fna_jax import FNAConfig
+from models.attends import Attended, LandmarkAttention, attend_exactly
+from models.configs import DTYPES
+
+_WORTH = 1.1  # times faster, below which the advice is not to bother
+_MOST = 100_000  # pixels, patches of a side, or landmarks
+
+
+def speed_report(config, workdir) -> str:
+    """Measures, writes `speed.json` into `workdir`, and returns the text to print.
+
+    Raises:
+      FileNotFoundError, ValueError: a model or settings that cannot be used.
+    """
+    _check_settings(config)
+    model = _open(config)
+    tower = models.vision_tower(model)
+    images = jnp.ones((config.batch_size, *_image_size(config, model), 3), jnp.float32)
+    num_tokens = jax.eval_shape(tower.embed, images).shape[1]
+    fnas = _fna_settings(config, model, num_tokens)
+    folder = claim_workdir(config, workdir)
+    arms = _time_model(model, images, fnas, config.repeats)
+    encoder = tower.config.encoder
+    layers = [
+        _time_layer(model.config, encoder, tower.num_prefix + side**2, fnas, config)
+        for side in config.grids
+    ]
+    record = {
+        "model": config.model or str(EMBEDDED_MODEL.relative_to(ROOT)),
+        "image_size": list(images.shape[1:3]),
+        "num_tokens": num_tokens,
+        "batch_size": config.batch_size,
+        "dtype": model.config.dtype,
+        "fna_blocks": list(fnas[0].layers),
+        "attention_share": max(0.0, 1 - 1 / arms["no attention"]["speedup"]),
+        "arms": arms,
+        "layers": layers,
+        "environment": environment(),
+    }
+    for fna in fnas:
+        if _name(fna) in arms:
+            arms[_name(fna)]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
+    record["advice"] = advice(record)
+    write_atomically(folder / "speed.json", json.dumps(record, indent=2))
+    return f"{_text(record)}\n\nWritten to {folder}: speed.json"
+
+
+def advice(record) -> str:
+    """One honest sentence or two from the numbers of a run."""
+    fast = {name: arm for name, arm in record["arms"].items() if "counted_speedup" in arm}
+    if not fast:
+        return "No FNA setting fits into the memory here: take a smaller --config.batch_size."
+    best = max(fast, key=lambda name: fast[name]["speedup"])
+    gain, share = fast[best]["speedup"], 100 * record["attention_share"]
+    here = f"at {record['num_tokens']:,} tokens attention takes {share:.0f} % of the time"
+    if gain >= _WORTH:
+        return (
+            f"{best} makes this model {gain:.2f} times faster here: {here}. "
+            "What it costs in accuracy, --config eval.py tells."
+        )
+    return f"Don't: {here}, and no FNA setting makes the model {_WORTH} times faster."
+
+
+def break_even(layers, name) -> tuple[int | None, int | None]:
+    """The most tokens at which one layer of FNA is not faster, and the next number from which on
+    it is; None for a side that was not timed."""
+    gains = {
+        layer["tokens"]: layer["speedup"][name] for layer in layers if name in layer["speedup"]
+    }
+    slower = max((tokens for tokens, gain in gains.items() if gain <= 1), default=None)
+    return slower, min((n for n in gains if slower is None or n > slower), default=None)
+
+
+def _break_even_text(layers, name):
+    slower, faster = break_even(layers, name)
+    if faster is None:
+        return f"{name}: beyond {slower:,} tokens"
+    return f"{name}: {'below' if slower is None else f'between {slower:,} and'} {faster:,} tokens"
+
+
+def _text(record):
+    height, width = record["image_size"]
+    environment = record["environment"]
+    lines = [
+        f"model: {record['model']}, {record['dtype']}, {record['batch_size']} image(s) of "
+        f"{height} × {width} pixels, {record['num_tokens']:,} tokens; {environment['device']}, "
+        f"jax {environment['jax']}; FNA in blocks {record['fna_blocks']}",
+        "",
+        "| vision tower | ms | quartiles | times faster | by counting | compile s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, arm in record["arms"].items():
+        counted = f"{arm['counted_speedup']:.2f}" if "counted_speedup" in arm else ""
+        low, high = arm["quartiles_ms"]
+        lines.append(
+            f"| {name} | {arm['ms']:.1f} | {low:.1f} to {high:.1f} | {arm['speedup']:.2f} "
+            f"| {counted} | {arm['compile_s']:.1f} |"
+        )
+    names = [name for name, arm in record["arms"].items() if "counted_speedup" in arm]
+    lines += ["", f"| one attention layer, ms | exact | {' | '.join(names)} |"]
+    lines += ["| --- | ---: |" + " ---: |" * len(names)]
+    for layer in record["layers"]:
+        times = [layer["ms"].get(name) for name in ("exact", *names)]
+        cells = " | ".join("" if time is None else f"{time:.2f}" for time in times)
+        lines.append(f"| {layer['tokens']:,} tokens | {cells} |")
+    timed = [name for name in names if any(name in layer["ms"] for layer in record["layers"])]
+    even = "; ".join(_break_even_text(record["layers"], name) for name in timed)
+    even = [f"One layer breaks even with {even}.", ""] if even else []
+    return "\n".join([*lines, "", *even, record["advice"]])
+
+
+def _time_model(model, images, fnas, repeats):
+    """Times of the vision tower with each attention, and with none: what is left to the rest."""
+    views = {"exact": model} | {_name(fna): models.with_attention(model, fna) for fna in fnas}
+    arms = {name: _blocking(_run, *nnx.split(view), images) for name, view in views.items()}
+    arms["no attention"] = _blocking(_run_without_attention, *nnx.split(model), images)
+    timings = time_in_turns(arms, repeats=repeats, progress="model")
+    if missing := {"exact", "no attention"} - timings.keys():
+        raise ValueError(
+            f"the model does not run ({' and '.join(sorted(missing))}): out of memory? Take a "
+            "smaller --config.batch_size or --config.image_size"
+        )
+    return {
+        name: {
+            "ms": 1000 * timing.median,
+            "quartiles_ms": (1000 * np.quantile(timing.seconds, [0.25, 0.75])).tolist(),
+            "speedup": timing.speedup(timings["exact"]),
+            "compile_s": timing.compile_seconds,
+        }
+        for name, timing in timings.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(graphdef, state, images):
+    return models.vision_tower(nnx.merge(graphdef, state))(images).pooled
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_without_attention(graphdef, state, images):
+    """All but the attention matrices: the projections stay."""
+    tower = models.vision_tower(nnx.merge(graphdef, state))
+    attend = lambda x, query, key, value, landmarks: Attended(query + key + value, landmarks)
+    attends = tower.position_attends([attend] * len(tower.encoder.blocks), images)
+    return tower.finish(tower.encoder(tower.embed(images), attends)[0])[1]
+
+
+def _time_layer(model_config, encoder, num_tokens, fnas, config):
+    """Milliseconds of one attention layer at a number of tokens, choice of landmarks included."""
+    heads = encoder.num_heads
+    shape = (3, config.batch_size, num_tokens, heads, encoder.width // heads)
+    states = jax.random.normal(jax.random.key(0), shape, model_config.dtype)
+    x = states[0].reshape(*shape[1:3], -1)
+    arms = {"exact": _blocking(_layer, attend_exactly, x, *states)}
+    for fna in fnas:
+        if fna.num_landmarks < num_tokens:
+            attend = LandmarkAttention(fna, num_prefix=0, rng=None, compare=False)
+            arms[_name(fna)] = _blocking(_layer, attend, x, *states)
+    timings = time_in_turns(arms, repeats=config.repeats, progress=f"{num_tokens} tokens")
+    if "exact" not in timings:
+        return {"tokens": num_tokens, "ms": {}, "speedup": {}}
+    return {
+        "tokens": num_tokens,
+        "ms": {name: 1000 * timing.median for name, timing in timings.items()},
+        "speedup": {name: timing.speedup(timings["exact"]) for name, timing in timings.items()},
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(attend, x, query, key, value):
+    return attend(x, query, key, value, None).out
+
+
+def _blocking(function, *arguments):
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def _name(fna):
+    return f"FNA, S = {fna.num_landmarks}"
+
+
+def _open(config):
+    """The model in the dtype asked for; by a name of the zoo with random weights."""
+    if config.model in models.list_models():
+        if config.revision is not None:
+            raise ValueError(f"--config.revision is for the hub, but {config.model} is random")
+        dtypes = (
+            {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
+        )
+        return models.create(config.model, rngs=nnx.Rngs(0), **dtypes)
+    model, _ = open_model(config.model or str(EMBEDDED_MODEL), config.revision)
+    if config.dtype is None:
+        return model
+    changed = dataclasses.replace(model.config, dtype=config.dtype, param_dtype=config.dtype)
+    graphdef, abstract = nnx.split(models.registry.abstract_model(type(model), changed))
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda x, like: x.astype(like.dtype), nnx.state(model), abstract)
+    )
+
+
+def _image_size(config, model):
+    own = models.registry.vision_config(model.config).image_size
+    return tuple(pixels or own for pixels in config.image_size)
+
+
+def _fna_settings(config, model, num_tokens):
+    """One FNAConfig for each number of landmarks below that of the tokens."""
+    depth = len(models.vision_tower(model).encoder.blocks)
+    layers = f"{depth // 2}:{depth}" if config.fna.layers == "second half" else config.fna.layers
+    numbers = [number for number in config.fna.num_landmarks if number < num_tokens]
+    if not numbers:
+        raise ValueError(
+            f"--config.fna.num_landmarks={config.fna.num_landmarks}: none is below the "
+            f"{num_tokens} tokens of an image"
+        )
+    options = {"features": config.fna.features, "resample": config.fna.resample}
+    fnas = [FNAConfig(layers, number, **options) for number in numbers]
+    models.with_attention(model, fnas[0])  # knows the blocks
+    return fnas
+
+
+def _check_settings(config):
+    """Raises ValueError for a number out of range or an unknown dtype."""
+    for name in ("batch_size", "repeats"):
+        if config[name] < 1:
+            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    for name, numbers in (
+        ("image_size", config.image_size),
+        ("grids", config.grids),
+        ("fna.num_landmarks", config.fna.num_landmarks),
+    ):
+        if not all(isinstance(number, int) and number < _MOST for number in numbers):
+            raise ValueError(f"--config.{name} must be integers below {_MOST}, got {numbers}")
+    if len(config.image_size) != 2 or min(config.image_size) < 0:
+        raise ValueError(
+            f"--config.image_size must be height and width, as in '(448, 448)', "
+            f"got {config.image_size}"
+        )
+    if not config.grids or min(config.grids) < 1:
+        raise ValueError(f"--config.grids must be sides of at least 1, got {config.grids}")
+    if config.dtype not in (None, *DTYPES):
+        raise ValueError(f"--config.dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")

@@ -1,0 +1,1 @@
+"""A grid of settings, quality against speed: `--config sweep.py`."""

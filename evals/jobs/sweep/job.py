@@ -1,0 +1,187 @@
+"""A grid of settings against quality and speed, point by point, resumable: `--config sweep.py`."""
+
+import functools
+import itertools
+
+import jax
+import ml_collections
+
+from evals.data import batches
+from evals.data.datasets import open_data
+from evals.jobs.arms import Arm, blocks_of
+from evals.jobs.evaluate.job import describe, open_model_of
+from evals.jobs.settings import check_choice, check_data_settings, check_tasks
+from evals.jobs.strategies import Strategy
+from evals.running.devices import data_parallel, own_slots
+from evals.running.embed import OUTPUTS, open_embedder
+from evals.running.timing import time_in_turns
+from evals.running.workdir import claim_workdir, run_points
+from evals.tasks.table import TASKS, jobs_of
+from fna_jax import FNAConfig
+from fna_jax.config import parse_blocks
+from models.registry import vision_config, vision_tower
+
+DIMENSIONS = {  # of the grid: the field of `config.grid`, and what a table calls it
+    "layers": "blocks",
+    "num_landmarks": "S",
+    "features": "features",
+    "methods": "method",
+    "resample": "resample",
+    "seeds": "seed",
+    "image_sizes": "px",
+    "strategies": "masking",
+}
+_OWN_SIZE, _NO_STRATEGY = 0, "none"
+
+
+def sweep(config: ml_collections.ConfigDict, workdir) -> dict:
+    """Every task for every point of the grid and exact attention; then the speed of all, in turns.
+
+    What is finished is kept in `workdir`, and found there the next time.
+
+    Returns:
+      A dictionary: `points` (records of arms and tasks, the speeds as task "speed"), `settings` of
+      the arms by name, `left_out` (arms that FNA cannot run, with the reason), `model`, `config`,
+      `environment`.
+
+    Raises:
+      FileNotFoundError, ValueError: a model, data or settings that cannot be used, or a `workdir`
+        of a run with other settings.
+    """
+    check_settings(config)
+    backbone = open_model_of(config)
+    arms = grid_arms(config, vision_config(backbone.model.config).encoder.depth)
+    left_out = check_arms(arms, backbone, open_data("images", config)[:1])
+    settings = {name: described for name, (_, described) in arms.items() if name not in left_out}
+    arms = [arms[name][0] for name in settings]
+    data = {kind: open_data(kind, config) for kind in {TASKS[name].data for name in config.tasks}}
+    images = open_data("images", config)
+    workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
+    embedder = open_embedder(config, workdir)
+    jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
+    for size in dict.fromkeys(arm.image_size for arm in arms):
+        alike = [arm for arm in arms if arm.image_size == size]
+        measure = functools.partial(
+            speeds, alike, backbone, images, config.batch_size, config.repeats
+        )
+        jobs.append((f"{size or 'own'}-px", "speed", measure))
+    points = run_points(jobs, workdir / "points")
+    return describe(backbone, config) | {
+        "settings": settings,
+        "left_out": left_out,
+        "points": points,
+    }
+
+
+def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
+    """By name, every point of the grid with its settings in words, exact attention first.
+
+    Exact attention comes once for each image size and strategy; seeds are for random landmarks.
+
+    Args:
+      config: of the sweep; `config.grid` has the choices of every one of `DIMENSIONS`.
+      depth: blocks of the model.
+
+    Raises:
+      ValueError: a choice that no model could run.
+    """
+    grid = config.grid
+    arms = {}
+
+    def add(fna, seed, size, strategy, words):
+        masking = None if strategy == _NO_STRATEGY else Strategy(strategy, **config.masking)
+        words = words | {"px": size or "own", "masking": strategy, "seed": seed}
+        parts = [f"{key}={value}" for key, value in words.items() if value is not None]
+        name = " ".join(["exact" if fna is None else "FNA", *parts]).replace(":", "-")
+        arms[name] = Arm(fna, seed, size or None, masking, name), words
+
+    for size, strategy in itertools.product(grid.image_sizes, grid.strategies):
+        add(None, None, size, strategy, {})
+        for layers, count, features, method, resample in itertools.product(
+            grid.layers, grid.num_landmarks, grid.features, grid.methods, grid.resample
+        ):
+            blocks = blocks_of(layers, depth)
+            fna = FNAConfig(blocks, count, features=features, method=method, resample=resample)
+            words = {"blocks": _in_words(fna.layers), "S": count, "features": features}
+            words |= {"method": method, "resample": resample}
+            for seed in grid.seeds if method == "random" else [None]:
+                add(fna, seed, size, strategy, words)
+    return arms
+
+
+def check_arms(arms, backbone, images) -> dict[str, str]:
+    """Names of the arms in which masking and FNA do not go together, each with the reason.
+
+    Raises:
+      ValueError: settings that the model cannot run with any masking.
+    """
+    left_out, num_tokens = {}, {}
+    tower = vision_tower(backbone.model)
+    for name, (arm, _) in arms.items():
+        plain = Arm(arm.fna, arm.seed, arm.image_size).view(backbone)
+        if arm.image_size not in num_tokens:
+            first = next(batches(images, plain.preprocess, 1))
+            num_tokens[arm.image_size] = jax.eval_shape(tower.embed, first.images).shape[1]
+        most = num_tokens[arm.image_size]
+        if arm.fna is not None and arm.fna.num_landmarks > most:
+            raise ValueError(
+                f"num_landmarks={arm.fna.num_landmarks} is more than the {most} tokens of an image"
+                + (f" of {arm.image_size} pixels" if arm.image_size else "")
+            )
+        if arm.strategy is not None:
+            arm.strategy.view(backbone)  # without FNA it must be possible
+        try:
+            arm.view(backbone)
+        except ValueError as error:
+            left_out[name] = str(error)
+    return left_out
+
+
+def speeds(arms, backbone, images, batch_size, repeats) -> dict:
+    """The record of arms with images of one size, timed in turns: images per second by name.
+
+    `speedup` is over the exact arm among them without masking, the median over rounds.
+    """
+    preprocess = arms[0].view(backbone).preprocess
+    batch = next(batches(images[:batch_size], preprocess, min(batch_size, len(images)))).images
+    runs = {}
+    for arm in arms:
+        run = data_parallel(OUTPUTS["pooled"], arm.view(backbone).model)
+        key = None if arm.seed is None else jax.random.key(arm.seed)
+        runs[arm.name] = functools.partial(
+            lambda run, key: jax.block_until_ready(run(own_slots(batch), key)), run, key
+        )
+    timings = time_in_turns(runs, repeats=repeats, progress="timing")
+    exact = next(arm.name for arm in arms if arm.fna is None)
+    return {
+        "task": "speed",
+        "images_per_second": {name: len(batch) / t.median for name, t in timings.items()},
+        "speedup": {name: t.speedup(timings[exact]) for name, t in timings.items()},
+    }
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for a number out of range, a repetition, or a setting nothing would use."""
+    check_tasks(config.tasks)
+    check_data_settings(config)
+    if config.repeats < 1:
+        raise ValueError(f"--config.repeats must be at least 1, got {config.repeats}")
+    for name in DIMENSIONS:
+        if not isinstance(config.grid[name], tuple | list):
+            raise ValueError(
+                f"--config.grid.{name} must be a tuple of choices, got {config.grid[name]!r}"
+            )
+        check_choice(config.grid[name], f"grid.{name}")
+    for size in config.grid.image_sizes:
+        if size != _OWN_SIZE and size < 1:
+            raise ValueError(f"--config.grid.image_sizes: {size} pixels are no image")
+    for layers in config.grid.layers:
+        if layers != "second half":
+            parse_blocks(layers, "--config.grid.layers")
+
+
+def _in_words(blocks):
+    """Consecutive blocks as "3:6", others one by one."""
+    if blocks == tuple(range(blocks[0], blocks[-1] + 1)):
+        return f"{blocks[0]}:{blocks[-1] + 1}"
+    return ",".join(map(str, blocks))

@@ -1,0 +1,1 @@
+"""What every run needs, whatever its task: models, devices, processes, embeddings, workdirs."""

@@ -1,0 +1,115 @@
+"""A model with what it needs to read images and texts."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+import convert
+import models
+from convert.sources import find_weights
+from evals.running.workdir import ROOT
+from models.preprocessing import Preprocessor, load_preprocessor
+from models.tokenizer import load_tokenizer
+
+EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A model and its preprocessing.
+
+    Attributes:
+      name: what to call it in a report.
+      model: the model, with the attention to evaluate.
+      preprocess: an image to float32 `[height, width, 3]`.
+    """
+
+    name: str
+    model: nnx.Module
+    preprocess: Preprocessor
+
+    def with_attention(self, fna):
+        """The same with the attention that `models.with_attention` sets."""
+        return dataclasses.replace(self, model=models.with_attention(self.model, fna))
+
+    def with_interventions(self, interventions, detector=None):
+        """The same with what `models.with_interventions` changes in the attention."""
+        view = models.with_interventions(self.model, interventions, detector=detector)
+        return dataclasses.replace(self, model=view)
+
+    def exact(self):
+        """The same with plain exact attention."""
+        return self.with_attention(None).with_interventions({})
+
+    def fingerprint(self) -> str:
+        """A hash of config and weights."""
+        digest = hashlib.sha256(repr(self.model.config).encode())
+        for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)):
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Backbone):
+    """A backbone with a text tower and its tokenizer.
+
+    Attributes:
+      tokenize: list of texts to int32 `[B, T]`.
+    """
+
+    tokenize: Callable
+
+
+def open_backbone(source, revision=None) -> Backbone:
+    """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there, or the preprocessing missing.
+    """
+    model, weights = open_model(source, revision)
+    return Backbone(str(source), model, load_preprocessor(weights))
+
+
+@functools.lru_cache(maxsize=1)
+def open_pretrained(source, revision=None) -> Pretrained:
+    """The model at `source`, as for `open_backbone`, to compare images with texts.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there, a model without a text tower, or
+        tokenizer or preprocessing missing.
+    """
+    model, weights = open_model(source, revision)
+    if not hasattr(model.config, "text"):
+        raise ValueError(
+            f"{source} is a {models.registry.family_of(model)}, which has no text tower: zero-shot "
+            "classification and retrieval compare images with texts; take a CLIP or a SigLIP"
+        )
+    text = model.config.text
+    return Pretrained(
+        name=str(source),
+        model=model,
+        tokenize=load_tokenizer(
+            weights if weights.is_dir() else weights.parent,
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+        ),
+        preprocess=load_preprocessor(weights),
+    )
+
+
+def open_model(source, revision):
+    """The model, and its directory or file of weights, beside which its companions lie."""
+    path = pathlib.Path(os.path.expanduser(source))
+    if (path / "model.json").is_file():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
+        return models.load(path), path
+    path = convert.fetch(source, revision)
+    return convert.load_pretrained(path), find_weights(path)

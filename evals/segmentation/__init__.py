@@ -1,5 +1,0 @@
-"""Semantic segmentation with a linear head on frozen patch tokens."""
-
-from evals.segmentation.task import segmentation
-
-__all__ = ["segmentation"]

@@ -1,0 +1,38 @@
+"""Fidelity without labels: how far FNA is from exact attention, layer by layer and at the end."""
+
+from evals.running.devices import data_parallel, joined, over_batches
+from evals.running.embed import Embedder
+from models.attends import relative_error
+from models.registry import vision_tower
+
+
+def fidelity(backbone, images, embedder: Embedder, *, rng=None) -> dict:
+    """The record of a model with FNA: relative errors, means over images.
+
+    `layer_errors`: of each FNA layer's attention output, on the exact model's inputs to it, so that
+    layers are judged one by one. `embedding_error`: of the final image embedding when all of them
+    run FNA. An error is `‖approximate − exact‖ / ‖exact‖` of one image.
+
+    Arguments are those of `evals.tasks.zero_shot.zero_shot`, with the bare images as data.
+    """
+    run = data_parallel(_errors, backbone.model)
+    options = dict(rng=rng, desc="fidelity")
+    parts = over_batches(run, images, backbone.preprocess, embedder.batch_size, **options)
+    _, (by_layer, errors) = joined(parts)
+    by_layer = by_layer.mean(axis=0)
+    blocks = vision_tower(backbone.model).fna.layers
+    return {
+        "task": "fidelity",
+        "num_images": len(errors),
+        "layer_errors": {str(block): float(error) for block, error in zip(blocks, by_layer)},
+        "embedding_error": float(errors.mean()),
+    }
+
+
+def _errors(model, images, rng):
+    """Relative errors of the attention outputs `[B, L]` and of the embeddings `[B]`."""
+    project = getattr(model, "vision_projection", lambda pooled: pooled)
+    exact = model(images, rng=rng, compare=True)  # runs exactly
+    approximate = model(images, rng=rng)
+    error = relative_error(project(approximate.pooled), project(exact.pooled))
+    return exact.attention_error.T, error

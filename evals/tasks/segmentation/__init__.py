@@ -1,0 +1,5 @@
+"""Semantic segmentation with a linear head on frozen patch tokens."""
+
+from evals.tasks.segmentation.task import segmentation
+
+__all__ = ["segmentation"]

@@ -1,0 +1,33 @@
+"""Cost against a count by hand."""
+
+import dataclasses
+
+from evals.jobs.cost import advice, vision_cost
+from fna_jax import FNAConfig
+from models.clip import VARIANTS
+
+
+def test_cost_of_clip_l14_counts_what_the_paper_counts():
+    encoder = VARIANTS["clip-vit-l-14"].vision.encoder
+    fna = FNAConfig("13:24", 64)
+    at_224, at_448 = (vision_cost(encoder, num_tokens, fna) for num_tokens in (257, 1025))
+    assert at_448.attention == 24 * 2 * 1025**2 * 1024
+    assert at_448.linear == 24 * 1025 * 12 * 1024**2
+    assert at_224.fna > at_224.replaced  # at 257 tokens FNA costs more
+    assert at_448.fna < 0.4 * at_448.replaced
+    assert at_448.most_speedup > at_448.speedup > 1 > at_224.speedup
+
+
+def test_a_gated_mlp_has_three_matrices():
+    encoder = VARIANTS["clip-vit-l-14"].vision.encoder
+    gated = dataclasses.replace(encoder, gated_mlp=True)
+    plain_cost, gated_cost = (vision_cost(e, 257, FNAConfig("13:24", 64)) for e in (encoder, gated))
+    assert gated_cost.linear - plain_cost.linear == 24 * 257 * 1024 * 4096
+    assert gated_cost.attention == plain_cost.attention
+
+
+def test_advice_is_honest_when_fna_does_not_pay():
+    encoder = VARIANTS["clip-vit-l-14"].vision.encoder
+    fnas = [FNAConfig("13:24", 64)]
+    assert "does not pay" in advice(encoder, 257, fnas)
+    assert "does not pay" not in advice(encoder, 1 + 96**2, fnas)
