@@ -4,11 +4,11 @@ import pathlib
 import re
 
 import numpy as np
-from PIL import ExifTags
 
 from evals.data.folders import images_below, spread
 from evals.data.records import IGNORED, SegmentedImages, Split
 from evals.data.unreadable import read_image
+from models.preprocessor import SIDEWAYS, turn_of
 
 VOC_CLASSES = (
     "background",
@@ -139,5 +139,4 @@ def _size(image):
     """Height and width as shown, which is how it is preprocessed."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return image.size if turned else image.size[::-1]
+    return image.size if turn_of(image) in SIDEWAYS else image.size[::-1]
