@@ -8,7 +8,7 @@ import numpy as np
 from convert.errors import show
 from evals.data.notices import say
 from evals.data.records import CaptionedImages
-from evals.data.texts import read_json
+from evals.data.texts import is_text, read_json
 
 KARPATHY_SPLIT = "test"
 
@@ -147,7 +147,7 @@ def _is_number(text):
 def _texts(captions):
     """Those that say something."""
     captions = [caption for caption in captions if caption is not None]
-    if strange := [caption for caption in captions if not isinstance(caption, str)]:
+    if strange := [caption for caption in captions if not is_text(caption)]:
         raise ValueError(f"{show(strange[0])} is no caption")
     return [caption for caption in captions if caption.strip()]
 

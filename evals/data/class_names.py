@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from convert.errors import show
-from evals.data.texts import read_json, read_lines
+from evals.data.texts import is_text, read_json, read_lines
 
 WORDNET_ID = re.compile(r"n\d{8}")  # as ImageNet's folders are called
 
@@ -19,6 +19,16 @@ def in_order(folders) -> list[str]:
     """Names of folders in the order of their classes: of numbers theirs, or else of the letters."""
     key = (lambda name: (int(name), name)) if are_numbers(folders) else None
     return sorted(folders, key=key)
+
+
+def names_of(folders) -> list[str]:
+    """The folders' own names, with spaces for underscores; ValueError for what is no text."""
+    if bad := [name for name in folders if not is_text(name)]:
+        raise ValueError(
+            f"the name of the folder {bad[0]!r} is not UTF-8; rename it, or give a text with a "
+            "name per line as --config.class_names"
+        )
+    return [name.replace("_", " ") for name in folders]
 
 
 def read_class_names(file, folders) -> list[str]:
@@ -70,7 +80,7 @@ def _names_of_json(file, folders):
 def _name(value, folder, file):
     """A text, or the first of several that is no WordNet id, which some files have in front."""
     names = value if isinstance(value, list) else [value]
-    texts = [name.strip() for name in names if isinstance(name, str) and name.strip()]
+    texts = [name.strip() for name in names if is_text(name) and name.strip()]
     words = [text for text in texts if not WORDNET_ID.fullmatch(text)]
     if len(texts) < len(names) or not words:
         raise ValueError(

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from evals.data.class_names import in_order, read_class_names
+from evals.data.class_names import in_order, names_of, read_class_names
 from evals.data.finding import LeftOut, find_images, image_suffixes, images_below, is_hidden
 from evals.data.records import LabelledImages, Split
 from evals.data.templates import check_templates
@@ -103,10 +103,7 @@ def _labelled(files_of, folders, templates, class_names, limit):
     check_templates(templates)
     found = [(file, k) for k, name in enumerate(folders) for file in files_of.get(name, ())]
     files, labels = zip(*spread(found, limit))
-    if class_names is None:
-        names = [folder.replace("_", " ") for folder in folders]
-    else:
-        names = read_class_names(class_names, folders)
+    names = names_of(folders) if class_names is None else read_class_names(class_names, folders)
     return LabelledImages(files, np.array(labels), names, templates, folders)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 
 def read_text(file) -> str:
@@ -30,6 +31,11 @@ def _not_utf8(file, reason):
 def read_lines(file) -> list[str]:
     """The lines that hold something, without white space around them; raises as `read_text`."""
     return [line.strip() for line in read_text(file).split("\n") if line.strip()]
+
+
+def is_text(value) -> bool:
+    """Whether it is text that UTF-8 can hold, not half a character as json and files' names may."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def read_json(file):

@@ -184,6 +184,7 @@ def image(**fields):
         ({"images": [], "annotations": None}, "annotations must be a list of objects"),
         ([{"image": "a.jpg"}], "no 'caption' in .*a.jpg"),
         ([{"image": "a.jpg", "caption": [3]}], "3 is no caption"),
+        ([{"image": "a.jpg", "caption": "a \ud83d"}], "is no caption"),
         ({"a.jpg": ["one"]}, "expected COCO's form"),
     ],
 )

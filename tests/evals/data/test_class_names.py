@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evals.data.class_names import in_order, read_class_names
+from evals.data.class_names import in_order, names_of, read_class_names
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,12 @@ from evals.data.class_names import in_order, read_class_names
 )
 def test_order_is_of_numbers_or_else_of_letters(folders, expected):
     assert in_order(folders) == expected
+
+
+def test_folders_whose_names_are_not_utf8_need_others():
+    assert names_of(["a_b", "ä"]) == ["a b", "ä"]
+    with pytest.raises(ValueError, match=r"'caf\\udce9' is not UTF-8"):
+        names_of(["caf\udce9"])
 
 
 def test_the_first_of_synonyms_is_the_name(tmp_path):
@@ -44,7 +50,9 @@ def test_names_that_do_not_fit_are_refused(tmp_path, name, content, message):
         read_class_names(tmp_path / name, ["cat", "guinea_pig"])
 
 
-@pytest.mark.parametrize("value", [None, 3, True, [], {}, "", " ", ["a", None], [["a"]], [""]])
+@pytest.mark.parametrize(
+    "value", [None, 3, True, [], {}, "", " ", ["a", None], [["a"]], [""], "\ud83d"]
+)
 def test_what_is_no_name_is_refused_by_key_and_value(tmp_path, value):
     (tmp_path / "a.json").write_text(json.dumps({"cat": "tabby", "dog": value}))
     with pytest.raises(ValueError, match=r"a\.json calls 'dog' ") as error:
