@@ -9,7 +9,6 @@ window, M near tokens of a window, H heads, K key and value heads (a divisor of 
 dimension. Layout is Flax's, `[*B, N, H, D]`.
 """
 
-import dataclasses
 import functools
 import math
 import typing
@@ -59,9 +58,9 @@ def centroid_attention(
     what it lacks at the mean query of each cluster, and token i of cluster a gets `P(qᵢ) + Rₐ`.
 
     With windows, tokens near to a query's window are attended exactly, and leave their clusters'
-    masses: `P(q) = softmax over {c q Kⱼᵀ : j near} ∪ {c q K̄ₛᵀ + log(mₛ − nₛ)}`, where nₛ of the near
-    tokens are in cluster s. R is then one per window. Prefix tokens are near to all, and get exact
-    attention themselves.
+    masses: `P(q) = softmax over {c q Kⱼᵀ : j near} ∪ {c q K̄ₛᵀ + log(mₛ − nₛ)}`, where nₛ of the
+    near tokens are in cluster s. R is then one per window. Prefix tokens are near to all, and get
+    exact attention themselves.
 
     Exact if every token is its own cluster. Rows of the implied matrix sum to one.
 
@@ -175,9 +174,7 @@ def _window_means(x, present):
     return jnp.einsum("bwl,bwlhd->bwhd", weights, x, precision=_HIGHEST).astype(x.dtype)
 
 
-def _window_attention(
-    query, key, value, present, far_key, far_value, far_mass, *, scale, windows
-):
+def _window_attention(query, key, value, present, far_key, far_value, far_mass, *, scale, windows):
     """One softmax over the near keys of each window and the far ones, `[B, W, T, H, D]`.
 
     Args:
@@ -238,11 +235,8 @@ def _checked(query, key, value, clusters, scale, key_mask):
     key_mask = checked_key_mask(key_mask, key)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
-    real = clusters.assignment >= 0
-    if key_mask is not None:
-        real &= key_mask
-        clusters = dataclasses.replace(clusters, assignment=jnp.where(real, clusters.assignment, -1))
-    return query, key, value, clusters, scale, real
+    clusters = clusters.among(key_mask)
+    return query, key, value, clusters, scale, clusters.assignment >= 0
 
 
 def _check_windows(windows, query):

@@ -29,6 +29,12 @@ class Clusters:
     num_clusters: int = dataclasses.field(metadata=dict(static=True))
     num_prefix: int = dataclasses.field(default=0, metadata=dict(static=True))
 
+    def among(self, key_mask) -> "Clusters":
+        """These clusters less the padding: what is False in the mask bool `[*B, N]`, or None."""
+        if key_mask is None:
+            return self
+        return dataclasses.replace(self, assignment=jnp.where(key_mask, self.assignment, -1))
+
     def one_hot(self, dtype) -> jax.Array:
         """1 where a token is in a cluster, otherwise 0, `[*B, N, S]`."""
         return jax.nn.one_hot(self.assignment, self.num_clusters, dtype=dtype)
@@ -92,12 +98,11 @@ def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
         )
     if steps < 0:
         raise ValueError(f"the number of Lloyd steps must be at least 0, got {steps}")
-    num_prefix = clusters.num_prefix
-    real = clusters.assignment >= 0 if key_mask is None else key_mask & (clusters.assignment >= 0)
-    prefix = clusters.assignment[..., :num_prefix]
+    clusters = clusters.among(key_mask)
+    real, prefix = clusters.assignment >= 0, clusters.assignment[..., : clusters.num_prefix]
     for _ in range(steps):
         centers, masses = cluster_means(features, clusters)
-        assignment = _nearest(features, centers, masses > 0, num_prefix)
+        assignment = _nearest(features, centers, masses > 0, clusters.num_prefix)
         assignment = _put_prefix(assignment, prefix, real)
         clusters = dataclasses.replace(clusters, assignment=assignment)
     return clusters

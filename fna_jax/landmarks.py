@@ -37,7 +37,7 @@ class Landmarks:
         return cls(jnp.maximum(indices, 0).astype(jnp.int32), indices >= 0)
 
     def among(self, key_mask) -> "Landmarks":
-        """These landmarks less those that are padding: False in the mask bool `[*B, N]`, or None."""
+        """These landmarks less the padding: what is False in the mask bool `[*B, N]`, or None."""
         if key_mask is None:
             return self
         real = jnp.take_along_axis(key_mask, self.indices, axis=-1)

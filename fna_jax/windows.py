@@ -66,7 +66,9 @@ class Windows:
     def clusters(self, batch=()) -> Clusters:
         """The windows as clusters of tokens, for images of this batch shape."""
         down, across = (
-            np.repeat(np.arange(parts), [len(part) for part in np.array_split(np.arange(size), parts)])
+            np.repeat(
+                np.arange(parts), [len(part) for part in np.array_split(np.arange(size), parts)]
+            )
             for size, parts in zip(self.grid, self.cut)
         )
         patches = self.num_prefix + down[:, None] * self.cut[1] + across
@@ -79,7 +81,9 @@ class Windows:
         numbers = np.arange(self.cut[0] * self.cut[1]).reshape(self.cut)
         padded = np.pad(numbers, self.near, constant_values=-1)
         steps = range(2 * self.near + 1)
-        shifted = [padded[i:, j:][: self.cut[0], : self.cut[1]].ravel() for i in steps for j in steps]
+        shifted = [
+            padded[i:, j:][: self.cut[0], : self.cut[1]].ravel() for i in steps for j in steps
+        ]
         return np.stack(shifted, axis=-1)
 
     def split(self, patches):
@@ -99,7 +103,7 @@ class Windows:
 
 
 def _cut(x, axis, parts):
-    """An axis in so many parts, the longer ones first: two axes, zeros at the ends of the others."""
+    """An axis in so many parts, longer ones first: two axes, zeros at the ends of the shorter."""
     size = x.shape[axis]
     longest = -(-size // parts)
     num_longest = parts - (longest * parts - size)
