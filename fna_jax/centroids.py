@@ -18,7 +18,12 @@ import jax.numpy as jnp
 
 from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
 from fna_jax.clusters import Clusters, assign_clusters, cluster_means, kmeans_clusters
-from fna_jax.softmax import map_row_blocks, softmax_attention, softmax_weights
+from fna_jax.softmax import (
+    joint_softmax_weights,
+    map_row_blocks,
+    over_heads,
+    softmax_attention,
+)
 from fna_jax.windows import Windows
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -164,8 +169,9 @@ def _near_counts(one_hot, windows):
 
 def _take_windows(x, indices):
     """Of x `[B, W, …]` the windows `indices` `[V, m]`, `[B, V, m, …]`; zeros where negative."""
-    there = (indices >= 0).reshape(*indices.shape, *[1] * (x.ndim - 2))
-    return jnp.where(there, x[:, jnp.maximum(indices, 0)], 0)
+    taken = x[:, jnp.maximum(indices, 0)]
+    there = (indices >= 0).reshape(1, *indices.shape, *[1] * (x.ndim - 2))
+    return jnp.where(there, taken, jnp.zeros_like(taken))
 
 
 def _window_means(x, present):
@@ -184,37 +190,43 @@ def _window_attention(query, key, value, present, far_key, far_value, far_mass, 
       far_key, far_value: `[B, F, K, D]`.
       far_mass: `[B, W, F]`, logarithms.
     """
-    num_rows, num_groups, head_dim = query.shape[2], key.shape[-2], key.shape[-1]
+    num_rows, num_groups, num_far = query.shape[2], key.shape[-2], far_key.shape[1]
     # Query heads that share a key head are further queries of one head: [B, W, T · H/K, K, D].
-    query = query.reshape(*query.shape[:3], num_groups, -1, head_dim)
-    query = jnp.swapaxes(query, 3, 4).reshape(*query.shape[:2], -1, num_groups, head_dim)
+    query = query.reshape(*query.shape[:3], num_groups, -1, query.shape[-1])
+    query = jnp.swapaxes(query, 3, 4).reshape(*query.shape[:2], -1, num_groups, query.shape[-1])
+    neighbours = windows.neighbours()  # [W, m]
+    num_logits = query.shape[2] * (neighbours.shape[1] * key.shape[2] + num_far)  # of a window
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def attend(query, key, value, far_key, far_value, present, far_mass):
+    def attend(query, key, value, far_key, far_value, of_images):
+        present, far_mass = of_images
+
         def rows(block):
-            query, far_mass, neighbours = block  # [B, W', …]
-            take = lambda x: _take_windows(x, neighbours[0]).reshape(
-                x.shape[0], neighbours.shape[1], -1, *x.shape[3:]
-            )
-            near = scale * product("bwtkd,bwmkd->bkwtm", query, take(key))
-            near = jnp.where(take(present)[:, None, :, None], near, -jnp.inf)
+            query, far_mass, neighbours = block  # of some windows
+            near = scale * product("bwtkd,bwmkd->bkwtm", query, take_near(key, neighbours))
+            there = take_near(present, neighbours)[:, None, :, None]
+            near = jnp.where(there, near, -jnp.inf)
             far = scale * product("bwtkd,bfkd->bkwtf", query, far_key)
             far += far_mass[:, None, :, None]
-            weights, total = softmax_weights(jnp.concatenate([near, far], axis=-1))
-            weights = (weights / total).astype(value.dtype)
-            near, far = jnp.split(weights, [near.shape[-1]], axis=-1)
-            out = product("bkwtm,bwmkd->bwtkd", near, take(value))
-            out += product("bkwtf,bfkd->bwtkd", far, far_value)
-            return out.astype(value.dtype)
+            (near, far), total = joint_softmax_weights(near, far)
+            near, far = near.astype(value.dtype), far.astype(value.dtype)
+            out = product("bkwtm,bwmkd->bkwtd", near, take_near(value, neighbours))
+            out += product("bkwtf,bfkd->bkwtd", far, far_value)
+            return jnp.moveaxis(out / total, 1, 3).astype(value.dtype)
 
-        neighbours = jnp.asarray(windows.neighbours())[None]  # [1, W, m]
-        num_logits = query.shape[2] * (neighbours.shape[2] * key.shape[2] + far_key.shape[1])
-        return map_row_blocks(rows, (query, far_mass, neighbours), num_logits)
+        def take_near(x, neighbours):  # [B, W', m · L, …]
+            taken = _take_windows(x, neighbours[0])
+            return taken.reshape(*taken.shape[:2], -1, *taken.shape[4:])
 
-    out = attend(query, key, value, far_key, far_value, present, far_mass)
-    out = out.reshape(*out.shape[:2], num_rows, -1, num_groups, head_dim)
-    return jnp.swapaxes(out, 3, 4).reshape(*out.shape[:3], -1, head_dim)
+        of_windows = query, far_mass, jnp.asarray(neighbours)[None]
+        return map_row_blocks(rows, of_windows, num_logits, least=1)
+
+    states = query, key, value, far_key, far_value
+    of_images = present, far_mass
+    out = over_heads(attend, states, of_images, num_logits=num_logits * query.shape[1])
+    out = out.reshape(*out.shape[:2], num_rows, -1, *out.shape[3:])
+    return jnp.swapaxes(out, 3, 4).reshape(*out.shape[:3], -1, out.shape[-1])
 
 
 def _checked(query, key, value, clusters, scale, key_mask):

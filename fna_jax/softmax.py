@@ -11,6 +11,8 @@ import re
 import jax
 import jax.numpy as jnp
 
+from fna_jax.carries import full_of
+
 # The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
 # queries, which keeps memory linear in the number of keys.
 _BLOCK_LOGITS = 2**20
@@ -60,37 +62,54 @@ def softmax_attention(
 
         return map_row_blocks(rows, (query, positions), num_keys)
 
-    states = query, key, value, log_mass
     num_rows = num_queries * shared
     known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
-    if known and removed is None and num_rows * num_keys >= _HEAD_LOGITS:
-        by_heads = functools.partial(_head_by_head, attend)
-        output = jax.lax.platform_dependent(*states, cpu=by_heads, default=attend)
-    else:
-        output = attend(*states)
-    output = output.reshape(-1, num_queries, shared, num_groups, head_dim)
-    return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
+    num_logits = num_rows * num_keys if known and removed is None else 0
+    output = over_heads(attend, (query, key, value), log_mass, num_logits=num_logits)
+    output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
+    return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
 
-def _head_by_head(attend, query, key, value, log_mass):
-    """`attend(query, key, value, log_mass)` for one image and head at a time, `[B, T, K, D]`.
+def over_heads(attend, states, of_images, *, num_logits):
+    """`attend(*states, of_images)`, on a CPU head by head if each has many logits, `[B, …, K, D]`.
 
-    Each is read and written where it lies: to bring all heads of a long sequence in front first
-    would cost as much as a product.
+    Each head is read and written where it lies: to bring all heads of a long sequence in front
+    first would cost as much as a product. On one device the images too go one by one; on several
+    the batch may be split over them, and stays whole, for to take one image out would move all.
+
+    Args:
+      attend: of one head what it is of all.
+      states: arrays `[B, …, K, D]`.
+      of_images: a tree of arrays `[B, …]`, the same for all heads.
+      num_logits: those of a head.
     """
-    batch, _, num_groups, _ = query.shape
+    first = states[0]
+    batch, num_groups = first.shape[0], first.shape[-2]
+    if num_logits < _HEAD_LOGITS or _is_split(first, axis=-2):
+        return attend(*states, of_images)
+    apart = jax.device_count() == 1 and not _is_split(first, axis=0)
 
-    def one(index, output):
-        image, head = index // num_groups, index % num_groups
-        take = lambda x: jax.lax.dynamic_slice(
-            x, (image, 0, head, 0), (1, x.shape[1], 1, x.shape[3])
-        )
-        mass = None if log_mass is None else jax.lax.dynamic_slice_in_dim(log_mass, image, 1)
-        mine = attend(take(query), take(key), take(value), mass)
-        return jax.lax.dynamic_update_slice(output, mine, (image, 0, head, 0))
+    def head_by_head(*arguments):
+        *states, of_images = arguments
 
-    output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
-    return jax.lax.fori_loop(0, batch * num_groups, one, output)
+        def one(index, output):
+            image, head = (index // num_groups, index % num_groups) if apart else (0, index)
+            of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if apart else x
+            take = lambda x: jax.lax.dynamic_slice_in_dim(of_image(x), head, 1, axis=x.ndim - 2)
+            mine = attend(*map(take, states), jax.tree.map(of_image, of_images))
+            place = (image, *[0] * (mine.ndim - 3), head, 0)
+            return jax.lax.dynamic_update_slice(output, mine, place)
+
+        output = full_of(attend, *arguments, fill=0)
+        return jax.lax.fori_loop(0, batch * num_groups if apart else num_groups, one, output)
+
+    arguments = (*states, of_images)
+    return jax.lax.platform_dependent(*arguments, cpu=head_by_head, default=attend)
+
+
+def _is_split(x, axis):
+    """Whether an axis of x is split over an explicit mesh."""
+    return jax.typeof(x).sharding.spec[axis] is not None
 
 
 def softmax_weights(logits, *, removed=None, renormalise=True):
@@ -104,24 +123,31 @@ def softmax_weights(logits, *, removed=None, renormalise=True):
     """
     if removed is not None and renormalise:
         logits = jnp.where(removed, -jnp.inf, logits)
-    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    (weights,), total = joint_softmax_weights(logits)
     if removed is not None and not renormalise:
         weights = jnp.where(removed, 0, weights)
+    return weights, total
+
+
+def joint_softmax_weights(*logits):
+    """`exp(logits − max)` of arrays that go on along the last axis, and their sum; 1 if zero."""
+    peaks = [jnp.max(some, axis=-1, keepdims=True) for some in logits]
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    weights = [jnp.exp(some - jnp.where(jnp.isfinite(peak), peak, 0)) for some in logits]
+    total = sum(jnp.sum(some, axis=-1, keepdims=True) for some in weights)
     return weights, jnp.where(total == 0, 1, total)
 
 
-def map_row_blocks(function, rows, num_keys):
+def map_row_blocks(function, rows, num_keys, *, least=None):
     """`function(rows)` for a tree of `[B, N, ...]`, in blocks of N if N × M logits are too many.
 
     The last block is filled up with zeros. Results are joined along their second axis, and cut to N
-    where there are more.
+    where there are more. A block has at least so many rows.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[1]
     if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
         return function(rows)
-    block = max(_BLOCK_LOGITS // max(num_keys, 1), _MIN_ROWS)
+    block = max(_BLOCK_LOGITS // max(num_keys, 1), least or _MIN_ROWS)
     if num_rows <= block:
         return function(rows)
     num_blocks = -(-num_rows // block)
@@ -138,7 +164,7 @@ def map_row_blocks(function, rows, num_keys):
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, rows)))
 
 
-def cudnn_obstacle(query, key_mask):
+def cudnn_obstacle(query, value, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
     capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is like "gfx90a"
@@ -148,6 +174,8 @@ def cudnn_obstacle(query, key_mask):
         return f"it needs bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > 128:
         return f"the head dimension must be a multiple of 8 up to 128, got {query.shape[-1]}"
+    if value.shape[-1] != query.shape[-1]:
+        return f"values must have the head dimension {query.shape[-1]}, got {value.shape[-1]}"
     if key_mask is not None:
         return "a key mask would have to be spread over all queries"
     return None
