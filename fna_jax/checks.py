@@ -21,8 +21,8 @@ def check_qkv(query, key, value):
     same_keys = key.shape[:-1] == value.shape[:-1]
     if not (same_batch and same_keys and query.shape[-1] == key.shape[-1]):
         raise ValueError(
-            "key and value must share tokens and heads, and have the batch of the query, the key its "
-            "head dimension, "
+            "key and value must share a shape but for the values' head dimension, and the key its "
+            "batch and head dimension with the query, "
             f"got {query.shape}, {key.shape}, {value.shape}"
         )
     if query.shape[-2] % key.shape[-2]:

@@ -12,7 +12,6 @@ from models.interventions import (
     check_with_fna,
     checked_interventions,
 )
-from models.linen_swap import swap_attention
 from models.registry import create, list_models, vision_tower
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "list_models",
     "load",
     "save",
-    "swap_attention",
     "vision_tower",
     "with_attention",
     "with_interventions",

@@ -20,9 +20,6 @@ from fna_jax import softmax
 TOKENS, HEADS, DIM, WIDTH = 12, 4, 4, 6
 DEVICES = 8
 
-softmax._HEAD_LOGITS = 1  # head by head
-softmax._BLOCK_LOGITS, softmax._MIN_ROWS = 1, 5  # and by blocks of queries
-
 
 def inputs():
     rng = np.random.default_rng(0)
@@ -180,6 +177,8 @@ def error(actual, expected):
 
 def main():
     assert jax.device_count() == DEVICES
+    softmax._HEAD_LOGITS = 1  # head by head
+    softmax._BLOCK_LOGITS, softmax._MIN_ROWS = 1, 5  # and by blocks of queries
     a = inputs()
     report = {}
     with jax.numpy_rank_promotion("raise"):

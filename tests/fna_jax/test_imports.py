@@ -33,7 +33,8 @@ def test_imports_run_one_way(package):
 def test_the_method_imports_jax_and_numpy_only():
     allowed = {"fna_jax", "jax", "numpy", *sys.stdlib_module_names}
     for file in (ROOT / "fna_jax").rglob("*.py"):
-        assert imported_packages(file) <= allowed, file
+        lazily = {"flax"} if file.name == "swap.py" else set()
+        assert imported_packages(file) <= allowed | lazily, file
 
 
 @pytest.mark.parametrize(
