@@ -7,6 +7,15 @@ from fna_jax.attention import (
     landmark_key_value,
     newton_schulz_inverse,
 )
+from fna_jax.centroids import (
+    CentroidKeyValue,
+    Clusters,
+    Windows,
+    assign_clusters,
+    centroid_attention,
+    centroid_key_value,
+    kmeans_clusters,
+)
 from fna_jax.config import FNAConfig
 from fna_jax.landmarks import Landmarks, farthest_point_sampling, select_landmarks
 from fna_jax.masking import (
@@ -34,6 +43,14 @@ __all__ = [  # noqa: RUF022, grouped by module
     "fast_nystrom_attention",
     "landmark_key_value",
     "newton_schulz_inverse",
+    # centroids
+    "CentroidKeyValue",
+    "Clusters",
+    "Windows",
+    "assign_clusters",
+    "centroid_attention",
+    "centroid_key_value",
+    "kmeans_clusters",
     # config
     "FNAConfig",
     # landmarks

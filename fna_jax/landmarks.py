@@ -144,6 +144,13 @@ def select_landmarks(
     return Landmarks.from_indices(indices)
 
 
+def layer_points(states, features):
+    """What an attention layer measures distances on, `[*B, N, C]`; see `select_in_layer`."""
+    if features == "input":
+        return states[features]
+    return jnp.mean(states[features].astype(jnp.float32), axis=-2)
+
+
 def select_in_layer(
     states, features, num_landmarks, *, method, guarantee, key_mask=None, exclude=None, rng=None
 ) -> Landmarks:
@@ -160,9 +167,7 @@ def select_in_layer(
     Raises:
       ValueError: as in `select_landmarks`, or a guaranteed position that is no token's.
     """
-    points = states[features]
-    if features != "input":
-        points = jnp.mean(points.astype(jnp.float32), axis=-2)  # [*B, N, D]
+    points = layer_points(states, features)
     num_tokens = points.shape[-2]
     if outside := [p for p in guarantee if not 0 <= p < num_tokens]:
         raise ValueError(f"guarantee names {outside}, but there are {num_tokens} tokens (from 0)")

@@ -5,6 +5,7 @@ the grid, L patches of the largest window.
 """
 
 import dataclasses
+import math
 import operator
 
 import jax.numpy as jnp
@@ -52,6 +53,19 @@ class Windows:
             raise ValueError(f"near must be 0 (the own window) or 1 (3 × 3), got {self.near!r}")
         if self.num_prefix < 0:
             raise ValueError(f"num_prefix must be at least 0, got {self.num_prefix}")
+
+    @classmethod
+    def at_most(cls, count, grid, near=0, num_prefix=0) -> "Windows":
+        """At most `count` windows of a grid (h, w), as square as they go, then as many.
+
+        Of a square grid 144 are 12 × 12, of one twice as wide 8 × 18.
+        """
+        height, width = grid
+        cuts = [(rows, min(width, count // rows)) for rows in range(1, min(height, count) + 1)]
+        longest = lambda cut: max(height / cut[0], width / cut[1])
+        return cls(
+            grid, min(cuts, key=lambda cut: (longest(cut), -math.prod(cut))), near, num_prefix
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from fna_jax import FNAConfig
+from fna_jax.config import config_by_block
 from models import detectors, registry
 from models.captures import Capture
 from models.checkpoint import load, save
@@ -29,29 +30,51 @@ __all__ = [
 ]
 
 
-def with_attention(model, fna: FNAConfig | None):
-    """A view of `model` that runs FNA in its vision blocks (None: exact attention).
+def with_attention(model, fna):
+    """A view of `model` with approximate attention in its vision blocks (None: exact attention).
 
     The view shares the weights; the model given is not changed.
 
+    Args:
+      model: a model, or a view of one.
+      fna: an `FNAConfig`, or several for different blocks, or None.
+
     Raises:
-      TypeError: neither an FNAConfig nor None, or a model from elsewhere.
-      ValueError: blocks that the model does not have, a class token that it lacks, or an
-        intervention of the view that FNA cannot honour.
+      TypeError: anything else, or a model from elsewhere.
+      ValueError: blocks that the model does not have or that two configs name, a class token that
+        it lacks, no cluster beside that of the class token, or an intervention of the view that
+        cannot be honoured.
     """
     tower = vision_tower(model)
-    if fna is not None and not isinstance(fna, FNAConfig):
-        raise TypeError(f"expected an FNAConfig or None, got {fna!r}")
+    configs = () if fna is None else tuple(fna) if isinstance(fna, list | tuple) else (fna,)
+    for config in configs:
+        if not isinstance(config, FNAConfig):
+            raise TypeError(f"expected an FNAConfig, several, or None, got {config!r}")
     depth = registry.vision_config(model.config).encoder.depth
-    if fna is not None and fna.layers[-1] >= depth:
-        raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got layers {fna.layers}")
-    if fna is not None and fna.exclude == "massive_by_attention" and not tower.num_prefix:
+    for block, config in config_by_block(configs).items():
+        if block >= depth:
+            raise ValueError(
+                f"the vision encoder has blocks 0 to {depth - 1}, got layers {config.layers}"
+            )
+        _check_prefix(config, tower.num_prefix)
+    check_with_fna(configs, tower.interventions)
+    return nnx.with_attributes(model, fna=configs)
+
+
+def _check_prefix(config, num_prefix):
+    """Raises ValueError for settings that do not go with so many tokens in front of the patches."""
+    if config.exclude == "massive_by_attention" and not num_prefix:
         raise ValueError(
             "exclude='massive_by_attention' needs a class token, and this model has none (all "
             "queries in its place would cost what FNA saves); use 'massive_by_norm'"
         )
-    check_with_fna(fna, tower.interventions)
-    return nnx.with_attributes(model, fna=fna)
+    alone = num_prefix if config.guarantee_prefix else 0
+    of_landmarks = config.approximation == "centroid" and config.partition == "landmarks"
+    if of_landmarks and config.num_landmarks <= alone:
+        raise ValueError(
+            f"num_landmarks={config.num_landmarks} leaves no cluster to the patches, for each of "
+            f"the {alone} tokens in front of them has its own: choose more"
+        )
 
 
 def with_interventions(model, interventions: dict, *, detector=None):

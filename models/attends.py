@@ -1,4 +1,4 @@
-"""Which attention a block runs: exact, causal, masked, or FNA with landmarks chosen here or before.
+"""Which attention a block runs: exact, causal, masked, or approximate.
 
 Each is a callable `(x, query, key, value, landmarks) -> Attended`, where x `[B, N, C]` is the
 block's input and the states are `[B, N, H, D]`.
@@ -25,7 +25,9 @@ from fna_jax import (
     massive_by_norm,
     suppression_correction,
 )
+from fna_jax.config import config_by_block
 from fna_jax.landmarks import Landmarks, select_in_layer
+from fna_jax.layers import attend_in_layer, partition_in_layer
 from fna_jax.masking import masked_weights
 from fna_jax.tokens import attention_weights
 from models.captures import Seen
@@ -45,13 +47,14 @@ class Attended(typing.NamedTuple):
 
     Attributes:
       out: `[B, N, H, D]`, before the output projection.
-      landmarks: those for the blocks that follow.
+      landmarks: landmarks or clusters for the blocks that follow, one entry for each config of the
+        view; None before any block has chosen some.
       correction: `[B, N, C]`, to be added after the output projection; None for nothing.
       record: for the encoder's caller.
     """
 
     out: jax.Array
-    landmarks: Landmarks | None
+    landmarks: tuple
     correction: jax.Array | None = None
     record: Record = Record()
 
@@ -103,20 +106,26 @@ def observing(attend, see, keep):
 
 
 @dataclasses.dataclass(frozen=True)
-class LandmarkAttention:
-    """FNA of one block, with the landmarks handed in or chosen here.
+class ApproximateAttention:
+    """FNA or centroid attention of one block, with landmarks or clusters handed in or chosen here.
+
+    Those of every config of a view are handed on, in a tuple.
 
     Attributes:
-      config: the FNA settings.
+      config: the settings.
+      place: of this config in that tuple.
+      grid: patches down and across.
       num_prefix: leading tokens (class token, registers) that are always landmarks.
       rng: random key of this block's landmarks, for method "random".
-      compare: let the block run exactly, and record the relative error of FNA, float32 `[B]`.
+      compare: let the block run exactly, and record the relative error, float32 `[B]`.
       masked: which entries are removed.
       unread: bool `[B, N]`, tokens that are no landmarks, because no query may read them here or in
         a later block with these landmarks.
     """
 
     config: FNAConfig
+    place: int
+    grid: tuple[int, int]
     num_prefix: int
     rng: jax.Array | None
     compare: bool
@@ -124,22 +133,40 @@ class LandmarkAttention:
     unread: jax.Array | None = None
 
     def __call__(self, x, query, key, value, landmarks):
+        run = self._nystrom if self.config.approximation == "nystrom" else self._centroid
+        out, mine = run(x, query, key, value, landmarks[self.place])
+        landmarks = (*landmarks[: self.place], mine, *landmarks[self.place + 1 :])
+        if not self.compare:
+            return Attended(out, landmarks)
+        exact = (self.masked or attend_exactly)(x, query, key, value, landmarks).out
+        return Attended(exact, landmarks, record=Record(error=relative_error(out, exact)))
+
+    def _centroid(self, x, query, key, value, clusters):
+        """Centroid attention, and the clusters."""
+        of_layer = dict(config=self.config, grid=self.grid, num_prefix=self.num_prefix)
+        clusters = partition_in_layer(
+            {"input": x, "q": query, "k": key, "v": value},
+            clusters=clusters,
+            exclude=self.excluded(x, query, key),
+            rng=self.rng,
+            **of_layer,
+        )
+        return attend_in_layer(query, key, value, clusters, **of_layer), clusters
+
+    def _nystrom(self, x, query, key, value, landmarks):
+        """FNA, and the landmarks."""
         if landmarks is None or self.config.resample:
             landmarks = self.select(x, query, key, value)
         options = dict(
             inverse_steps=self.config.inverse_steps, implementation=self.config.implementation
         )
         if self.masked is None:
-            out = fast_nystrom_attention(query, key, value, landmarks, **options)
-        else:
-            masking, tokens = self.masked.masking, self.masked.tokens
-            out = masked_nystrom_attention(
-                query, key, value, landmarks, masking, tokens=tokens, **options
-            )
-        if not self.compare:
-            return Attended(out, landmarks)
-        exact = (self.masked or attend_exactly)(x, query, key, value, landmarks).out
-        return Attended(exact, landmarks, record=Record(error=relative_error(out, exact)))
+            return fast_nystrom_attention(query, key, value, landmarks, **options), landmarks
+        masking, tokens = self.masked.masking, self.masked.tokens
+        out = masked_nystrom_attention(
+            query, key, value, landmarks, masking, tokens=tokens, **options
+        )
+        return out, landmarks
 
     def select(self, x, query, key, value) -> Landmarks:
         """Landmarks of a block with input x `[B, N, C]` and states `[B, N, H, D]`."""
@@ -171,32 +198,32 @@ class LandmarkAttention:
         return None
 
 
-def vision_attends(tower, *, rng, compare, tokens, capture):
+def vision_attends(tower, *, grid, rng, compare, tokens, capture):
     """The attention of each block of a vision tower: exact, or what its view says.
 
     Args:
       tower: a `VisionTower`, with its `fna` and `interventions`.
+      grid: patches down and across.
       rng, compare, capture: as in the tower's call.
       tokens: T, bool `[B, N]`, of the interventions; None where they need none.
 
     Raises:
       ValueError: `rng` missing for random landmarks, or anything given that nothing would use.
     """
-    fna, by_block = tower.fna, dict(tower.interventions.by_block)
-    uses_rng = fna is not None and fna.method == "random"
+    by_block, approximated = dict(tower.interventions.by_block), config_by_block(tower.fna)
+    uses_rng = any(config.method == "random" for config in tower.fna)
     if uses_rng and rng is None:
         raise ValueError("random landmarks need a key: call the model with rng=jax.random.key(0)")
     if rng is not None and not uses_rng:
         raise ValueError("rng was given, but no block draws random landmarks: drop it")
-    if compare and fna is None:
+    if compare and not approximated:
         raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
 
-    fna_blocks = fna.layers if fna else ()
     unread_in = {
         index
         for index, intervention in by_block.items()
         if isinstance(intervention, Masking) and intervention.pattern == "X->T"
-    } & set(fna_blocks)
+    }
     attends = []
     for index, block in enumerate(tower.encoder.blocks):
         attend, masked, weights = attend_exactly, None, attention_weights
@@ -209,11 +236,19 @@ def vision_attends(tower, *, rng, compare, tokens, capture):
             )
             attend = masked = MaskedAttention(**options)
             weights = functools.partial(masked_weights, **options)
-        if index in fna_blocks:
-            block_rng = jax.random.fold_in(rng, index) if uses_rng else None
-            bars = index in unread_in if fna.resample else unread_in  # shared: for all that follow
-            unread = tokens if bars else None
-            attend = LandmarkAttention(fna, tower.num_prefix, block_rng, compare, masked, unread)
+        if (config := approximated.get(index)) is not None:
+            # Landmarks that are shared may be read nowhere, wherever they are chosen.
+            shared_in = {index} if config.resample else set(config.layers)
+            attend = ApproximateAttention(
+                config,
+                tower.fna.index(config),
+                grid,
+                tower.num_prefix,
+                rng=jax.random.fold_in(rng, index) if config.method == "random" else None,
+                compare=compare,
+                masked=masked,
+                unread=tokens if shared_in & unread_in else None,
+            )
             weights = _no_weights
         if capture is not None:
             see = functools.partial(Seen, index, out_kernel=block.out_kernel(), weights_of=weights)

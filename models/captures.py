@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax import FNAConfig
-from fna_jax.config import parse_blocks
+from fna_jax.config import config_by_block, parse_blocks
 from models.detectors import token_norms
 from models.interventions import check_block
 
@@ -75,11 +75,11 @@ class Capture:
         if self.per_head and not self.attention:
             raise ValueError("per_head=True is about attention, and no block of it is captured")
 
-    def check(self, depth, fna: FNAConfig | None):
+    def check(self, depth, fna: tuple[FNAConfig, ...]):
         """Raises ValueError for blocks that do not exist or have no attention matrix."""
         for block in (*self.outputs, *self.values, *self.attention):
             check_block(block, depth)
-        if without := sorted(set(self.attention) & set(fna.layers if fna else ())):
+        if without := sorted(set(self.attention) & config_by_block(fna).keys()):
             raise ValueError(
                 f"blocks {without} run FNA, which forms no attention matrix: capture it from the "
                 "exact model (models.with_attention(model, None))"

@@ -3,6 +3,7 @@
 import dataclasses
 
 from fna_jax import FNAConfig, Masking
+from fna_jax.config import config_by_block
 from fna_jax.masking import check_nystrom_pattern
 from models.detectors import Detector
 
@@ -74,11 +75,17 @@ def check_block(block, depth):
         raise ValueError(f"the vision encoder has blocks 0 to {depth - 1}, got {block!r}")
 
 
-def check_with_fna(fna: FNAConfig | None, interventions: Interventions):
-    """Raises ValueError for an intervention that a block with FNA cannot honour."""
+def check_with_fna(fna: tuple[FNAConfig, ...], interventions: Interventions):
+    """Raises ValueError for an intervention that an approximated block cannot honour."""
+    approximated = config_by_block(fna)
     for block, intervention in interventions.by_block:
-        if fna is None or block not in fna.layers:
+        if block not in approximated:
             continue
+        if approximated[block].approximation == "centroid":
+            raise ValueError(
+                f"block {block} runs centroid attention, in which no single token can be masked; "
+                "keep exact attention or FNA there"
+            )
         if isinstance(intervention, CancelSuppression):
             raise ValueError(
                 f"block {block} runs FNA, which forms no attention matrix to cancel suppression "

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fna_jax import FNAConfig, Masking, class_token_proxy
+from fna_jax.clusters import Clusters
+from fna_jax.config import config_by_block
 from fna_jax.landmarks import Landmarks
 from models.attends import (
     MaskedAttention,
@@ -32,15 +34,16 @@ class VisionOutput:
     Attributes:
       tokens: `[B, N, C]`, Hugging Face's `last_hidden_state`.
       pooled: `[B, C]`.
-      landmarks: those of the last FNA block; None without FNA.
-      attention_error: float32 `[L, B]`, one row per FNA block; None unless asked for.
+      landmarks: those of the last approximated block, `Clusters` if it runs centroid attention;
+        None without any.
+      attention_error: float32 `[L, B]`, one row per approximated block; None unless asked for.
       masked: bool `[B, N]`, the token set T of the interventions; None without any.
       captured: what was asked for; None for nothing.
     """
 
     tokens: jax.Array
     pooled: jax.Array
-    landmarks: Landmarks | None = None
+    landmarks: Landmarks | Clusters | None = None
     attention_error: jax.Array | None = None
     masked: jax.Array | None = None
     captured: Captured | None = None
@@ -161,14 +164,14 @@ class Encoder(nnx.Module):
             ]
         )
 
-    def __call__(self, x, attends, *, start=0, landmarks=None):
+    def __call__(self, x, attends, *, start=0, landmarks=()):
         """x `[B, N, C]` after some blocks, the last landmarks, and each block's record.
 
         Args:
           x: `[B, N, C]`, in front of block `start`.
           attends: one for each block to run, as in `models.attends`.
           start: the first block to run.
-          landmarks: those chosen before it.
+          landmarks: chosen before it, as in `models.attends.Attended`.
         """
         records = []
         blocks = list(self.blocks)[start : start + len(attends)]
@@ -189,14 +192,14 @@ class VisionTower(nnx.Module):
     """Images to tokens. A family's tower is this with its own `embed` and `finish`.
 
     Attributes:
-      fna: the attention of some blocks; None for exact attention in all. Not saved.
+      fna: the approximate attention of some blocks; none for exact attention in all. Not saved.
       interventions: on the attention of some blocks. Not saved.
       num_prefix: tokens in front of the patches: class token, then registers.
     """
 
     def __init__(self, config, *, num_prefix, patch_bias=True, dtype, param_dtype, rngs):
         """Of a config with `patch_size` and `encoder`: the patch embedding and the blocks."""
-        self.fna: FNAConfig | None = None
+        self.fna: tuple[FNAConfig, ...] = ()
         self.interventions = Interventions()
         self.num_prefix = num_prefix
         self.patch_embedding = PatchEmbedding(
@@ -241,16 +244,20 @@ class VisionTower(nnx.Module):
         images = jnp.asarray(images)
         detector = self.interventions.detector
         self._check_call(tokens, capture)
-        x, landmarks, records, start = self.embed(images), None, [], 0
+        approximated = config_by_block(self.fna)
+        x, landmarks, records, start = self.embed(images), (None,) * len(self.fna), [], 0
 
         def attends(tokens):
             options = dict(rng=rng, compare=compare, tokens=tokens, capture=capture)
+            options |= dict(grid=self.patch_embedding.grid(images))
             return self.position_attends(vision_attends(self, **options), images)
 
         if detector is not None:
             embedded, start = x, min(detector.first_block, self.interventions.by_block[0][0])
-            x, landmarks, records = self.encoder(embedded, attends(None)[:start])
-            if self.fna is None or self.fna.layers[0] >= start:
+            x, landmarks, records = self.encoder(
+                embedded, attends(None)[:start], landmarks=landmarks
+            )
+            if min(approximated, default=start) >= start:
                 tokens = detector(self, x, images, start)
             else:  # detectors see exact attention, also below FNA
                 tokens = detector(self, embedded, images, 0)
@@ -260,8 +267,8 @@ class VisionTower(nnx.Module):
         records += rest
         return VisionOutput(
             *self.finish(x),
-            landmarks,
-            jnp.stack([records[i].error for i in self.fna.layers]) if compare else None,
+            landmarks[self.fna.index(approximated[max(approximated)])] if approximated else None,
+            jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
             Captured.of(capture, [record.kept for record in records], x) if capture else None,
         )

@@ -2,6 +2,7 @@
 
 from evals.running.devices import data_parallel, joined, over_batches
 from evals.running.embed import Embedder
+from fna_jax.config import config_by_block
 from models.attends import relative_error
 from models.registry import vision_tower
 
@@ -20,7 +21,7 @@ def fidelity(backbone, images, embedder: Embedder, *, rng=None) -> dict:
     parts = over_batches(run, images, backbone.preprocess, embedder.batch_size, **options)
     _, (by_layer, errors) = joined(parts)
     by_layer = by_layer.mean(axis=0)
-    blocks = vision_tower(backbone.model).fna.layers
+    blocks = sorted(config_by_block(vision_tower(backbone.model).fna))
     return {
         "task": "fidelity",
         "num_images": len(errors),

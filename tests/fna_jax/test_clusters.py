@@ -158,6 +158,18 @@ def test_neighbours_are_the_windows_around():
 
 
 @pytest.mark.parametrize(
+    ("count", "grid", "cut"),
+    [
+        (144, (37, 37), (12, 12)), (64, (37, 37), (8, 8)), (50, (37, 37), (7, 7)),
+        (140, (37, 37), (11, 12)), (144, (20, 40), (8, 18)), (1, (5, 5), (1, 1)),
+        (99, (3, 4), (3, 4)), (7, (1, 30), (1, 7)),
+    ],
+)  # fmt: skip
+def test_windows_are_as_square_as_they_go(count, grid, cut):
+    assert Windows.at_most(count, grid, 1, 3) == Windows(grid, cut, 1, 3)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (dict(grid=(4, 4), cut=(5, 1)), "cannot be cut"),

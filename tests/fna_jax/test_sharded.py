@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from benchmarks.sharding import communicated_bytes
-from fna_jax import sharded
 
 ROOT = pathlib.Path(__file__).parents[2]
 CASES = {  # batch, tokens, heads, key heads, landmarks, guaranteed tokens

@@ -11,7 +11,7 @@ from flax import nnx
 
 import models
 from fna_jax import FNAConfig, Masking, removed_entries, suppression_matrix
-from models.attends import Attended, LandmarkAttention
+from models.attends import ApproximateAttention, Attended
 from models.detectors import ArtifactTokens, AttentionSinks, MassiveByAttention, MassiveByNorm
 from tests.conftest import random_images, rel_max_error
 from tests.models.test_every_family import FAMILIES, TINY, tiny
@@ -218,14 +218,16 @@ def test_fna_excludes_massive_tokens_from_the_landmarks(exclude):
     query[:, 0] = key[:, 0] = 0.1  # the class token attends to all alike, but to the massive ones
     key[massive] = 30
     config = FNAConfig((0,), 12, features="input", exclude=exclude)
-    attend = LandmarkAttention(config, 1, None, False)
+    attend = ApproximateAttention(config, 0, (4, 4), 1, None, False)
     np.testing.assert_array_equal(attend.excluded(x, query, key) & massive, massive)
     if exclude == "massive_by_norm":
         np.testing.assert_array_equal(attend.excluded(x, query, key), massive)
     chosen = attend.select(x, query, key, None).indices
     assert not np.take_along_axis(massive, np.asarray(chosen), axis=1).any()
     plain = dataclasses.replace(config, exclude=None)
-    chosen = LandmarkAttention(plain, 1, None, False).select(x, query, key, None).indices
+    chosen = (
+        ApproximateAttention(plain, 0, (4, 4), 1, None, False).select(x, query, key, None).indices
+    )
     assert np.take_along_axis(massive, np.asarray(chosen), axis=1).sum() == 3  # they lie far out
 
 

@@ -1,0 +1,79 @@
+"""Centroid attention of a layer by its settings."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fna_jax import FNAConfig, select_landmarks
+from fna_jax.centroids import Windows, assign_clusters, centroid_attention, kmeans_clusters
+from fna_jax.layers import attend_in_layer, partition_in_layer
+from tests.conftest import random_qkv
+
+GRID, PREFIX, TOKENS = (5, 7), 1, 36
+QUERY, KEY, VALUE = random_qkv(tokens=TOKENS)
+STATES = {"input": QUERY.reshape(2, TOKENS, -1), "q": QUERY, "k": KEY, "v": VALUE}
+
+
+def config(num_landmarks=6, **settings):
+    return FNAConfig((0,), num_landmarks, approximation="centroid", **settings)
+
+
+def partition(config, clusters=None, **options):
+    return partition_in_layer(STATES, config, clusters, grid=GRID, num_prefix=PREFIX, **options)
+
+
+def same(clusters, expected):
+    np.testing.assert_array_equal(clusters.assignment, expected.assignment)
+    assert clusters.num_clusters == expected.num_clusters
+    assert clusters.num_prefix == expected.num_prefix
+
+
+@pytest.mark.parametrize("features", ["k", "input"])
+def test_clusters_of_landmarks(features):
+    points = KEY.mean(2) if features == "k" else STATES["input"]
+    guarantee = np.broadcast_to(np.arange(TOKENS) < PREFIX, (2, TOKENS))
+    landmarks = select_landmarks(points, 6, guarantee=guarantee)
+    same(partition(config(features=features)), assign_clusters(points, landmarks, num_prefix=1))
+    free = partition(config(features=features, guarantee_prefix=False))
+    same(free, assign_clusters(points, select_landmarks(points, 6)))
+
+
+def test_clusters_of_windows():
+    windows = Windows(GRID, (2, 3), 0, PREFIX)
+    same(partition(config(partition="windows")), windows.clusters((2,)))
+    moved = kmeans_clusters(KEY.mean(2), windows.clusters((2,)), steps=3)
+    same(partition(config(partition="kmeans", features="k")), moved)
+
+
+def test_clusters_are_shared_refined_or_chosen_anew():
+    before = Windows(GRID, (2, 3), 0, PREFIX).clusters((2,))
+    assert partition(config(), before) is before
+    refined = kmeans_clusters(VALUE.mean(2), before, steps=2)
+    same(partition(config(features="v", refine=2), before), refined)
+    same(partition(config(resample=True), before), partition(config()))
+
+
+def test_padding_is_in_no_cluster():
+    mask = np.arange(TOKENS) < np.array([[TOKENS], [30]])
+    for settings in (config(), config(partition="kmeans"), config(partition="windows")):
+        assignment = np.asarray(partition(settings, key_mask=mask).assignment)
+        np.testing.assert_array_equal(assignment >= 0, mask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "windows"),
+    [
+        ({}, None),
+        (dict(windows=6), Windows(GRID, (2, 3), 0, PREFIX)),
+        (dict(windows=12, near=1, residual=False), Windows(GRID, (3, 4), 1, PREFIX)),
+    ],
+)
+def test_attention_by_settings(settings, windows):
+    settings = config(**settings)
+    clusters = partition(settings)
+    of_layer = dict(grid=GRID, num_prefix=PREFIX)
+    out = attend_in_layer(QUERY, KEY, VALUE, clusters, settings, **of_layer)
+    options = dict(windows=windows, residual=settings.residual)
+    expected = centroid_attention(QUERY, KEY, VALUE, clusters, **options)
+    np.testing.assert_array_equal(out, expected)
+    assert jnp.isfinite(out).all()
