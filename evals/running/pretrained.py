@@ -70,7 +70,6 @@ class Pretrained(Backbone):
     tokenize: Callable
 
 
-@functools.lru_cache(maxsize=1)
 def open_backbone(source, revision=None) -> Backbone:
     """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
 
