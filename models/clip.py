@@ -4,12 +4,13 @@ Shape letters: B batch, N tokens, T text tokens, C width, P projection dimension
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive
+from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive, position_grid
 from models.embeddings import prepend, resize_positions
 from models.text import TextConfig, TextTower
 from models.vit import LayerNorm, VisionOutput, VisionTower
@@ -96,7 +97,7 @@ class CLIPVisionTower(VisionTower):
         super().__init__(config, num_prefix=1, patch_bias=False, **dtypes, rngs=rngs)
         self.config = config
         width = config.encoder.width
-        num_positions = 1 + (config.image_size // config.patch_size) ** 2
+        num_positions = 1 + math.prod(position_grid(config))
         normal = nnx.initializers.normal(width**-0.5)
         self.class_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
@@ -108,7 +109,11 @@ class CLIPVisionTower(VisionTower):
         grid = self.patch_embedding.grid(images)
         tokens = prepend(self.patch_embedding(images), self.class_token[...])
         positions = resize_positions(
-            self.positions[...], grid, rule=self.config.position_resize, num_prefix=1
+            self.positions[...],
+            grid,
+            learned=position_grid(self.config),
+            rule=self.config.position_resize,
+            num_prefix=1,
         )
         return self.pre_norm(tokens + positions.astype(tokens.dtype))
 
