@@ -1,7 +1,10 @@
 """CLIP with OpenAI's names, as open_clip writes it: `open_clip_config.json` and key table."""
 
+import math
+
 from convert.errors import ConversionError
 from convert.fields import Fields
+from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import block_rows, fused_qkv
 from convert.sources import OPEN_CLIP_CONFIG
@@ -147,8 +150,8 @@ def parse(source: Source) -> Parsed:
       ConversionError: a value that is not of its type, that the model does not support, or exact
         GELU for weights of OpenAI, which were trained with quick GELU.
     """
-    values = config_of(source.tensors) if source.config is None else source.config
-    whole = Fields(OPEN_CLIP_CONFIG, values, {})
+    guesses = Guesses(source.given)
+    whole = Fields(OPEN_CLIP_CONFIG, whole_config(source, guesses), {})
     whole.ignore("preprocess_cfg")
     model = whole.section("model_cfg", {"quick_gelu": False})
     vision = model.section("vision_cfg", _VISION_DEFAULTS)
@@ -160,7 +163,7 @@ def parse(source: Source) -> Parsed:
     ):
         section.fix(**fixed)
         section.ignore(*irrelevant)
-    quick = model.flag("quick_gelu")
+    quick = model.flag("quick_gelu", null=False)
     if not quick and _is_openai(source):
         raise ConversionError(
             "model_cfg.quick_gelu is false, but these weights are OpenAI's, which were trained "
@@ -174,8 +177,8 @@ def parse(source: Source) -> Parsed:
         )
     config = CLIPConfig(
         VisionConfig(
-            vision.size("image_size"),
-            vision.size("patch_size"),
+            vision.side("image_size"),
+            vision.side("patch_size"),
             "bicubic_antialias",
             _encoder(vision, heads, quick),
         ),
@@ -189,7 +192,21 @@ def parse(source: Source) -> Parsed:
     )
     for section in (model, vision, text):
         section.refuse_unknown()
-    return Parsed(config, whole.unknown())
+    return Parsed(config, whole.unknown(), tuple(guesses.made))
+
+
+def whole_config(source: Source, guesses: Guesses) -> dict:
+    """What `open_clip_config.json` says, or would say where there is none or only its `model_cfg`.
+
+    The latter is what open_clip keeps of each architecture that it knows by name.
+    """
+    if source.config is None:
+        return _config_of(source.tensors, guesses)
+    return {"model_cfg": source.config} if _is_bare(source.config) else source.config
+
+
+def _is_bare(values):
+    return {"embed_dim", "vision_cfg", "text_cfg"} <= values.keys()
 
 
 def _encoder(section, heads, quick):
@@ -211,8 +228,8 @@ def _is_openai(source):
     return named or any(name in source.tensors for name in _SIZES_OF_OPENAI)
 
 
-def config_of(tensors):
-    """What `open_clip_config.json` would say of OpenAI's own state dicts, all of heads of 64."""
+def _config_of(tensors, guesses):
+    """What `open_clip_config.json` would say of OpenAI's own state dicts."""
     if not all(name in tensors for name in _SIZES_OF_OPENAI):
         raise ConversionError(
             "the tensors do not tell quick from exact GELU: put the open_clip_config.json "
@@ -225,7 +242,9 @@ def config_of(tensors):
     width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4)
     vocab_size, text_width = shape_of(tensors, "token_embedding.weight", 2)
     num_positions = shape_of(tensors, "visual.positional_embedding", 2)[0]
-    side = round(max(num_positions - 1, 0) ** 0.5)
+    side = math.isqrt(max(num_positions - 1, 0))  # as OpenAI's code has it
+    heads = guesses.heads_of_64("heads", width, "all of OpenAI's")
+    text_heads = guesses.heads_of_64("text_heads", text_width, "all of OpenAI's")
     return {
         "model_cfg": {
             "embed_dim": shape_of(tensors, "text_projection", 2)[1],
@@ -234,13 +253,14 @@ def config_of(tensors):
                 "image_size": side * patch_size,
                 "layers": layers("visual.transformer."),
                 "width": width,
+                "head_width": width // heads,
                 "patch_size": patch_size,
             },
             "text_cfg": {
                 "context_length": shape_of(tensors, "positional_embedding", 2)[0],
                 "vocab_size": vocab_size,
                 "width": text_width,
-                "heads": max(text_width // 64, 1),
+                "heads": text_heads,
                 "layers": layers("transformer."),
             },
         }
@@ -250,7 +270,7 @@ def config_of(tensors):
 LAYOUT = Layout(
     family="clip",
     library="open_clip",
-    describes=lambda values: "model_cfg" in values,
+    describes=lambda values: "model_cfg" in values or _is_bare(values),
     has_keys=lambda names: "visual.conv1.weight" in names,
     parse=parse,
     tables=tables,

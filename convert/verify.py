@@ -11,6 +11,7 @@ from flax import nnx
 import models
 import models.registry
 from convert.errors import ConversionError
+from convert.guesses import NOTHING
 from convert.layout import Source
 from convert.loading import convert_checkpoint, read_layout
 from convert.originals import open_original
@@ -33,14 +34,14 @@ class Comparison:
 
 
 def verify(
-    source, *, against=None, revision=None, family=None, sizes=None, seed=0
+    source, *, against=None, revision=None, family=None, given=NOTHING, sizes=None, seed=0
 ) -> list[Comparison]:
     """Compares every stage, on random images and texts.
 
     Args:
       source: as in `load_pretrained`.
       against: a directory of `models.save` to compare, instead of converting `source` now.
-      revision, family: as in `load_pretrained`.
+      revision, family, given: as in `load_pretrained`.
       sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
         of another shape.
       seed: of the random inputs.
@@ -51,10 +52,10 @@ def verify(
     path = fetch(source, revision)
     file = find_weights(path)
     tensors = open_tensors(file)
-    layout, _, _ = read_layout(file, tensors, family)
-    original = open_original(layout, Source(file, read_config(file), tensors))
+    layout, _ = read_layout(file, tensors, family, given)
+    original = open_original(layout, Source(file, read_config(file), tensors, given))
     if against is None:
-        model, _ = convert_checkpoint(path, dtype="float32", family=family)
+        model, _ = convert_checkpoint(path, dtype="float32", family=family, given=given)
     else:
         model = models.load(against)
         if model.config.dtype != "float32":

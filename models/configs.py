@@ -98,9 +98,8 @@ class VisionConfig:
 
 def image_shape(config) -> tuple[int, int]:
     """Height and width in pixels of the images for which positions were learned."""
-    return config.image_size, (
-        config.image_size if config.image_width is None else config.image_width
-    )
+    width = config.image_width
+    return config.image_size, config.image_size if width is None else width
 
 
 def position_grid(config) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from models.configs import (
 from models.embeddings import POSITION_RESIZES, prepend, resize_positions
 from models.vit import LayerNorm, VisionTower
 
+POOLS = ("token", "avg")
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(ModelConfig):
@@ -47,7 +49,7 @@ class ViTConfig(ModelConfig):
         super().__post_init__()
         check_patches(self)
         check_choice(self, "position_resize", POSITION_RESIZES)
-        check_choice(self, "pool", ("token", "avg"))
+        check_choice(self, "pool", POOLS)
         check_choice(self, "norm", ("tokens", "pooled"))
         if self.pool == "token" and not self.class_token:
             raise ValueError('pool "token" needs class_token')
