@@ -6,12 +6,11 @@
 import argparse
 import ctypes
 import os
-import pathlib
 import sys
 import tempfile
 
 import models
-from convert.errors import ConversionError, one_line, show, summarise
+from convert.errors import ConversionError, one_line, show
 from convert.families import FAMILIES
 from convert.guesses import Given
 from convert.labels import write_labels
@@ -19,6 +18,7 @@ from convert.loading import Report, convert_checkpoint, read_layout
 from convert.sources import companions, fetch, find_weights
 from convert.tensors import open_tensors
 from convert.verify import BOUND, verify
+from models.checkpoint import local_path
 from models.configs import DTYPES
 from models.plain_vit import POOLS
 
@@ -47,7 +47,7 @@ def _give_freed_memory_back():
 
 def _convert(source, destination, revision, dtype, family, **given):
     """Converts `source` into the new directory `destination`; the report as text."""
-    destination = pathlib.Path(os.path.expanduser(destination))
+    destination = local_path(destination)
     if os.path.lexists(destination):  # before hours of download
         raise FileExistsError(f"{destination} exists; choose another destination or remove it")
     given = Given(**given)
@@ -105,10 +105,8 @@ def _lines(report: Report):
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""
     yield f"dtype       {report.dtype}, from {dtypes}{widened}"
-    for name in report.unknown_fields:
-        yield f"warning     the config's field {show(name)} is unknown, and was not used"
-    if report.not_finite:
-        yield f"warning     NaN or infinity in {summarise(report.not_finite)}"
+    for warning in report.warnings():
+        yield f"warning     {warning}"
 
 
 class _Parser(argparse.ArgumentParser):

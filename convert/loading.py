@@ -14,7 +14,7 @@ from convert.families import find_layout
 from convert.guesses import NOTHING, Given, Guess, refuse_unused
 from convert.labels import read_labels
 from convert.layout import Layout, Parsed, Source
-from convert.sources import fetch, find_weights, read_config
+from convert.sources import MERGE, adapter_in, fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
 from convert.tensors import open_tensors
 from models.configs import DTYPES
@@ -35,6 +35,7 @@ class Report:
       unknown_fields: of the checkpoint's config, not used.
       guesses: what the files leave open, and whether it was guessed or given.
       labels: names of the classifier's classes, where the config has as many as the model.
+      adapter: the name of an adapter's file beside the weights, or None.
     """
 
     layout: Layout
@@ -47,6 +48,16 @@ class Report:
     unknown_fields: tuple[str, ...]
     guesses: tuple[Guess, ...]
     labels: tuple[str, ...] | None
+    adapter: str | None
+
+    def warnings(self):
+        """Sentences on what may make the model another than the one that was meant."""
+        for name in self.unknown_fields:
+            yield f"the config's field {show(name)} is unknown, and was not used"
+        if self.not_finite:
+            yield f"NaN or infinity in {summarise(self.not_finite)}"
+        if self.adapter:
+            yield f"{self.adapter} beside the weights: an adapter, which was not applied; {MERGE}"
 
 
 def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) -> nnx.Module:
@@ -66,8 +77,8 @@ def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) 
       ConversionError: a source that cannot be read, or a single name or shape that does not fit.
 
     Warns:
-      UserWarning: what was guessed, tensors that hold NaN or infinity, or fields of the config
-        that nobody knows.
+      UserWarning: what was guessed, tensors that hold NaN or infinity, fields of the config that
+        nobody knows, or an adapter beside the weights.
     """
     given = Given(**given)
     path = fetch(source, revision)
@@ -75,12 +86,8 @@ def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) 
     for guess in report.guesses:
         if guess.reason is not None:
             warnings.warn(str(guess), stacklevel=2)
-    if report.unknown_fields:
-        names = ", ".join(map(show, report.unknown_fields))
-        warnings.warn(f"the config has fields that are unknown and not used: {names}", stacklevel=2)
-    if report.not_finite:
-        names = summarise(report.not_finite)
-        warnings.warn(f"NaN or infinity in {names}", stacklevel=2)
+    for warning in report.warnings():
+        warnings.warn(warning, stacklevel=2)
     return model
 
 
@@ -112,6 +119,7 @@ def convert_checkpoint(
         unknown_fields=tuple(unknown_fields),
         guesses=guesses,
         labels=_labels(file, config),
+        adapter=adapter.name if (adapter := adapter_in(file.parent)) else None,
     )
 
 
