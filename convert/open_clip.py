@@ -10,6 +10,7 @@ from convert.rows import block_rows, fused_qkv
 from convert.sources import OPEN_CLIP_CONFIG
 from convert.table import CONVOLUTION, LINEAR, MERGE_HEADS, SAME, Row, Table
 from convert.tensors import shape_of
+from models.cleaning import CLEANINGS
 from models.clip import CLIPConfig, CLIPTextConfig
 from models.configs import EncoderConfig, VisionConfig
 
@@ -61,7 +62,9 @@ _TEXT_FIXED = _TOWER_FIXED | dict(
     proj_bias=False,
     proj_type="linear",
     hf_model_name=None,
+    tokenizer_mode=None,
 )
+_TOKENIZER_FIXED = dict(strip_sep_token=False, reduction_mask="", language=None)
 _MODEL_FIXED = dict(
     multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False, cast_dtype=None
 )
@@ -83,8 +86,6 @@ _TEXT_IRRELEVANT = (
     "eos_id",
     "output_tokens",
     "hf_tokenizer_name",
-    "tokenizer_mode",
-    "tokenizer_kwargs",
     "hf_model_pretrained",
     "hf_proj_type",
     "hf_pooler_type",
@@ -187,6 +188,7 @@ def parse(source: Source) -> Parsed:
             text.size("context_length"),
             _encoder(text, text.size("heads"), quick),
             eos_token_id=None,
+            cleaning=_cleaning(text),
         ),
         model.size("embed_dim"),
     )
@@ -207,6 +209,16 @@ def whole_config(source: Source, guesses: Guesses) -> dict:
 
 def _is_bare(values):
     return {"embed_dim", "vision_cfg", "text_cfg"} <= values.keys()
+
+
+def _cleaning(text):
+    """What its tokenizer does to texts first; those of transformers keep the case by default."""
+    default = "lower" if text.values.get("hf_tokenizer_name") is None else "whitespace"
+    tokenizer = text.section("tokenizer_kwargs", {"clean": default})
+    tokenizer.fix(**_TOKENIZER_FIXED)
+    cleaning = tokenizer.choice("clean", [name for name in CLEANINGS if name != "none"])
+    tokenizer.refuse_unknown()
+    return cleaning
 
 
 def _encoder(section, heads, quick):

@@ -101,6 +101,7 @@ def _transformers(transformers, source):
     has_classifier = with_classifier is not None and "classifier.weight" in source.tensors
     model_class = getattr(transformers, with_classifier if has_classifier else plain)
     values = {name: x for name, x in source.config.items() if name not in _NOT_PASSED_ON}
+    values = _with_squares_once(values)
     model = model_class.from_pretrained(
         None,
         config=model_class.config_class.from_dict(values),
@@ -108,6 +109,18 @@ def _transformers(transformers, source):
         attn_implementation="eager",
     ).eval()
     return functools.partial(_run_transformers, model)
+
+
+def _with_squares_once(values):
+    """A config in which one number stands for two equal ones, which not all models take."""
+    once = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _with_squares_once(value)
+        elif name in ("image_size", "patch_size") and isinstance(value, list):
+            value = value[0]
+        once[name] = value
+    return once
 
 
 def _state_dict(source):

@@ -99,6 +99,7 @@ def open_pretrained(source, revision=None) -> Pretrained:
             weights if weights.is_dir() else weights.parent,
             context_length=text.context_length,
             vocab_size=text.vocab_size,
+            cleaning=text.cleaning,
         ),
         preprocess=load_preprocessor(weights),
     )

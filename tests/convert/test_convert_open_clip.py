@@ -10,8 +10,10 @@ import pytest
 import safetensors.numpy
 
 import convert
+import models
 from convert import clip, open_clip
 from convert.__main__ import main
+from convert.guesses import Given
 from convert.loading import convert_checkpoint
 from convert.originals import prepare_libraries
 from models.clip import CLIP, VARIANTS
@@ -93,7 +95,15 @@ def _follow(module, path):
 def test_a_file_of_openai_needs_no_config(of_openai):
     file, config = of_openai
     model, report = convert_checkpoint(file)
-    assert model.config == config
+    assert model.config == config and model.config.text.cleaning == "lower"
+    assert [(guess.name, guess.value) for guess in report.guesses] == [
+        ("heads", 2),
+        ("text_heads", 1),
+    ]
+    given = Given(heads=4, text_heads=8)
+    model, _ = convert_checkpoint(file, given=given)
+    assert model.config.vision.encoder.num_heads == 4
+    assert model.config.text.encoder.num_heads == 8
     assert report.ignored.keys() == {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -114,6 +124,10 @@ def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, da
     assert damage in refused(file)
 
 
+def tokenizer_of(**kwargs):
+    return lambda model: model["text_cfg"].update(tokenizer_kwargs=kwargs)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -132,12 +146,79 @@ def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, da
         (lambda m: m.pop("embed_dim"), "model_cfg lacks embed_dim"),
         (lambda m: m.update(flux=1), "'model_cfg.flux' is unknown"),
         (lambda m: m["vision_cfg"].update(input_patchnorm=True), "'vision_cfg.input_patchnorm' is"),
+        (lambda m: m["vision_cfg"].update(image_size=[32, 48]), "image_size must be of something"),
+        (lambda m: m["text_cfg"].update(tokenizer_mode="clips"), "tokenizer_mode must be None"),
+        (tokenizer_of(clean="upper"), "clean must be one of whitespace, lower, canonicalize"),
+        (tokenizer_of(strip_sep_token=True), "strip_sep_token must be False"),
+        (tokenizer_of(vocab_file="x"), "'tokenizer_kwargs.vocab_file' is unknown"),
         (lambda m: m["text_cfg"].update({"two\nlines": 1}), "'text_cfg.two"),
     ],
 )
 def test_other_towers_are_refused_by_name(source, refused, change, words):
     change_config(source, change)
     assert words in refused(source)
+
+
+@pytest.mark.parametrize("file", [CONFIG, "config.json"])
+def test_the_bare_model_config_of_open_clip_is_read(source, tmp_path, file):
+    expected = convert.load_pretrained(source).config
+    values = json.loads((source / CONFIG).read_text())["model_cfg"]
+    (source / CONFIG).unlink()
+    (source / file).write_text(json.dumps(values))
+    assert convert.load_pretrained(source).config == expected
+    assert convert_checkpoint(source)[1].unknown_fields == ()
+    (source / file).write_text(json.dumps(values | {"flux": 1}))
+    with pytest.raises(convert.ConversionError, match=r"'model_cfg\.flux' is unknown"):
+        convert.load_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(quick_gelu=None),
+        lambda m: m["vision_cfg"].update(image_size=[32, 32]),
+        lambda m: m["vision_cfg"].update(patch_size=[8, 8]),
+        lambda m: m["text_cfg"].update(tokenizer_kwargs=None),
+    ],
+)
+def test_what_open_clip_reads_as_the_same_is_the_same(source, change):
+    expected = convert.load_pretrained(source).config
+    change_config(source, change)
+    assert convert.load_pretrained(source).config == expected
+
+
+@pytest.mark.parametrize(
+    "text_cfg, cleaning",
+    [
+        ({}, "lower"),
+        ({"hf_tokenizer_name": None}, "lower"),
+        ({"hf_tokenizer_name": "bert-base-uncased"}, "whitespace"),
+        ({"tokenizer_kwargs": {"clean": "canonicalize"}}, "canonicalize"),
+    ],
+)
+def test_the_cleaning_of_texts_survives_conversion(source, tmp_path, text_cfg, cleaning):
+    change_config(source, lambda model: model["text_cfg"].update(text_cfg))
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    for model in (convert.load_pretrained(source), models.load(tmp_path / "out")):
+        assert model.config.text.cleaning == cleaning
+
+
+def test_texts_of_hugging_faces_layout_are_not_cleaned(tmp_path):
+    assert convert.load_pretrained(zoo.write("clip_hf", tmp_path / "hf")).config.text.cleaning == (
+        "none"
+    )
+
+
+@pytest.mark.reference
+def test_the_cleanings_by_default_are_those_of_open_clip():
+    prepare_libraries()
+    tokenizer = pytest.importorskip("open_clip.tokenizer")
+    for name, expected in (("SimpleTokenizer", "lower"), ("HFTokenizer", "whitespace")):
+        parameters = inspect.signature(getattr(tokenizer, name).__init__).parameters
+        assert parameters["clean"].default == expected
+        assert parameters.keys() >= {"clean"}
+    simple = inspect.signature(tokenizer.SimpleTokenizer.__init__).parameters
+    assert simple["reduction_mask"].default == ""
 
 
 def test_unknown_fields_are_listed_and_not_used(source, tmp_path, capsys):
