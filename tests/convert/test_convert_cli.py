@@ -212,6 +212,7 @@ def hub(monkeypatch, tmp_path):
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "a.bin"],
             ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
         ),
+        (["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json"]),
     ],
 )
 def test_only_what_is_needed_is_downloaded(hub, tmp_path, files, downloaded):
