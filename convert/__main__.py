@@ -75,6 +75,10 @@ def _verify(source, against, revision, family, **given):
     for c in comparisons:
         size = f"{c.size[0]}×{c.size[1]}"
         print(f"{size:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
+    file = find_weights(path)
+    for guess in read_layout(file, open_tensors(file), family, given)[1].guesses:
+        if guess.reason is not None:
+            print(f"warning     {guess}: the original was built with the same guess")
     beyond = [c for c in comparisons if not c.error <= BOUND]  # also where it is NaN
     if beyond:
         raise ConversionError(
@@ -82,10 +86,6 @@ def _verify(source, against, revision, family, **given):
             f"largest value; the first is {beyond[0].stage!r} at {beyond[0].error:.1e}"
         )
     largest = max(c.error for c in comparisons)
-    file = find_weights(path)
-    for guess in read_layout(file, open_tensors(file), family, given)[1].guesses:
-        if guess.reason is not None:
-            print(f"warning     {guess}: the original was built with the same guess")
     print(f"the same within {largest:.1e} of the largest value (the bound is {BOUND:.0e})")
 
 

@@ -64,7 +64,7 @@ class Guess(typing.NamedTuple):
         value = ",".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
         named = f"{self.name.replace('_', ' ')} {value}"
         if self.reason is None:
-            return f"{named}: as given"
+            return named
         return f"{named}: guessed from {self.reason}; {OPTIONS[self.name]} if not"
 
 

@@ -38,14 +38,7 @@ def load_tokenizer(path, *, context_length, vocab_size, cleaning="none"):
         cleaning that does not exist, or none for a checkpoint of open_clip.
     """
     path = pathlib.Path(path)
-    if cleaning not in CLEANINGS:
-        raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {cleaning!r}")
-    beside = [name for name in ("config.json", "open_clip_config.json") if (path / name).is_file()]
-    if cleaning == "none" and beside == ["open_clip_config.json"]:
-        raise ValueError(
-            f"{path} is of open_clip, and was converted before its cleaning of texts was kept: "
-            "convert the checkpoint again"
-        )
+    _check_cleaning(cleaning, path)
     config = _read_config(path / "tokenizer_config.json", context_length)
     if (file := path / "tokenizer.json").is_file():
         encode, size = _from_json(file, config, context_length)
@@ -59,6 +52,18 @@ def load_tokenizer(path, *, context_length, vocab_size, cleaning="none"):
         raise ValueError(f"{file} has {size} tokens, but the model {vocab_size}: not its tokenizer")
     clean, prepare = CLEANINGS[cleaning], _preparation(config)
     return lambda texts: np.array(encode([prepare(clean(text)) for text in texts]), np.int32)
+
+
+def _check_cleaning(cleaning, folder):
+    """Refuses a cleaning that does not exist, and none where open_clip's must have been lost."""
+    if cleaning not in CLEANINGS:
+        raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {cleaning!r}")
+    configs = ("config.json", "open_clip_config.json")
+    if cleaning == "none" and [x for x in configs if (folder / x).is_file()] == [configs[1]]:
+        raise ValueError(
+            f"{folder} is of open_clip, and was converted before its cleaning of texts was kept: "
+            "convert the checkpoint again"
+        )
 
 
 def _read_config(file, context_length):

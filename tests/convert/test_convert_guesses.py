@@ -43,8 +43,8 @@ def test_what_is_given_comes_before_the_guess(dinov2, tmp_path, capsys):
     options = ["--heads", "4", "--patch-grid", "2,8"]
     assert main([str(dinov2), str(tmp_path / "out"), *options]) == 0
     out = capsys.readouterr().out
-    assert "given       heads 4: as given\n" in out
-    assert "given       patch grid 2,8: as given\n" in out and "guessed" not in out
+    assert "given       heads 4\n" in out
+    assert "given       patch grid 2,8\n" in out and "guessed" not in out
     config = models.load(tmp_path / "out").config
     assert config.encoder.num_heads == 4
     assert config.image_width == 4 * config.image_size == 8 * config.patch_size
