@@ -14,8 +14,10 @@ import models
 from convert import clip, open_clip
 from convert.__main__ import main
 from convert.guesses import Given
-from convert.loading import convert_checkpoint
+from convert.loading import convert_checkpoint, read_layout
 from convert.originals import prepare_libraries
+from convert.sources import find_weights
+from convert.tensors import open_tensors
 from models.clip import CLIP, VARIANTS
 from models.registry import abstract_model, override
 from tests import zoo
@@ -35,6 +37,11 @@ def change_config(folder, change):
     values = json.loads((folder / CONFIG).read_text())
     change(values["model_cfg"])
     (folder / CONFIG).write_text(json.dumps(values))
+
+
+def parsed(folder):
+    file = find_weights(folder)
+    return read_layout(file, open_tensors(file))[1]
 
 
 @pytest.mark.parametrize("quick, activation", [(True, "quick_gelu"), (False, "gelu")])
@@ -101,9 +108,8 @@ def test_a_file_of_openai_needs_no_config(of_openai):
         ("text_heads", 1),
     ]
     given = Given(heads=4, text_heads=8)
-    model, _ = convert_checkpoint(file, given=given)
-    assert model.config.vision.encoder.num_heads == 4
-    assert model.config.text.encoder.num_heads == 8
+    config = read_layout(file, open_tensors(file), given=given)[1].config
+    assert (config.vision.encoder.num_heads, config.text.encoder.num_heads) == (4, 8)
     assert report.ignored.keys() == {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -160,13 +166,12 @@ def test_other_towers_are_refused_by_name(source, refused, change, words):
 
 
 @pytest.mark.parametrize("file", [CONFIG, "config.json"])
-def test_the_bare_model_config_of_open_clip_is_read(source, tmp_path, file):
-    expected = convert.load_pretrained(source).config
+def test_the_bare_model_config_of_open_clip_is_read(source, file):
+    expected = parsed(source)
     values = json.loads((source / CONFIG).read_text())["model_cfg"]
     (source / CONFIG).unlink()
     (source / file).write_text(json.dumps(values))
-    assert convert.load_pretrained(source).config == expected
-    assert convert_checkpoint(source)[1].unknown_fields == ()
+    assert parsed(source) == expected and expected.unknown_fields == []
     (source / file).write_text(json.dumps(values | {"flux": 1}))
     with pytest.raises(convert.ConversionError, match=r"'model_cfg\.flux' is unknown"):
         convert.load_pretrained(source)
@@ -182,9 +187,9 @@ def test_the_bare_model_config_of_open_clip_is_read(source, tmp_path, file):
     ],
 )
 def test_what_open_clip_reads_as_the_same_is_the_same(source, change):
-    expected = convert.load_pretrained(source).config
+    expected = parsed(source)
     change_config(source, change)
-    assert convert.load_pretrained(source).config == expected
+    assert parsed(source) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,17 +201,19 @@ def test_what_open_clip_reads_as_the_same_is_the_same(source, change):
         ({"tokenizer_kwargs": {"clean": "canonicalize"}}, "canonicalize"),
     ],
 )
-def test_the_cleaning_of_texts_survives_conversion(source, tmp_path, text_cfg, cleaning):
+def test_the_config_decides_the_cleaning_of_texts(source, text_cfg, cleaning):
     change_config(source, lambda model: model["text_cfg"].update(text_cfg))
+    assert parsed(source).config.text.cleaning == cleaning
+
+
+def test_the_cleaning_of_texts_survives_conversion(source, tmp_path):
+    change_config(source, tokenizer_of(clean="canonicalize"))
     assert main([str(source), str(tmp_path / "out")]) == 0
-    for model in (convert.load_pretrained(source), models.load(tmp_path / "out")):
-        assert model.config.text.cleaning == cleaning
+    assert models.load(tmp_path / "out").config.text.cleaning == "canonicalize"
 
 
 def test_texts_of_hugging_faces_layout_are_not_cleaned(tmp_path):
-    assert convert.load_pretrained(zoo.write("clip_hf", tmp_path / "hf")).config.text.cleaning == (
-        "none"
-    )
+    assert parsed(zoo.write("clip_hf", tmp_path / "hf")).config.text.cleaning == "none"
 
 
 @pytest.mark.reference
