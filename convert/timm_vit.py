@@ -80,6 +80,7 @@ _BOOKKEEPING = (
     "num_features",
     "pretrained_cfg",
     "label_names",
+    "labels",  # as it was called once
     "label_descriptions",
 )
 
