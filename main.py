@@ -4,10 +4,23 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+
+from evals.running.overrides import apply_overrides, load_config, split_overrides
 
 ROOT = pathlib.Path(__file__).parent
-CONFIG = config_flags.DEFINE_config_file("config", help_string="a file of configs/, or a path")
+
+
+class ConfigFile(flags.ArgumentParser):
+    """The config of a file: a path, or a name in `configs/`, from any directory."""
+
+    def parse(self, name):
+        for file in (pathlib.Path(name), ROOT / name, ROOT / "configs" / name):
+            if file.is_file():
+                return load_config(file)
+        raise flags.Error(f"no config {name!r}{_hint(name)}")
+
+
+CONFIG = flags.DEFINE(ConfigFile(), "config", None, "a file of configs/, or a path")
 WORKDIR = flags.DEFINE_string("workdir", None, "results folder; default: a fresh one in runs/")
 TASKS = {  # functions of config and workdir that return the text to print
     "analyze": "evals.jobs.analysis.job:analyze",
@@ -30,41 +43,29 @@ def main(_):
         processes.run(TASKS[task], config, WORKDIR.value, runs=ROOT / "runs")
     # The user's input, or too much of it; anything else is a bug.
     except (ValueError, OSError, MemoryError, OverflowError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(_one_line(error))
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # how XLA says that memory ran out
             raise
-        sys.exit(f"error: {str(error).splitlines()[0]}")
+        sys.exit(_one_line(str(error).splitlines()[0]))
 
 
 def parse_flags(argv):
-    """absl's flag parser, with configs found from any directory and one line per mistake."""
+    """absl's flag parser, with overrides of the config and one line per mistake."""
     try:
-        argv[:] = [_with_config_path(argument, argv[i - 1]) for i, argument in enumerate(argv)]
-        sys.argv[:] = argv  # where config_flags looks for overrides
-        if len(remaining := flags.FLAGS(argv)) > 1:
+        others, overrides = split_overrides(flags.FLAGS.read_flags_from_files(argv[1:]))
+        if len(remaining := flags.FLAGS([argv[0], *others])) > 1:
             raise flags.Error(f"unexpected argument {remaining[1]!r}; options are --NAME=VALUE")
         if CONFIG.value is None:
             raise flags.Error(f"which config? Choose with --config NAME{_hint('')}")
+        apply_overrides(CONFIG.value, overrides)
         return remaining
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except AttributeError as error:  # how ml_collections reports an unknown field
-        field = str(error).replace("\\n", ". ").translate(str.maketrans("", "", "'\"\\"))
-        sys.exit(f"error: the config has no field {field}")
+    except (flags.Error, ValueError, OSError) as error:
+        sys.exit(_one_line(error))
 
 
-def _with_config_path(argument, previous):
-    """The argument; if it names a config, with the path of that config's file."""
-    prefix, name = "", argument
-    if argument.startswith("--config="):
-        prefix, name = "--config=", argument.removeprefix("--config=")
-    elif previous != "--config":
-        return argument
-    for file in (pathlib.Path(name), ROOT / name, ROOT / "configs" / name):
-        if file.is_file():
-            return prefix + str(file.absolute())
-    raise flags.Error(f"no config {name!r}{_hint(name)}")
+def _one_line(error):
+    return f"error: {' '.join(str(error).split())}"
 
 
 def _hint(name):

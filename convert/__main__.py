@@ -6,18 +6,21 @@
 import argparse
 import ctypes
 import os
-import pathlib
 import sys
 import tempfile
 
 import models
-from convert.errors import ConversionError, one_line, show, summarise
+from convert.errors import ConversionError, one_line, show
 from convert.families import FAMILIES
+from convert.guesses import Given
 from convert.labels import write_labels
-from convert.loading import Report, convert_checkpoint
+from convert.loading import Report, convert_checkpoint, read_layout
 from convert.sources import companions, fetch, find_weights
+from convert.tensors import open_tensors
 from convert.verify import BOUND, verify
+from models.checkpoint import local_path
 from models.configs import DTYPES
+from models.plain_vit import POOLS
 
 
 def main(argv=None) -> int:
@@ -42,13 +45,14 @@ def _give_freed_memory_back():
         mallopt(m_mmap_threshold, 2**20)
 
 
-def _convert(source, destination, revision, dtype, family):
+def _convert(source, destination, revision, dtype, family, **given):
     """Converts `source` into the new directory `destination`; the report as text."""
-    destination = pathlib.Path(os.path.expanduser(destination))
+    destination = local_path(destination)
     if os.path.lexists(destination):  # before hours of download
         raise FileExistsError(f"{destination} exists; choose another destination or remove it")
+    given = Given(**given)
     path = fetch(source, revision)
-    model, report = convert_checkpoint(path, dtype=dtype, family=family)
+    model, report = convert_checkpoint(path, dtype=dtype, family=family, given=given)
     files = companions(find_weights(path), report.layout.library)
     with tempfile.TemporaryDirectory() as folder:
         written = [write_labels(report.labels, folder)] if report.labels else []
@@ -62,13 +66,19 @@ def _convert(source, destination, revision, dtype, family):
     )
 
 
-def _verify(source, **options):
+def _verify(source, against, revision, family, **given):
     """Prints a comparison of every stage; raises ConversionError above the bound."""
-    comparisons = verify(source, **options)
+    given = Given(**given)
+    path = fetch(source, revision)
+    comparisons = verify(path, against=against, family=family, given=given)
     print(f"{'image size':<12}{'stage':<20}{'max error':>10}{'cosine':>13}")
     for c in comparisons:
         size = f"{c.size[0]}×{c.size[1]}"
         print(f"{size:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
+    file = find_weights(path)
+    for guess in read_layout(file, open_tensors(file), family, given)[1].guesses:
+        if guess.reason is not None:
+            print(f"warning     {guess}: the original was built with the same guess")
     beyond = [c for c in comparisons if not c.error <= BOUND]  # also where it is NaN
     if beyond:
         raise ConversionError(
@@ -86,6 +96,8 @@ def _lines(report: Report):
         names = [name for name, reason in report.ignored.items() if reason == why]
         others = f" and {len(names) - 2} more" if len(names) > 2 else ""
         yield f"ignored     {', '.join(names[:2])}{others}: {why}"
+    for guess in report.guesses:
+        yield f"{'given' if guess.reason is None else 'guessed':<12}{guess}"
     if report.labels:
         others = f" and {len(report.labels) - 3} more" if len(report.labels) > 3 else ""
         yield f"labels      {', '.join(map(show, report.labels[:3]))}{others}"
@@ -93,10 +105,8 @@ def _lines(report: Report):
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""
     yield f"dtype       {report.dtype}, from {dtypes}{widened}"
-    for name in report.unknown_fields:
-        yield f"warning     the config's field {show(name)} is unknown, and was not used"
-    if report.not_finite:
-        yield f"warning     NaN or infinity in {summarise(report.not_finite)}"
+    for warning in report.warnings():
+        yield f"warning     {warning}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,7 +142,21 @@ def _source_parser(prog, description):
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--family", choices=FAMILIES, help="by default told from the files")
+    group = parser.add_argument_group("what files without a config leave open, guessed by default")
+    group.add_argument("--heads", type=int, metavar="N", help="of attention in the vision tower")
+    group.add_argument("--text-heads", type=int, metavar="N", help="of attention in the text tower")
+    group.add_argument(
+        "--patch-grid",
+        type=_grid,
+        metavar="H,W",
+        help="patches down and across of learned positions",
+    )
+    group.add_argument("--pool", choices=POOLS, help="the class token, or the mean of the patches")
     return parser
+
+
+def _grid(text):
+    return tuple(int(n) for n in text.split(","))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def parse_config(values: dict) -> Parsed:
     eos_token_id = text.integer("eos_token_id")
     config = CLIPConfig(
         VisionConfig(
-            vision.size("image_size"), vision.size("patch_size"), "bicubic", vision.encoder()
+            vision.side("image_size"), vision.side("patch_size"), "bicubic", vision.encoder()
         ),
         CLIPTextConfig(
             text.size("vocab_size"),

@@ -1,7 +1,7 @@
 """DINOv2 as transformers and as its authors publish it: `config.json` and key tables."""
 
-from convert.errors import ConversionError
 from convert.fields import Fields
+from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source, of_model_type
 from convert.rows import (
     HF_DINO_ATTENTION,
@@ -125,22 +125,24 @@ def parse(source: Source) -> Parsed:
     position_resize = "bicubic_antialias" if with_registers else "bicubic"
     has_head = "classifier.weight" in source.tensors
     num_classes = shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0
-    config = _config(fields, num_registers, position_resize, num_classes)
+    image_shape = fields.side("image_size"), None
+    config = _config(fields, image_shape, num_registers, position_resize, num_classes)
     return Parsed(config, fields.unknown())
 
 
-def _config(fields, num_registers, position_resize, num_classes=0):
+def _config(fields, image_shape, num_registers, position_resize, num_classes=0):
+    height, width = image_shape
     fields.fix(num_channels=3)
     fields.ignore("use_mask_token")
-    width = fields.size("hidden_size")
+    channels = fields.size("hidden_size")
     ratio = fields.number("mlp_ratio", least=0.01, most=100)
     gated = fields.flag("use_swiglu_ffn")
     activation = fields.activation("hidden_act")
     encoder = EncoderConfig(
-        width,
+        channels,
         fields.depth("num_hidden_layers"),
         fields.size("num_attention_heads"),
-        swiglu_dim(width, ratio) if gated else int(width * ratio),
+        swiglu_dim(channels, ratio) if gated else int(channels * ratio),
         "silu" if gated else activation,  # transformers has silu there whatever the field says
         fields.epsilon("layer_norm_eps"),
         biases="qkv" if fields.flag("qkv_bias") else "",
@@ -148,17 +150,18 @@ def _config(fields, num_registers, position_resize, num_classes=0):
         layer_scale=True,
     )
     return DINOv2Config(
-        fields.size("image_size"),
-        fields.size("patch_size"),
+        height,
+        fields.side("patch_size"),
         position_resize,
         num_registers,
         encoder,
         num_classes,
+        width,
     )
 
 
 def parse_original(source: Source) -> Parsed:
-    """The config of the authors' model from the shapes; all of theirs have heads of 64 channels.
+    """The config of the authors' model from the shapes.
 
     Raises:
       ConversionError: shapes that no DINOv2 of the authors has.
@@ -167,19 +170,21 @@ def parse_original(source: Source) -> Parsed:
     num_positions = shape_of(source.tensors, "pos_embed", 3)[1]
     has_registers = "register_tokens" in source.tensors
     num_registers = shape_of(source.tensors, "register_tokens", 3)[1] if has_registers else 0
-    if width % 64:
-        raise ConversionError(f"width {width} does not divide into heads of 64 channels")
+    guesses = Guesses(source.given)
+    heads = guesses.heads_of_64("heads", width, "all of the authors'")
+    grid = guesses.patch_grid(max(num_positions - 1, 0))
     values = {
         "hidden_size": width,
         "num_hidden_layers": sum(name.endswith(".ls1.gamma") for name in source.tensors),
-        "num_attention_heads": width // 64,
-        "image_size": round(max(num_positions - 1, 0) ** 0.5) * patch_size,
+        "num_attention_heads": heads,
+        "image_size": [patches * patch_size for patches in grid],
         "patch_size": patch_size,
         "use_swiglu_ffn": "blocks.0.mlp.w12.weight" in source.tensors,
     }
     fields = Fields("shapes", values, _DEFAULTS)
     position_resize = "bicubic_antialias" if num_registers else "bicubic_offset"
-    return Parsed(_config(fields, num_registers, position_resize), [])
+    config = _config(fields, fields.sides("image_size"), num_registers, position_resize)
+    return Parsed(config, [], tuple(guesses.made))
 
 
 LAYOUT = Layout(

@@ -82,8 +82,8 @@ def parse_config(values: dict) -> Parsed:
     rope.fix(rope_type="default", rope_theta=theta)
     rope.refuse_unknown()
     config = DINOv3Config(
-        fields.size("image_size"),
-        fields.size("patch_size"),
+        fields.side("image_size"),
+        fields.side("patch_size"),
         fields.integer("num_register_tokens", most=2**20),
         theta,
         encoder,

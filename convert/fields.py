@@ -65,6 +65,22 @@ class Fields:
         """An integer from 1 to a million."""
         return self.integer(field, least=1, most=_LARGEST_SIZE)
 
+    def side(self, field) -> int:
+        """A size of something square, which libraries write once or twice."""
+        height, width = self.sides(field)
+        if width is not None:
+            raise self._error(field, "of something square")
+        return height
+
+    def sides(self, field) -> tuple[int, int | None]:
+        """A height and a width, None where it is the same."""
+        value = self._get(field)
+        pair = value if isinstance(value, list) and len(value) == 2 else [value] * 2
+        if not all(_is_integer(side, least=1, most=_LARGEST_SIZE) for side in pair):
+            raise self._error(field, f"an integer in 1..{_LARGEST_SIZE}, or a list of two")
+        height, width = pair
+        return height, None if width == height else width
+
     def depth(self, field) -> int:
         """A number of blocks, from 1 to 128."""
         return self.integer(field, least=1, most=_LARGEST_DEPTH)
@@ -72,7 +88,7 @@ class Fields:
     def integer(self, field, *, least=0, most=2**31 - 1) -> int:
         """An integer in `least..most`, by default what an int32 token id can be."""
         value = self._get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if not _is_integer(value, least=least, most=most):
             raise self._error(field, f"an integer in {least}..{most}")
         return value
 
@@ -94,9 +110,11 @@ class Fields:
             raise self._error(field, "a number between 0 and 1")
         return value
 
-    def flag(self, field) -> bool:
-        """True or False."""
+    def flag(self, field, *, null=None) -> bool:
+        """True or False; `null` is what the file's null stands for."""
         value = self._get(field)
+        if value is None:
+            value = null
         if not isinstance(value, bool):
             raise self._error(field, "true or false")
         return value
@@ -175,3 +193,7 @@ class Fields:
     def _error(self, field, expected):
         value = show(self._get(field))
         return ConversionError(f"{self.name}.{field} must be {expected}, got {value}")
+
+
+def _is_integer(value, *, least, most):
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -99,8 +99,8 @@ def parse(source: Source) -> Parsed:
     fields.ignore(*_IRRELEVANT)
     has_head = "classifier.weight" in source.tensors
     config = ViTConfig(
-        fields.size("image_size"),
-        fields.size("patch_size"),
+        fields.side("image_size"),
+        fields.side("patch_size"),
         "bicubic",
         fields.encoder(biases="qkv" if fields.flag("qkv_bias") else ""),
         num_classes=shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0,

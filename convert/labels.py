@@ -43,18 +43,19 @@ def labels_of(config: Mapping) -> tuple[str, ...] | None:
 
     None where it has none, or those that transformers makes up: LABEL_0, LABEL_1, …
     """
-    names = config.get("label_names") or _in_order(config.get("id2label"))
+    pretrained = config.get("pretrained_cfg")
+    inner = pretrained if isinstance(pretrained, Mapping) else {}
+    named = (config.get("label_names"), inner.get("label_names"), config.get("labels"))  # of timm
+    names = next((names for names in (*named, config.get("id2label")) if names), None)
+    names = _in_order(names) if isinstance(names, Mapping) else names
     if not _are_names(names) or names == [f"LABEL_{i}" for i in range(len(names))]:
         return None
     return tuple(names)
 
 
-def _in_order(id2label):
-    """The values for the keys 0, 1, …, which JSON writes as texts; None where one is missing."""
-    if not isinstance(id2label, Mapping):
-        return None
-    names = [id2label.get(str(i)) for i in range(len(id2label))]
-    return None if None in names else names
+def _in_order(names_by_id):
+    """The values for the keys 0, 1, …, which JSON writes as texts."""
+    return [names_by_id.get(str(i)) for i in range(len(names_by_id))]
 
 
 def _are_names(names):

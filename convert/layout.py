@@ -5,23 +5,29 @@ import pathlib
 import typing
 from collections.abc import Callable, Mapping
 
+from convert.guesses import NOTHING, Given, Guess
 from convert.table import Table
 from convert.tensors import Tensor
 
 
 class Source(typing.NamedTuple):
-    """A checkpoint as found: its file of weights, its config if there is one, its tensors."""
+    """A checkpoint as found: its file of weights, its config if there is one, its tensors.
+
+    And what a person says of it where these do not.
+    """
 
     file: pathlib.Path
     config: dict | None
     tensors: Mapping[str, Tensor]
+    given: Given = NOTHING
 
 
 class Parsed(typing.NamedTuple):
-    """A model's config, and the fields of the checkpoint's that nobody knows."""
+    """A model's config, the fields of the checkpoint's that nobody knows, and what was guessed."""
 
     config: typing.Any
     unknown_fields: list[str]
+    guesses: tuple[Guess, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

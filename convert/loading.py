@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import typing
 import warnings
 
 import jax
@@ -12,9 +11,10 @@ from flax import nnx, traverse_util
 import models.registry
 from convert.errors import ConversionError, show, summarise
 from convert.families import find_layout
+from convert.guesses import NOTHING, Given, Guess, refuse_unused
 from convert.labels import read_labels
-from convert.layout import Layout, Source
-from convert.sources import fetch, find_weights, read_config
+from convert.layout import Layout, Parsed, Source
+from convert.sources import MERGE, adapter_in, fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
 from convert.tensors import open_tensors
 from models.configs import DTYPES
@@ -33,7 +33,9 @@ class Report:
       dtype: of the model's weights and computation.
       not_finite: names of the tensors that hold NaN or infinity.
       unknown_fields: of the checkpoint's config, not used.
+      guesses: what the files leave open, and whether it was guessed or given.
       labels: names of the classifier's classes, where the config has as many as the model.
+      adapter: the name of an adapter's file beside the weights, or None.
     """
 
     layout: Layout
@@ -44,10 +46,21 @@ class Report:
     dtype: str
     not_finite: tuple[str, ...]
     unknown_fields: tuple[str, ...]
+    guesses: tuple[Guess, ...]
     labels: tuple[str, ...] | None
+    adapter: str | None
+
+    def warnings(self):
+        """Sentences on what may make the model another than the one that was meant."""
+        for name in self.unknown_fields:
+            yield f"the config's field {show(name)} is unknown, and was not used"
+        if self.not_finite:
+            yield f"NaN or infinity in {summarise(self.not_finite)}"
+        if self.adapter:
+            yield f"{self.adapter} beside the weights: an adapter, which was not applied; {MERGE}"
 
 
-def load_pretrained(source, *, revision=None, dtype=None, family=None) -> nnx.Module:
+def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) -> nnx.Module:
     """A model with the weights of a PyTorch checkpoint, and exact attention.
 
     Args:
@@ -57,30 +70,36 @@ def load_pretrained(source, *, revision=None, dtype=None, family=None) -> nnx.Mo
       dtype: "float32" or "bfloat16", of weights and computation; by default the file's, float32
         for one of float16 or of mixed dtypes.
       family: one of `convert.families.FAMILIES`; by default told from the config or the tensors.
+      **given: what the files leave open and would be guessed, the fields of
+        `convert.guesses.Given`: `heads`, `text_heads`, `patch_grid` and `pool`.
 
     Raises:
       ConversionError: a source that cannot be read, or a single name or shape that does not fit.
 
     Warns:
-      UserWarning: tensors that hold NaN or infinity, or fields of the config that nobody knows.
+      UserWarning: what was guessed, tensors that hold NaN or infinity, fields of the config that
+        nobody knows, or an adapter beside the weights.
     """
-    model, report = convert_checkpoint(fetch(source, revision), dtype=dtype, family=family)
-    if report.unknown_fields:
-        names = ", ".join(map(show, report.unknown_fields))
-        warnings.warn(f"the config has fields that are unknown and not used: {names}", stacklevel=2)
-    if report.not_finite:
-        names = summarise(report.not_finite)
-        warnings.warn(f"NaN or infinity in {names}", stacklevel=2)
+    given = Given(**given)
+    path = fetch(source, revision)
+    model, report = convert_checkpoint(path, dtype=dtype, family=family, given=given)
+    for guess in report.guesses:
+        if guess.reason is not None:
+            warnings.warn(str(guess), stacklevel=2)
+    for warning in report.warnings():
+        warnings.warn(warning, stacklevel=2)
     return model
 
 
-def convert_checkpoint(path, *, dtype=None, family=None) -> tuple[nnx.Module, Report]:
+def convert_checkpoint(
+    path, *, dtype=None, family=None, given: Given = NOTHING
+) -> tuple[nnx.Module, Report]:
     """The model and the report of a local directory or file; see `load_pretrained`."""
     if dtype is not None and dtype not in DTYPES:
         raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {show(dtype)}")
     file = find_weights(path)
     tensors = open_tensors(file)
-    layout, config, unknown_fields = read_layout(file, tensors, family)
+    layout, (config, unknown_fields, guesses) = read_layout(file, tensors, family, given)
     table = best_table(layout.tables(config), tensors)
     mapped = dict.fromkeys(row.source for row in table.rows if row.source in tensors)
     file_dtypes = collections.Counter(tensors[source].dtype for source in mapped)
@@ -98,7 +117,9 @@ def convert_checkpoint(path, *, dtype=None, family=None) -> tuple[nnx.Module, Re
         dtype=dtype,
         not_finite=tuple(not_finite),
         unknown_fields=tuple(unknown_fields),
+        guesses=guesses,
         labels=_labels(file, config),
+        adapter=adapter.name if (adapter := adapter_in(file.parent)) else None,
     )
 
 
@@ -109,14 +130,19 @@ def _labels(file, config):
     return labels if labels is not None and len(labels) == num_classes else None
 
 
-def read_layout(file, tensors, family=None) -> tuple[Layout, typing.Any, list[str]]:
-    """The layout of a file of weights, the model's config, and fields that nobody knows."""
+def read_layout(file, tensors, family=None, given: Given = NOTHING) -> tuple[Layout, Parsed]:
+    """The layout of a file of weights, and what its parser makes of the config or the tensors."""
     values = read_config(file)
     layout = find_layout(values, tensors, family)
     try:
-        return layout, *layout.parse(Source(file, values, tensors))
+        parsed = layout.parse(Source(file, values, tensors, given))
     except ValueError as error:  # the models' configs refuse sizes that do not fit each other
-        raise ConversionError(f"the config of {show(str(file))}: {error}") from None
+        said = "the names and shapes in" if values is None else "the config of"
+        raise ConversionError(f"{said} {show(str(file))}: {error}") from None
+    refuse_unused(
+        given, parsed.guesses, f"{layout} {'without' if values is None else 'with'} a config"
+    )
+    return layout, parsed
 
 
 def _build(model_class, config, table, tensors, file):

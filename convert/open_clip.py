@@ -1,12 +1,16 @@
 """CLIP with OpenAI's names, as open_clip writes it: `open_clip_config.json` and key table."""
 
+import math
+
 from convert.errors import ConversionError
 from convert.fields import Fields
+from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import block_rows, fused_qkv
 from convert.sources import OPEN_CLIP_CONFIG
 from convert.table import CONVOLUTION, LINEAR, MERGE_HEADS, SAME, Row, Table
 from convert.tensors import shape_of
+from models.cleaning import CLEANINGS
 from models.clip import CLIPConfig, CLIPTextConfig
 from models.configs import EncoderConfig, VisionConfig
 
@@ -58,7 +62,9 @@ _TEXT_FIXED = _TOWER_FIXED | dict(
     proj_bias=False,
     proj_type="linear",
     hf_model_name=None,
+    tokenizer_mode=None,
 )
+_TOKENIZER_FIXED = dict(strip_sep_token=False, reduction_mask="", language=None)
 _MODEL_FIXED = dict(
     multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False, cast_dtype=None
 )
@@ -80,8 +86,6 @@ _TEXT_IRRELEVANT = (
     "eos_id",
     "output_tokens",
     "hf_tokenizer_name",
-    "tokenizer_mode",
-    "tokenizer_kwargs",
     "hf_model_pretrained",
     "hf_proj_type",
     "hf_pooler_type",
@@ -147,8 +151,8 @@ def parse(source: Source) -> Parsed:
       ConversionError: a value that is not of its type, that the model does not support, or exact
         GELU for weights of OpenAI, which were trained with quick GELU.
     """
-    values = config_of(source.tensors) if source.config is None else source.config
-    whole = Fields(OPEN_CLIP_CONFIG, values, {})
+    guesses = Guesses(source.given)
+    whole = Fields(OPEN_CLIP_CONFIG, whole_config(source, guesses), {})
     whole.ignore("preprocess_cfg")
     model = whole.section("model_cfg", {"quick_gelu": False})
     vision = model.section("vision_cfg", _VISION_DEFAULTS)
@@ -160,7 +164,7 @@ def parse(source: Source) -> Parsed:
     ):
         section.fix(**fixed)
         section.ignore(*irrelevant)
-    quick = model.flag("quick_gelu")
+    quick = model.flag("quick_gelu", null=False)
     if not quick and _is_openai(source):
         raise ConversionError(
             "model_cfg.quick_gelu is false, but these weights are OpenAI's, which were trained "
@@ -174,8 +178,8 @@ def parse(source: Source) -> Parsed:
         )
     config = CLIPConfig(
         VisionConfig(
-            vision.size("image_size"),
-            vision.size("patch_size"),
+            vision.side("image_size"),
+            vision.side("patch_size"),
             "bicubic_antialias",
             _encoder(vision, heads, quick),
         ),
@@ -184,12 +188,37 @@ def parse(source: Source) -> Parsed:
             text.size("context_length"),
             _encoder(text, text.size("heads"), quick),
             eos_token_id=None,
+            cleaning=_cleaning(text),
         ),
         model.size("embed_dim"),
     )
     for section in (model, vision, text):
         section.refuse_unknown()
-    return Parsed(config, whole.unknown())
+    return Parsed(config, whole.unknown(), tuple(guesses.made))
+
+
+def whole_config(source: Source, guesses: Guesses) -> dict:
+    """What `open_clip_config.json` says, or would say where there is none or only its `model_cfg`.
+
+    The latter is what open_clip keeps of each architecture that it knows by name.
+    """
+    if source.config is None:
+        return _config_of(source.tensors, guesses)
+    return {"model_cfg": source.config} if _is_bare(source.config) else source.config
+
+
+def _is_bare(values):
+    return {"embed_dim", "vision_cfg", "text_cfg"} <= values.keys()
+
+
+def _cleaning(text):
+    """What its tokenizer does to texts first; those of transformers keep the case by default."""
+    default = "lower" if text.values.get("hf_tokenizer_name") is None else "whitespace"
+    tokenizer = text.section("tokenizer_kwargs", {"clean": default})
+    tokenizer.fix(**_TOKENIZER_FIXED)
+    cleaning = tokenizer.choice("clean", [name for name in CLEANINGS if name != "none"])
+    tokenizer.refuse_unknown()
+    return cleaning
 
 
 def _encoder(section, heads, quick):
@@ -211,8 +240,8 @@ def _is_openai(source):
     return named or any(name in source.tensors for name in _SIZES_OF_OPENAI)
 
 
-def config_of(tensors):
-    """What `open_clip_config.json` would say of OpenAI's own state dicts, all of heads of 64."""
+def _config_of(tensors, guesses):
+    """What `open_clip_config.json` would say of OpenAI's own state dicts."""
     if not all(name in tensors for name in _SIZES_OF_OPENAI):
         raise ConversionError(
             "the tensors do not tell quick from exact GELU: put the open_clip_config.json "
@@ -225,7 +254,9 @@ def config_of(tensors):
     width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4)
     vocab_size, text_width = shape_of(tensors, "token_embedding.weight", 2)
     num_positions = shape_of(tensors, "visual.positional_embedding", 2)[0]
-    side = round(max(num_positions - 1, 0) ** 0.5)
+    side = math.isqrt(max(num_positions - 1, 0))  # as OpenAI's code has it
+    heads = guesses.heads_of_64("heads", width, "all of OpenAI's")
+    text_heads = guesses.heads_of_64("text_heads", text_width, "all of OpenAI's")
     return {
         "model_cfg": {
             "embed_dim": shape_of(tensors, "text_projection", 2)[1],
@@ -234,13 +265,14 @@ def config_of(tensors):
                 "image_size": side * patch_size,
                 "layers": layers("visual.transformer."),
                 "width": width,
+                "head_width": width // heads,
                 "patch_size": patch_size,
             },
             "text_cfg": {
                 "context_length": shape_of(tensors, "positional_embedding", 2)[0],
                 "vocab_size": vocab_size,
                 "width": text_width,
-                "heads": max(text_width // 64, 1),
+                "heads": text_heads,
                 "layers": layers("transformer."),
             },
         }
@@ -250,7 +282,7 @@ def config_of(tensors):
 LAYOUT = Layout(
     family="clip",
     library="open_clip",
-    describes=lambda values: "model_cfg" in values,
+    describes=lambda values: "model_cfg" in values or _is_bare(values),
     has_keys=lambda names: "visual.conv1.weight" in names,
     parse=parse,
     tables=tables,

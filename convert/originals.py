@@ -15,6 +15,7 @@ import numpy as np
 from convert import open_clip as open_clip_layout
 from convert import timm_vit
 from convert.errors import ConversionError, one_line, show
+from convert.guesses import Guesses
 from convert.layout import Layout, Source
 
 # Of transformers by model_type: the model, and the one with a classifier.
@@ -100,6 +101,7 @@ def _transformers(transformers, source):
     has_classifier = with_classifier is not None and "classifier.weight" in source.tensors
     model_class = getattr(transformers, with_classifier if has_classifier else plain)
     values = {name: x for name, x in source.config.items() if name not in _NOT_PASSED_ON}
+    values = _with_squares_once(values)
     model = model_class.from_pretrained(
         None,
         config=model_class.config_class.from_dict(values),
@@ -107,6 +109,18 @@ def _transformers(transformers, source):
         attn_implementation="eager",
     ).eval()
     return functools.partial(_run_transformers, model)
+
+
+def _with_squares_once(values):
+    """A config in which one number stands for two equal ones, which not all models take."""
+    once = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _with_squares_once(value)
+        elif name in ("image_size", "patch_size") and isinstance(value, list):
+            value = value[0]
+        once[name] = value
+    return once
 
 
 def _state_dict(source):
@@ -156,7 +170,7 @@ def _unmasking(config, pixels):
 
 
 def _open_clip(open_clip, source):
-    config = open_clip_layout.config_of(source.tensors) if source.config is None else source.config
+    config = open_clip_layout.whole_config(source, Guesses(source.given))
     settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
     custom = any(name.startswith("text.") for name in source.tensors)
     model_class = open_clip.CustomTextCLIP if custom else open_clip.CLIP
@@ -179,9 +193,12 @@ def _open_clip(open_clip, source):
 
 
 def _timm(timm, source):
-    values = timm_vit.config_of(source.tensors) if source.config is None else source.config
+    values = source.config
+    if values is None:
+        values = timm_vit.config_of(source.tensors, Guesses(source.given))
     args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
-    model = timm.create_model(values["architecture"], **args, dynamic_img_size=True).eval()
+    architecture = timm_vit.name_of_today(values["architecture"])
+    model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
     state = _state_dict(source)
     model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
     return functools.partial(_run_timm, model)

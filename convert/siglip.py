@@ -76,7 +76,7 @@ def parse_config(values: dict) -> Parsed:
     vision.fix(num_channels=3, vision_use_head=True)
     config = SigLIPConfig(
         SigLIPVisionConfig(
-            vision.size("image_size"), vision.size("patch_size"), "bicubic", vision.encoder()
+            vision.side("image_size"), vision.side("patch_size"), "bicubic", vision.encoder()
         ),
         TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), text.encoder()),
     )

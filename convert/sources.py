@@ -7,6 +7,7 @@ import pathlib
 import huggingface_hub
 
 from convert.errors import ConversionError, one_line, show
+from models.checkpoint import DESCRIPTION, local_path
 
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -25,8 +26,16 @@ _PICKLED_WEIGHTS = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
+# What peft and diffusers write beside, or in place of, the weights of a model.
+_ADAPTERS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+)
+MERGE = "merge it into them with peft's merge_and_unload, and convert what save_pretrained writes"
 WEIGHTS = _SAFE_WEIGHTS + _PICKLED_WEIGHTS
-_SAFE_PATTERNS = [*_COMPANIONS, "model*.safetensors", *_SAFE_WEIGHTS[1:]]
+_SAFE_PATTERNS = [*_COMPANIONS, _ADAPTERS[0], "model*.safetensors", *_SAFE_WEIGHTS[1:]]
 _PICKLE_PATTERNS = ["pytorch_model*.bin", *_PICKLED_WEIGHTS[1:]]
 
 
@@ -41,10 +50,13 @@ def fetch(source, revision=None) -> pathlib.Path:
       revision: branch, tag or commit of a hub repository.
 
     Raises:
-      ConversionError: neither a local path nor a repository that can be downloaded, or a revision
-        of a local path.
+      ConversionError: neither a local path nor a repository that can be downloaded, an address
+        such as gs://bucket/model, or a revision of a local path.
     """
-    path = pathlib.Path(os.path.expanduser(source))
+    try:
+        path = local_path(source)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
     if _exists(path):
         if revision is not None:
             raise ConversionError(
@@ -69,15 +81,29 @@ def find_weights(path) -> pathlib.Path:
     """The file of weights, or the index of its shards, of a checkpoint's directory or file.
 
     Raises:
-      ConversionError: a directory without any.
+      ConversionError: a directory without any, or what was converted before, or an adapter.
     """
-    if path.is_file():
-        return path
-    if (file := _weights_in(path)) is not None:
-        return file
-    raise ConversionError(
-        f"{show(str(path))} holds none of {', '.join(WEIGHTS)}: give the file of weights itself"
-    )
+    file = path if path.is_file() else _weights_in(path) or adapter_in(path)
+    if file is None and (path / DESCRIPTION).is_file():
+        raise ConversionError(
+            f"{show(str(path))} is converted already: models.load reads it, and so does whatever "
+            "takes a model here"
+        )
+    if file is None:
+        raise ConversionError(
+            f"{show(str(path))} holds none of {', '.join(WEIGHTS)}: give the file of weights itself"
+        )
+    if file.name in _ADAPTERS:
+        raise ConversionError(
+            f"{show(str(file))} is of an adapter (LoRA or another of peft's), which only changes "
+            f"the weights of another model: {MERGE}"
+        )
+    return file
+
+
+def adapter_in(folder) -> pathlib.Path | None:
+    """The first file of an adapter in a folder, if there is one."""
+    return next((folder / name for name in _ADAPTERS if (folder / name).is_file()), None)
 
 
 def read_config(weights) -> dict | None:

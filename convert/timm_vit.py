@@ -5,18 +5,23 @@ import re
 from convert import mae
 from convert.errors import ConversionError, show
 from convert.fields import Fields
+from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
 from models.configs import EncoderConfig
-from models.plain_vit import ViTConfig
+from models.plain_vit import POOLS, ViTConfig
 
 _EPSILON = 1e-6  # of all that are supported; timm has no field for it
 
+# What timm calls an architecture today, inside what it was called before version 0.8, when the name
+# told of the training too, and inside a name of weights, which tells it behind a dot.
 _ARCHITECTURE = re.compile(
-    r"(?:vit|deit)_(?P<size>tiny|small|base|large|huge|giant|gigantic)"
-    r"_patch(?P<patch_size>\d+)(?P<gap>_gap)?_(?P<image_size>\d+)(?P<miil>_miil)?"
+    r"(?:vit_(?=deit_))?"
+    r"(?P<today>(?:vit|deit)_(?P<size>tiny|small|base|large|huge|giant|gigantic)"
+    r"_patch(?P<patch_size>\d+)(?P<gap>_gap)?_(?P<image_size>\d+)(?P<miil>_miil)?)"
+    r"(?:_in21k|_sam|_dino|_mae|_(?:augreg|orig)\w*|\.\w+)?"
 )
 _SIZES = {  # width, blocks, heads, MLP ratio
     "tiny": (192, 12, 3, 4.0),
@@ -75,6 +80,7 @@ _BOOKKEEPING = (
     "num_features",
     "pretrained_cfg",
     "label_names",
+    "labels",  # as it was called once
     "label_descriptions",
 )
 
@@ -106,10 +112,11 @@ def parse(source: Source) -> Parsed:
     Raises:
       ConversionError: a value that is not of its type, or a model that computes anything else.
     """
-    values = config_of(source.tensors) if source.config is None else source.config
+    guesses = Guesses(source.given)
+    values = config_of(source.tensors, guesses) if source.config is None else source.config
     whole = Fields("config.json", values, {})
     whole.ignore(*_BOOKKEEPING)
-    args = _arguments(whole, _defaults(values.get("architecture")))
+    args = whole.section("model_args", _defaults(values.get("architecture")))
     args.fix(**_FIXED)
     args.ignore(*_IRRELEVANT)
     num_classes = whole.integer("num_classes", most=2**20)
@@ -119,35 +126,48 @@ def parse(source: Source) -> Parsed:
         args.fix(no_embed_class=False, pool_include_prefix=False)
     else:
         args.ignore("no_embed_class", "pool_include_prefix")
-    pool = args.choice("global_pool", ("token", "avg"))
+    pool = args.choice("global_pool", POOLS)
     whole.fix(global_pool=pool)
+    height, width = args.sides("img_size")
     config = ViTConfig(
-        args.size("img_size"),
-        args.size("patch_size"),
+        height,
+        args.side("patch_size"),
         "bicubic_antialias",
         _encoder(args),
         class_token=class_token,
         pool=pool,
         norm="pooled" if _norms_pooled(args, pool) else "tokens",
         num_classes=num_classes,
+        image_width=width,
     )
     args.refuse_unknown()
-    return Parsed(config, whole.unknown())
+    return Parsed(config, whole.unknown(), tuple(guesses.made))
+
+
+def name_of_today(architecture) -> str:
+    """What timm calls this architecture; raises ConversionError if it may not be a plain ViT."""
+    return _match(architecture)["today"]
+
+
+def _match(architecture):
+    match = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)
+    if not match:
+        raise ConversionError(
+            f"architecture {show(architecture)} is not among the names by which a plain ViT of "
+            "timm is known here, such as vit_base_patch16_224, vit_base_patch16_gap_224 or "
+            "deit_base_patch16_224: if it computes the same, put that name into the config; "
+            "otherwise take the checkpoint in Hugging Face's layout, or its authors'"
+        )
+    return match
 
 
 def _defaults(architecture):
     """The arguments with which timm builds the architecture of this name.
 
     Raises:
-      ConversionError: a name of an architecture that computes anything else.
+      ConversionError: a name of an architecture that may compute anything else.
     """
-    match = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)
-    if not match:
-        raise ConversionError(
-            f"architecture {show(architecture)} is not a plain ViT of timm, which are named like "
-            "vit_base_patch16_224, vit_base_patch16_gap_224 or deit_base_patch16_224: take the "
-            "checkpoint in Hugging Face's layout, or its authors'"
-        )
+    match = _match(architecture)
     width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
     if match["size"] == "base" and match["gap"]:
         num_heads = 16  # sic
@@ -186,18 +206,7 @@ def _norms_pooled(args, pool):
     return args.flag("fc_norm")
 
 
-def _arguments(whole, defaults):
-    """The section `model_args`; timm writes a square's side once or twice."""
-    args = whole.section("model_args", defaults)
-    sides = {
-        name: pair[0]
-        for name, pair in args.values.items()
-        if name in ("img_size", "patch_size") and isinstance(pair, list) and pair == pair[:1] * 2
-    }
-    return Fields(args.name, args.values | sides, defaults)
-
-
-def config_of(tensors) -> dict:
+def config_of(tensors, guesses: Guesses) -> dict:
     """What timm's `config.json` would say of tensors that were published without one.
 
     Raises:
@@ -210,14 +219,22 @@ def config_of(tensors) -> dict:
             "token can be read only with the config.json that it was published with; without one, "
             f"those of width {', '.join(map(str, _OF_WIDTH))} with a class token"
         )
+    architecture = _OF_WIDTH[width]
+    reason = f"the width {width}, as in {architecture}"
+    heads = guesses.heads("heads", width, _defaults(architecture)["num_heads"], reason)
     num_patches = shape_of(tensors, "pos_embed", 3)[1] - 1
+    grid = guesses.patch_grid(max(num_patches, 0))
+    norms_pooled = "fc_norm.weight" in tensors
+    reason = f"the name of the last norm, {'fc_norm' if norms_pooled else 'norm'}"
     return {
-        "architecture": _OF_WIDTH[width],
+        "architecture": architecture,
         "num_classes": shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
         "model_args": {
-            "img_size": round(max(num_patches, 0) ** 0.5) * patch_size,
+            "img_size": [patches * patch_size for patches in grid],
             "patch_size": patch_size,
-            "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
+            "num_heads": heads,
+            "global_pool": guesses.settle("pool", "avg" if norms_pooled else "token", reason),
+            "fc_norm": norms_pooled,
         },
     }
 

@@ -11,11 +11,13 @@ from flax import nnx
 import models
 import models.registry
 from convert.errors import ConversionError
+from convert.guesses import NOTHING
 from convert.layout import Source
 from convert.loading import convert_checkpoint, read_layout
 from convert.originals import open_original
 from convert.sources import fetch, find_weights, read_config
 from convert.tensors import open_tensors
+from models.configs import image_shape
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
@@ -32,16 +34,16 @@ class Comparison:
 
 
 def verify(
-    source, *, against=None, revision=None, family=None, sizes=None, seed=0
+    source, *, against=None, revision=None, family=None, given=NOTHING, sizes=None, seed=0
 ) -> list[Comparison]:
     """Compares every stage, on random images and texts.
 
     Args:
       source: as in `load_pretrained`.
       against: a directory of `models.save` to compare, instead of converting `source` now.
-      revision, family: as in `load_pretrained`.
+      revision, family, given: as in `load_pretrained`.
       sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
-        that is not square.
+        of another shape.
       seed: of the random inputs.
 
     Raises:
@@ -50,10 +52,10 @@ def verify(
     path = fetch(source, revision)
     file = find_weights(path)
     tensors = open_tensors(file)
-    layout, _, _ = read_layout(file, tensors, family)
-    original = open_original(layout, Source(file, read_config(file), tensors))
+    layout, _ = read_layout(file, tensors, family, given)
+    original = open_original(layout, Source(file, read_config(file), tensors, given))
     if against is None:
-        model, _ = convert_checkpoint(path, dtype="float32", family=family)
+        model, _ = convert_checkpoint(path, dtype="float32", family=family, given=given)
     else:
         model = models.load(against)
         if model.config.dtype != "float32":
@@ -75,9 +77,11 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     patch = vision.patch_size
     if sizes is None:
         # Of DINOv3 the config's size is nominal, and may be any.
-        side = vision.image_size if vision.image_size < _LARGEST_SIDE else 2 * patch
-        wide = (side // patch + 2) * patch, max(side // patch - 1, 1) * patch
-        sizes = ((side, side), wide)
+        height, width = own = image_shape(vision)
+        if max(own) >= _LARGEST_SIDE:
+            height, width = own = 2 * patch, 2 * patch
+        other = (height // patch + 2) * patch, max(width // patch - 1, 1) * patch
+        sizes = (own, other)
     return [
         (rng.standard_normal((2, *size, 3)).astype(np.float32), _random_texts(config, rng))
         for size in sizes

@@ -18,7 +18,8 @@ class FNAConfig:
     """Which blocks are approximated, and by what: FNA, or centroid attention. Validated, hashable.
 
     Attributes:
-      layers: block indices from 0; a tuple, or text like "13:24" (24 excluded) or "9,13:24".
+      layers: block indices from 0; a tuple, or text like "13:24" (24 excluded), "9,13:24" or
+        "(9, 13)".
       num_landmarks: S, guaranteed tokens included. In the partitions "kmeans" and "windows" at most
         so many windows of the image, as square as they go; class token and registers come on top.
       features: what landmarks are chosen on: "input", the block's input before its layer norm, or
@@ -148,7 +149,9 @@ def parse_blocks(layers, name):
     )
     try:
         if isinstance(layers, str):
-            layers = [index for part in layers.split(",") for index in _parse_range(part)]
+            written = layers[:1] + layers[-1:] in ("()", "[]")  # as a tuple or list is: "(3,)"
+            text = layers[1:-1].removesuffix(",") if written else layers
+            layers = [index for part in text.split(",") for index in _parse_range(part)]
         indices = tuple(sorted(operator.index(layer) for layer in layers))
     except (TypeError, ValueError):
         raise ValueError(complaint) from None

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -20,7 +21,7 @@ from models.registry import (
     family_of,
 )
 
-_DESCRIPTION = "model.json"
+DESCRIPTION = "model.json"
 _WEIGHTS = "weights"
 _WRITTEN_AT_ONCE = 2**25  # bytes
 
@@ -35,6 +36,7 @@ def save(model, path, *, companions=()) -> None:
 
     Raises:
       FileExistsError: `path` exists.
+      ValueError: `path` is an address, such as gs://bucket/model.
       TypeError: a model from elsewhere.
     """
     description = {"family": family_of(model), "config": dataclasses.asdict(model.config)}
@@ -42,7 +44,7 @@ def save(model, path, *, companions=()) -> None:
         weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         with _frugal_checkpointer(weights) as checkpointer:
             checkpointer.save(folder / _WEIGHTS, weights)
-        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         for companion in companions:
             shutil.copy(companion, folder)
 
@@ -71,20 +73,20 @@ def load(path, *, sharding=None) -> nnx.Module:
 
     Raises:
       FileNotFoundError: `path` is not a checkpoint directory.
-      ValueError: a description or weights that do not fit each other, or a sharding that does not
-        fit a leaf.
+      ValueError: an address in place of a path, a description or weights that do not fit each
+        other, or a sharding that does not fit a leaf.
     """
-    path = pathlib.Path(path).absolute()
-    if not (path / _DESCRIPTION).is_file():
+    path = local_path(path).absolute()
+    if not (path / DESCRIPTION).is_file():
         raise FileNotFoundError(
-            f"{path} holds no {_DESCRIPTION}: not a checkpoint of models.save. "
+            f"{path} holds no {DESCRIPTION}: not a checkpoint of models.save. "
             "Convert PyTorch weights with: python -m convert SOURCE DESTINATION"
         )
     try:
-        description = json.loads((path / _DESCRIPTION).read_text())
+        description = json.loads((path / DESCRIPTION).read_text())
         family_name, values = description["family"], description["config"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path / _DESCRIPTION} is damaged: {error!r}") from None
+        raise ValueError(f"{path / DESCRIPTION} is damaged: {error!r}") from None
     if family_name not in FAMILIES:
         raise ValueError(f"unknown family {family_name!r}{did_you_mean(family_name, FAMILIES)}")
     family = FAMILIES[family_name]
@@ -144,14 +146,26 @@ def _check_shapes(stored, target):
             raise ValueError(f"{path} is {found} there and {expected} in the model described")
 
 
+def local_path(path) -> pathlib.Path:
+    """The path with `~` expanded; raises ValueError for an address, as gs://bucket/model is."""
+    text = os.path.expanduser(path)
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(text)):  # pathlib makes one slash of two
+        raise ValueError(
+            f"{path} is an address, but only local paths are read and written: copy what lies "
+            "there to this machine, or from here to there"
+        )
+    return pathlib.Path(text)
+
+
 @contextlib.contextmanager
 def new_directory(path):
     """A temporary sibling directory that becomes `path` when the block ends without an error.
 
     Raises:
       FileExistsError: `path` exists.
+      ValueError: `path` is an address.
     """
-    path = pathlib.Path(path).absolute()
+    path = local_path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another destination or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)

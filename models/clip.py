@@ -4,12 +4,13 @@ Shape letters: B batch, N tokens, T text tokens, C width, P projection dimension
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive
+from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive, position_grid
 from models.embeddings import prepend, resize_positions
 from models.text import TextConfig, TextTower
 from models.vit import LayerNorm, VisionOutput, VisionTower
@@ -35,8 +36,21 @@ class CLIPConfig(ModelConfig):
         check_positive(self, "projection_dim")
 
 
-def _sizes(projection_dim, image_size, patch_size, vision, text, *, activation, position_resize):
-    """A released model; `vision` and `text` are (width, depth, heads), vision's with MLP width."""
+def _sizes(
+    projection_dim,
+    image_size,
+    patch_size,
+    vision,
+    text,
+    *,
+    activation,
+    position_resize="bicubic_antialias",
+    cleaning="lower",
+):
+    """A released model, by default as open_clip has it.
+
+    `vision` and `text` are (width, depth, heads), vision's with MLP width.
+    """
     width, depth, num_heads, *mlp_dim = vision
     encoder = EncoderConfig(width, depth, num_heads, *(mlp_dim or [4 * width]), activation, 1e-5)
     text_width, text_depth, text_heads = text
@@ -45,7 +59,7 @@ def _sizes(projection_dim, image_size, patch_size, vision, text, *, activation, 
     )
     return CLIPConfig(
         VisionConfig(image_size, patch_size, position_resize, encoder),
-        CLIPTextConfig(49408, 77, text_encoder, None),
+        CLIPTextConfig(49408, 77, text_encoder, None, cleaning=cleaning),
         projection_dim,
     )
 
@@ -73,17 +87,16 @@ _OPEN_CLIP = {
 _QUICK = {"b-32": _B_32, "b-16": _B_16, "l-14": _L_14, "h-14": _H_14, "h-14-378": _H_14_378}
 
 VARIANTS = {
-    f"clip-vit-{name}": _sizes(*sizes, activation="quick_gelu", position_resize="bicubic")
+    f"clip-vit-{name}": _sizes(
+        *sizes, activation="quick_gelu", position_resize="bicubic", cleaning="none"
+    )
     for name, sizes in _OPENAI.items()
 }
 VARIANTS |= {
-    f"open-clip-vit-{name}": _sizes(*sizes, activation="gelu", position_resize="bicubic_antialias")
-    for name, sizes in _OPEN_CLIP.items()
+    f"open-clip-vit-{name}": _sizes(*sizes, activation="gelu") for name, sizes in _OPEN_CLIP.items()
 }
 VARIANTS |= {
-    f"open-clip-vit-{name}-quickgelu": _sizes(
-        *sizes, activation="quick_gelu", position_resize="bicubic_antialias"
-    )
+    f"open-clip-vit-{name}-quickgelu": _sizes(*sizes, activation="quick_gelu")
     for name, sizes in _QUICK.items()
 }
 
@@ -96,7 +109,7 @@ class CLIPVisionTower(VisionTower):
         super().__init__(config, num_prefix=1, patch_bias=False, **dtypes, rngs=rngs)
         self.config = config
         width = config.encoder.width
-        num_positions = 1 + (config.image_size // config.patch_size) ** 2
+        num_positions = 1 + math.prod(position_grid(config))
         normal = nnx.initializers.normal(width**-0.5)
         self.class_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
@@ -108,7 +121,11 @@ class CLIPVisionTower(VisionTower):
         grid = self.patch_embedding.grid(images)
         tokens = prepend(self.patch_embedding(images), self.class_token[...])
         positions = resize_positions(
-            self.positions[...], grid, rule=self.config.position_resize, num_prefix=1
+            self.positions[...],
+            grid,
+            learned=position_grid(self.config),
+            rule=self.config.position_resize,
+            num_prefix=1,
         )
         return self.pre_norm(tokens + positions.astype(tokens.dtype))
 

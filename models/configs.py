@@ -77,28 +77,49 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """A vision tower: square `image_size` in pixels, at which positions were learned.
+    """A vision tower.
 
-    `position_resize` is one of `embeddings.POSITION_RESIZES`.
+    Attributes:
+      image_size: height in pixels at which positions were learned, and width if that is None.
+      position_resize: one of `embeddings.POSITION_RESIZES`.
+      image_width: where the images were not square.
     """
 
     image_size: int
     patch_size: int
     position_resize: str
     encoder: EncoderConfig
+    image_width: int | None = None
 
     def __post_init__(self):
         check_patches(self)
         check_choice(self, "position_resize", POSITION_RESIZES)
 
 
+def image_shape(config) -> tuple[int, int]:
+    """Height and width in pixels of the images for which positions were learned."""
+    width = config.image_width
+    return config.image_size, config.image_size if width is None else width
+
+
+def position_grid(config) -> tuple[int, int]:
+    """Patches down and across of the images for which positions were learned."""
+    height, width = image_shape(config)
+    return height // config.patch_size, width // config.patch_size
+
+
+def check_image_sides(config):
+    """Raises ValueError if a side of the images or of the patches is below one."""
+    width = () if config.image_width is None else ("image_width",)
+    check_positive(config, "image_size", *width, "patch_size")
+
+
 def check_patches(config):
-    """Raises ValueError if `image_size` does not divide by `patch_size`."""
-    check_positive(config, "image_size", "patch_size")
-    if config.image_size % config.patch_size:
-        raise ValueError(
-            f"image_size {config.image_size} does not divide by patch_size {config.patch_size}"
-        )
+    """Raises ValueError if a side of the images does not divide by `patch_size`."""
+    check_image_sides(config)
+    for name, pixels in zip(("image_size", "image_width"), image_shape(config)):
+        if pixels % config.patch_size:
+            raise ValueError(f"{name} {pixels} does not divide by patch_size {config.patch_size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

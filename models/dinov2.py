@@ -4,6 +4,7 @@ Shape letters: B batch, N tokens, C width, R registers, h and w patches down and
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +16,7 @@ from models.configs import (
     check_classifier,
     check_not_negative,
     check_patches,
+    position_grid,
 )
 from models.embeddings import POSITION_RESIZES, prepend, resize_positions
 from models.vit import LayerNorm, VisionTower
@@ -22,7 +24,7 @@ from models.vit import LayerNorm, VisionTower
 
 @dataclasses.dataclass(frozen=True)
 class DINOv2Config(ModelConfig):
-    """A DINOv2; `image_size` and `position_resize` as in `VisionConfig`.
+    """A DINOv2; image sizes and `position_resize` as in `VisionConfig`.
 
     Attributes:
       num_classes: of the linear classifier; 0 for none.
@@ -34,6 +36,7 @@ class DINOv2Config(ModelConfig):
     num_registers: int
     encoder: EncoderConfig
     num_classes: int = 0
+    image_width: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,7 +115,7 @@ class DINOv2(DINOTower):
 
     def __init__(self, config: DINOv2Config, *, rngs):
         super().__init__(config, rngs=rngs)
-        self.positions = self._learned(rngs, 1 + (config.image_size // config.patch_size) ** 2)
+        self.positions = self._learned(rngs, 1 + math.prod(position_grid(config)))
         if config.num_classes:
             width, dtypes = config.encoder.width, config.dtypes()
             self.head = nnx.Linear(2 * width, config.num_classes, **dtypes, rngs=rngs)
@@ -122,6 +125,7 @@ class DINOv2(DINOTower):
         positions = resize_positions(
             self.positions[...],
             self.patch_embedding.grid(images),
+            learned=position_grid(self.config),
             rule=self.config.position_resize,
             num_prefix=1,
         )

@@ -12,7 +12,7 @@ from models.rotary import rotary_angles, rotate
 
 @dataclasses.dataclass(frozen=True)
 class DINOv3Config(ModelConfig):
-    """A DINOv3; nothing in the model depends on `image_size`, a side it was trained with.
+    """A DINOv3; nothing in the model depends on the image sizes that it was trained with.
 
     Attributes:
       rope_theta: between 1 and this are the wavelengths of the rotation, in halves of an image.
@@ -23,6 +23,7 @@ class DINOv3Config(ModelConfig):
     num_registers: int
     rope_theta: float
     encoder: EncoderConfig
+    image_width: int | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -65,25 +65,25 @@ def prepend(tokens, *prefixes):
     return jnp.concatenate([prefix, tokens], axis=1)
 
 
-def resize_positions(positions, grid, *, rule, num_prefix):
-    """Position embeddings `[P + n·n, C]` of a square grid on a grid `(h, w)`: `[P + h·w, C]`.
+def resize_positions(positions, grid, *, learned, rule, num_prefix):
+    """Position embeddings `[P + h0·w0, C]` on another grid: `[P + h·w, C]`.
 
     Args:
       positions: those of the P tokens in front stay as they are.
-      grid: patches down and across.
+      grid: patches down and across, (h, w).
+      learned: (h0, w0).
       rule: one of POSITION_RESIZES.
       num_prefix: P.
     """
     prefix, patches = positions[:num_prefix], positions[num_prefix:]
-    side = round(patches.shape[0] ** 0.5)
-    if grid == (side, side):
+    if grid == learned:
         return positions
     antialias, offset = POSITION_RESIZES[rule]
     resized = jax.image.scale_and_translate(
-        patches.astype(jnp.float32).reshape(side, side, -1),
+        patches.astype(jnp.float32).reshape(*learned, -1),
         (*grid, patches.shape[-1]),
         spatial_dims=(0, 1),
-        scale=jnp.array([(n + offset) / side for n in grid]),
+        scale=jnp.array([(n + offset) / n0 for n, n0 in zip(grid, learned)]),
         translation=jnp.zeros(2),
         method="bicubic-pytorch",
         antialias=antialias,

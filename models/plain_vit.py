@@ -4,6 +4,7 @@ Shape letters: B batch, N tokens, C width.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,17 +16,19 @@ from models.configs import (
     check_classifier,
     check_not_negative,
     check_patches,
+    position_grid,
 )
 from models.embeddings import POSITION_RESIZES, prepend, resize_positions
 from models.vit import LayerNorm, VisionTower
 
+POOLS = ("token", "avg")
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(ModelConfig):
-    """A plain ViT of square `image_size` in pixels, at which positions were learned.
+    """A plain ViT; image sizes and `position_resize` as in `VisionConfig`.
 
     Attributes:
-      position_resize: one of `embeddings.POSITION_RESIZES`.
       class_token: whether one stands in front of the patches.
       pool: what the head sees: the class token, "token", or the mean of the patches, "avg".
       norm: what the last layer norm is of: all "tokens", or the "pooled" state, timm's `fc_norm`.
@@ -40,12 +43,13 @@ class ViTConfig(ModelConfig):
     pool: str = "token"
     norm: str = "tokens"
     num_classes: int = 0
+    image_width: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_patches(self)
         check_choice(self, "position_resize", POSITION_RESIZES)
-        check_choice(self, "pool", ("token", "avg"))
+        check_choice(self, "pool", POOLS)
         check_choice(self, "norm", ("tokens", "pooled"))
         if self.pool == "token" and not self.class_token:
             raise ValueError('pool "token" needs class_token')
@@ -89,7 +93,7 @@ class ViT(VisionTower):
         super().__init__(config, num_prefix=int(config.class_token), **dtypes, rngs=rngs)
         self.config = config
         param_dtype, width = dtypes["param_dtype"], config.encoder.width
-        num_positions = self.num_prefix + (config.image_size // config.patch_size) ** 2
+        num_positions = self.num_prefix + math.prod(position_grid(config))
         normal = nnx.initializers.normal(0.02)
         if config.class_token:
             self.class_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
@@ -107,6 +111,7 @@ class ViT(VisionTower):
         positions = resize_positions(
             self.positions[...],
             grid,
+            learned=position_grid(self.config),
             rule=self.config.position_resize,
             num_prefix=self.num_prefix,
         )

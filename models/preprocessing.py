@@ -185,7 +185,8 @@ def _from_open_clip(values, folder):
         "fill_color": 0,
     }
     # The size is the model's, whatever the preprocessing says.
-    size = _pair("image_size", values["model_cfg"]["vision_cfg"].get("image_size", 224))
+    model = values.get("model_cfg", values)  # or only that, as open_clip keeps it by name
+    size = _pair("image_size", model["vision_cfg"].get("image_size", 224))
     values = _over(defaults, values.get("preprocess_cfg", {}))
     fits = {"shortest": "cover", "longest": "contain", "squash": "fill"}
     fit = _one_of("resize_mode", values["resize_mode"], fits)

@@ -4,13 +4,22 @@ Shape letters: B batch, N tokens, T text tokens, C width of the vision tower.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from flax import nnx
 
 from fna_jax import exact_attention
 from models.clip import similarity
-from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_choice, check_positive
+from models.configs import (
+    EncoderConfig,
+    ModelConfig,
+    VisionConfig,
+    check_choice,
+    check_image_sides,
+    image_shape,
+    position_grid,
+)
 from models.embeddings import POSITION_RESIZES, resize_positions
 from models.text import TextConfig, TextTower
 from models.vit import Attention, LayerNorm, Mlp, VisionOutput, VisionTower
@@ -21,12 +30,11 @@ class SigLIPVisionConfig(VisionConfig):
     """The vision tower. `image_size` need not divide by the patch: So400m/14 was trained at 384."""
 
     def __post_init__(self):
-        check_positive(self, "patch_size")
+        check_image_sides(self)
         check_choice(self, "position_resize", POSITION_RESIZES)
-        if self.image_size < self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is less than patch_size {self.patch_size}"
-            )
+        for name, pixels in zip(("image_size", "image_width"), image_shape(self)):
+            if pixels < self.patch_size:
+                raise ValueError(f"{name} {pixels} is less than patch_size {self.patch_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +128,7 @@ class SigLIPVisionTower(VisionTower):
         super().__init__(config, num_prefix=0, **dtypes, rngs=rngs)
         self.config = config
         width = config.encoder.width
-        num_positions = (config.image_size // config.patch_size) ** 2
+        num_positions = math.prod(position_grid(config))
         normal = nnx.initializers.normal(width**-0.5)
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
         self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
@@ -128,13 +136,17 @@ class SigLIPVisionTower(VisionTower):
 
     def embed(self, images):
         """Tokens `[B, h·w, C]` before the first block."""
-        side = self.config.image_size
-        if images.shape[1:3] == (side, side):
-            whole = side // self.config.patch_size * self.config.patch_size
-            images = images[:, :whole, :whole]
+        learned = position_grid(self.config)
+        if images.shape[1:3] == image_shape(self.config):
+            height, width = (n * self.config.patch_size for n in learned)
+            images = images[:, :height, :width]
         grid = self.patch_embedding.grid(images)
         positions = resize_positions(
-            self.positions[...], grid, rule=self.config.position_resize, num_prefix=0
+            self.positions[...],
+            grid,
+            learned=learned,
+            rule=self.config.position_resize,
+            num_prefix=0,
         )
         tokens = self.patch_embedding(images)
         return tokens + positions.astype(tokens.dtype)

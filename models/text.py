@@ -9,20 +9,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.attends import attend_causally, attend_exactly
-from models.configs import EncoderConfig, check_positive
+from models.cleaning import CLEANINGS
+from models.configs import EncoderConfig, check_choice, check_positive
 from models.vit import Encoder, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A text tower; `context_length` is the most tokens that it takes."""
+    """A text tower.
+
+    Attributes:
+      context_length: the most tokens that it takes.
+      cleaning: of its texts before they are cut into tokens, one of `cleaning.CLEANINGS`.
+    """
 
     vocab_size: int
     context_length: int
     encoder: EncoderConfig
+    cleaning: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self):
         check_positive(self, "vocab_size", "context_length")
+        check_choice(self, "cleaning", CLEANINGS)
 
 
 class TextTower(nnx.Module):

@@ -2,33 +2,43 @@
 
 import json
 import pathlib
-import string
 
 import numpy as np
 import tokenizers
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from models.cleaning import CLEANINGS, without_punctuation
+
+# The classes of transformers that pad on the left unless their files say otherwise; those of
+# version 4 that read `tokenizer.json` end in "Fast".
+PAD_LEFT = frozenset(
+    f"{name}Tokenizer" for name in ("CodeLlama", "Cohere", "Gemma", "Llama", "Siglip2", "XLNet")
+)
+_lower_by_character = tokenizers.normalizers.Lowercase().normalize_str
 
 
-def load_tokenizer(path, *, context_length, vocab_size):
+def load_tokenizer(path, *, context_length, vocab_size, cleaning="none"):
     """A function from a list of texts to token ids, int32 `[B, T]`, T the context length.
 
     Texts too long are cut so that the closing token stays. Short ones are padded as
-    `tokenizer_config.json` says, else `tokenizer.json`, else with CLIP's end-of-text token. Texts
-    for SigLIP are put in lower case, and lose their punctuation for the first SigLIP.
+    `tokenizer_config.json` says, else `tokenizer.json`, else with CLIP's end-of-text token on the
+    side of the tokenizer's class in transformers. Texts for SigLIP are put in lower case, and lose
+    their punctuation for the first SigLIP.
 
     Args:
       path: a checkpoint directory that holds `tokenizer.json`, or SigLIP's `spiece.model`, and
         `tokenizer_config.json` where there is one.
       context_length: T.
       vocab_size: of the model; larger ids would have no embedding.
+      cleaning: as in the model's config, `config.text.cleaning`.
 
     Raises:
       FileNotFoundError: neither file is there.
       ValueError: a file that is damaged, belongs to a model of another vocabulary or of longer
-        texts, or has no token to pad with; `spiece.model` without the package sentencepiece.
+        texts, or has no token to pad with; `spiece.model` without the package sentencepiece; a
+        cleaning that does not exist, or none for a checkpoint of open_clip.
     """
     path = pathlib.Path(path)
+    _check_cleaning(cleaning, path)
     config = _read_config(path / "tokenizer_config.json", context_length)
     if (file := path / "tokenizer.json").is_file():
         encode, size = _from_json(file, config, context_length)
@@ -40,8 +50,20 @@ def load_tokenizer(path, *, context_length, vocab_size):
         raise FileNotFoundError(f"{file} does not exist: copy it beside the checkpoint")
     if size > vocab_size:
         raise ValueError(f"{file} has {size} tokens, but the model {vocab_size}: not its tokenizer")
-    prepare = _preparation(config)
-    return lambda texts: np.array(encode([prepare(text) for text in texts]), np.int32)
+    clean, prepare = CLEANINGS[cleaning], _preparation(config)
+    return lambda texts: np.array(encode([prepare(clean(text)) for text in texts]), np.int32)
+
+
+def _check_cleaning(cleaning, folder):
+    """Refuses a cleaning that does not exist, and none where open_clip's must have been lost."""
+    if cleaning not in CLEANINGS:
+        raise ValueError(f"cleaning must be one of {', '.join(CLEANINGS)}, got {cleaning!r}")
+    configs = ("config.json", "open_clip_config.json")
+    if cleaning == "none" and [x for x in configs if (folder / x).is_file()] == [configs[1]]:
+        raise ValueError(
+            f"{folder} is of open_clip, and was converted before its cleaning of texts was kept: "
+            "convert the checkpoint again"
+        )
 
 
 def _read_config(file, context_length):
@@ -64,10 +86,10 @@ def _read_config(file, context_length):
 def _preparation(config):
     """What is done to a text before it is cut into tokens."""
     is_siglip = "Siglip" in f"{config.get('tokenizer_class')} {config.get('processor_class')}"
-    lower = str.lower if config.get("do_lower_case", is_siglip) else str
-    if config.get("tokenizer_class") != "SiglipTokenizer":
-        return lower
-    return lambda text: " ".join(lower(text).translate(_PUNCTUATION).split())
+    lowers = config.get("do_lower_case", is_siglip)
+    if config.get("tokenizer_class") != "SiglipTokenizer":  # in Rust: sigma is never a final one
+        return _lower_by_character if lowers else str
+    return lambda text: without_punctuation(text.lower() if lowers else text)
 
 
 def _from_json(file, config, context_length):
@@ -89,7 +111,9 @@ def _from_json(file, config, context_length):
 def _padding(tokenizer, config, file):
     """Token, id and side of the padding, as keywords."""
     section = tokenizer.padding or {}
-    side = config.get("padding_side", section.get("direction", "right"))
+    class_name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    side = "left" if class_name in PAD_LEFT else "right"
+    side = config.get("padding_side", section.get("direction", side))
     if side not in ("left", "right"):
         raise ValueError(f"the padding_side of {file} must be left or right, got {side!r}")
     token = _content(config.get("pad_token"))

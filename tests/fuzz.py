@@ -120,6 +120,7 @@ def integers(arrays, needed, rng):
 STRANGE = (
     *(None, True, -1, 0, 1, 7, 2**70, 1e308, float("nan")),
     *("", "gelu", "silu", [], {}, [[1]], {"a": 1}),
+    *([8, 8], [8, 16], ["a", "b", "c"], {"0": "a"}),
 )
 
 

@@ -1,14 +1,18 @@
 """The command line as a user meets it: mistakes, and the embedded evaluation."""
 
+import collections
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import time
 
 import pytest
+from absl import flags
 
+import main
 from evals.jobs.evaluate.report import format_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,10 +21,13 @@ MISTAKES = {
     "no_config": ([], "which config?"),
     "field": (
         ["--config", "eval.py", "--config.fna.num_landmark=3"],
-        "the config has no field num_landmark. Did you mean num_landmarks",
+        "the config has no field 'fna.num_landmark'; did you mean 'fna.num_landmarks'?",
     ),
-    "unknown_field": (["--config", "eval.py", "--config.zzz=1"], "the config has no field zzz"),
-    "value_type": (["--config", "eval.py", "--config.batch_size=x"], "batch_size=x"),
+    "unknown_field": (["--config", "eval.py", "--config.zzz=1"], "the config has no field 'zzz'"),
+    "value_type": (
+        ["--config", "eval.py", "--config.batch_size=x"],
+        "--config.batch_size must be a whole number from 0 to 2147483647; got 'x'",
+    ),
     "flag": (["--config", "eval.py", "--workdirr=x"], "Did you mean: workdir"),
     "stray": (["--config", "eval.py", "model"], "unexpected argument 'model'"),
     "data": (["--config", "eval.py", "--config.data=/nowhere"], "'/nowhere' does not exist"),
@@ -88,6 +95,76 @@ def test_a_mistake_gives_one_line_and_a_status(mistakes, name):
     error = stderr.splitlines()[-1]
     assert error.startswith("error: ") and MISTAKES[name][1] in error
     assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def parsed():
+    """`main.parse_flags` in this process: the config, or the text that it exits with."""
+
+    def parse(*arguments):
+        try:
+            assert main.parse_flags(["main.py", *arguments]) == ["main.py"]
+        except SystemExit as exit:  # with a text the status is 1
+            return exit.code
+        return main.CONFIG.value
+
+    yield parse
+    flags.FLAGS.unparse_flags()
+    for name in ("config", "workdir"):
+        flags.FLAGS[name].unparse()
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--config.batch-size=8"], "did you mean 'batch_size'?"),
+        (["--config.tasks[0]=zero_shot"], "did you mean 'tasks'?"),
+        (["--config.fna.seeds=a"], "--config.fna.seeds must be a whole number"),
+        (["--config.batch_size.x=3"], "did you mean 'batch_size'?"),
+        (["--config.=3"], "no field ''"),
+        (["--config[0]=3"], "no field '[0]'"),
+        (["--config.fna=3"], "group of fields"),
+        (["--config.batch_size"], "--config.batch_size must be given a value"),
+        (["--noconfig.batch_size"], "--config.batch_size must be given a value"),
+        (["--configs.batch_size=3"], "configs.batch_size"),
+        (["config.batch_size=3"], "unexpected argument 'config.batch_size=3'"),
+        (["--workdir"], "workdir"),
+        (["--flagfile=/nowhere"], "/nowhere"),
+        (["--="], "--="),
+        (["--config=README.md"], "README.md is no config"),
+        (["--config=evals/__init__.py"], "__init__.py is no config"),
+        (["--config="], "no config ''"),
+        (["--config"], "config"),
+    ],
+)
+def test_a_mistyped_argument_is_one_line(parsed, arguments, part):
+    message = parsed("--config", "eval.py", *arguments)
+    assert message.startswith("error: ") and part in message and "\n" not in message
+
+
+def test_overrides_are_found_wherever_they_stand(parsed, tmp_path):
+    (tmp_path / "flags").write_text("--config.batch_size=5\n")
+    config = parsed(
+        "--config.num_labelled_scenes=7", "--config=eval.py", f"--flagfile={tmp_path}/flags"
+    )
+    assert (config.batch_size, config.num_labelled_scenes) == (5, 7)
+    assert parsed("--config=eval.py", "--config.batch_size=3").batch_size == 3
+
+
+def test_whatever_is_typed_gives_a_config_or_one_line(parsed, monkeypatch):
+    monkeypatch.setattr("models.registry.did_you_mean", lambda *_: "")  # of 30 fields: slow
+    typed = ["--config.fna.seeds=(0, 1)", "--config.data=somewhere", "--config.num_images=1000"]
+    rng, outcomes = random.Random(0), collections.Counter()
+    for _ in range(150):
+        text = rng.choice(typed)
+        start = rng.randrange(len(text) + 1)
+        inserted = "".join(rng.choices("-.=[]()'\",0a é\\{}", k=rng.randint(0, 2)))
+        argument = text[:start] + inserted + text[start + rng.randint(0, 2) :]
+        outcome = parsed("--config", "eval.py", argument)
+        outcomes[type(outcome)] += 1
+        if isinstance(outcome, str):
+            assert outcome.startswith("error: ") and "\n" not in outcome, argument
+    assert min(outcomes.values()) > 30 and len(outcomes) == 2
 
 
 def test_every_config_is_tried():

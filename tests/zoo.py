@@ -11,6 +11,19 @@ import safetensors.numpy
 ZOO = pathlib.Path(__file__).parent / "references" / "zoo"
 CASES = sorted(folder.name for folder in ZOO.iterdir())
 CONFIGS = ("config.json", "open_clip_config.json")
+_TO_ORIGINAL = {  # of DINOv2
+    "dinov2_with_registers.": "",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.": "",
+    "encoder.layer": "blocks",
+    "layernorm": "norm",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
+}
 
 
 def random_weight(name, shape) -> np.ndarray:
@@ -36,6 +49,27 @@ def write(case, folder) -> pathlib.Path:
     prefix = "open_clip_" if (folder / "open_clip_config.json").is_file() else ""
     safetensors.numpy.save_file(tensors(case), folder / f"{prefix}model.safetensors")
     return folder
+
+
+def renamed(arrays, names) -> dict[str, np.ndarray]:
+    """Tensors with parts of their names replaced, in order."""
+
+    def rename(name):
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    return {rename(name): array for name, array in arrays.items()}
+
+
+def original_dinov2(case) -> dict[str, np.ndarray]:
+    """The tensors of a case as the authors' file has them: query, key and value fused."""
+    arrays = renamed(tensors(case), _TO_ORIGINAL)
+    arrays = {name: x for name, x in arrays.items() if not name.startswith("classifier.")}
+    for name in [name for name in arrays if ".attention.attention.query." in name]:
+        parts = [arrays.pop(name.replace("query", x)) for x in ("query", "key", "value")]
+        arrays[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
+    return arrays
 
 
 def expected(case) -> dict[str, np.ndarray]:

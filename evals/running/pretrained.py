@@ -107,6 +107,7 @@ def open_pretrained(source, revision=None) -> Pretrained:
             _folder_of(weights),
             context_length=text.context_length,
             vocab_size=text.vocab_size,
+            cleaning=text.cleaning,
         ),
         preprocess=load_preprocessor(weights),
     )

@@ -102,6 +102,48 @@ def test_a_failure_while_writing_leaves_nothing(source, refused, monkeypatch):
     assert "No space left on device" in refused(source)
 
 
+def test_what_is_converted_already_is_refused_as_such(source, tmp_path, refused):
+    models.save(convert.load_pretrained(source), tmp_path / "out")
+    assert "is converted already: models.load reads it" in refused(tmp_path / "out")
+
+
+ADAPTERS = pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+)
+
+
+@ADAPTERS
+def test_an_adapter_beside_the_weights_is_a_warning(source, tmp_path, capsys, name):
+    (source / name).write_text("{}")
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert f"warning     {name} beside the weights: an adapter, which was not applied" in out
+    assert "merge_and_unload" in out and not (tmp_path / "out" / name).exists()
+    with pytest.warns(UserWarning, match=f"{name} beside the weights"):
+        convert.load_pretrained(source)
+
+
+@ADAPTERS
+def test_an_adapter_alone_is_refused_as_such(source, refused, name):
+    (source / "model.safetensors").rename(source / name)
+    for path in (source, source / name):
+        message = refused(path)
+        assert name in message and "adapter" in message and "merge_and_unload" in message
+
+
+def test_the_home_directory_is_expanded(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert convert.load_pretrained("~/source").config.projection_dim == 24
+    assert main(["~/source", "~/out"]) == 0
+    assert (tmp_path / "out" / "model.json").is_file()
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/clip", "s3://bucket/clip"])
+def test_an_address_is_refused_in_one_line(source, tmp_path, refused, address):
+    assert f"{address} is an address, but only local paths" in refused(address)
+    assert main([str(source), address]) == 1
+
+
 @pytest.mark.parametrize(
     "argv, word", [(["a"], "DESTINATION"), (["a", "b", "--dtype", "int8"], "int8"), ([], "SOURCE")]
 )
@@ -170,6 +212,7 @@ def hub(monkeypatch, tmp_path):
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "a.bin"],
             ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
         ),
+        (["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json"]),
     ],
 )
 def test_only_what_is_needed_is_downloaded(hub, tmp_path, files, downloaded):

@@ -16,19 +16,6 @@ from convert.verify import BOUND, verify
 from tests import zoo
 
 CASES = pytest.mark.parametrize("case", ["dinov2_hf", "dinov2_registers_hf"])
-TO_ORIGINAL = {
-    "dinov2_with_registers.": "",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "embeddings.": "",
-    "encoder.layer": "blocks",
-    "layernorm": "norm",
-    "attention.output.dense": "attn.proj",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-    "mlp.weights_in": "mlp.w12",
-    "mlp.weights_out": "mlp.w3",
-}
 TO_NEWEST = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -38,28 +25,9 @@ TO_NEWEST = {
 }
 
 
-def renamed(tensors, names):
-    def rename(name):
-        for old, new in names.items():
-            name = name.replace(old, new)
-        return name
-
-    return {rename(name): tensor for name, tensor in tensors.items()}
-
-
-def original(case):
-    """The tensors of a case as the authors' file has them: query, key and value fused."""
-    tensors = renamed(zoo.tensors(case), TO_ORIGINAL)
-    tensors = {name: x for name, x in tensors.items() if not name.startswith("classifier.")}
-    for name in [name for name in tensors if ".attention.attention.query." in name]:
-        parts = [tensors.pop(name.replace("query", x)) for x in ("query", "key", "value")]
-        tensors[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
-    return tensors
-
-
 def newest(case):
     """The tensors of a case by transformers 5's own names: gate and first layer apart."""
-    tensors = renamed(zoo.tensors(case), TO_NEWEST)
+    tensors = zoo.renamed(zoo.tensors(case), TO_NEWEST)
     for name in [name for name in tensors if ".weights_in." in name]:
         gate, up = np.split(tensors.pop(name), 2)
         tensors[name.replace("weights_in", "gate_proj")] = gate
@@ -76,7 +44,7 @@ def assert_same_leaves(model, other):
 
 @CASES
 def test_the_authors_files_are_read_without_a_config(case, tmp_path):
-    safetensors.numpy.save_file(original(case), tmp_path / "dinov2.safetensors")
+    safetensors.numpy.save_file(zoo.original_dinov2(case), tmp_path / "dinov2.safetensors")
     model, report = convert_checkpoint(tmp_path / "dinov2.safetensors")
     published = convert.load_pretrained(zoo.write(case, tmp_path / "hf"))
     rule = "bicubic_offset" if case == "dinov2_hf" else "bicubic_antialias"
@@ -97,7 +65,7 @@ def test_the_names_of_transformers_5_are_read(case, tmp_path):
 
 
 def test_a_mixture_of_names_is_refused(tmp_path):
-    tensors = original("dinov2_registers_hf")
+    tensors = zoo.original_dinov2("dinov2_registers_hf")
     tensors["blocks.0.mlp.fc1.weight"] = tensors.pop("blocks.0.mlp.w12.weight")
     safetensors.numpy.save_file(tensors, tmp_path / "dinov2.safetensors")
     with pytest.raises(ConversionError, match=r"blocks.0.mlp.*(missing|unknown)"):
@@ -111,15 +79,20 @@ def cut(name, axis, size):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (cut("patch_embed.proj.weight", 0, 32), "width 32 does not divide into heads of 64"),
-        (cut("patch_embed.proj.weight", 0, 0), "shapes.hidden_size must be .* got 0"),
-        (cut("pos_embed", 1, 0), "shapes.image_size must be .* got 0"),
-        (cut("pos_embed", 1, 12), r"pos_embed is \[1, 12, 64\], expected \[1, 10, 64\]"),
+        (
+            cut("patch_embed.proj.weight", 0, 32),
+            "width 32 does not divide into heads of 64 channels; --heads N",
+        ),
+        (cut("patch_embed.proj.weight", 0, 0), "width 0 does not divide into heads"),
+        (cut("pos_embed", 1, 0), r"shapes.image_size must be .* got \[0, 0\]"),
+        (cut("pos_embed", 1, 12), "3 by 3 patches does not have 11 positions; --patch-grid H,W"),
         (lambda tensors: tensors | {"pos_embed": np.ones(3)}, "pos_embed .* not of 3 axes"),
     ],
 )
 def test_files_of_no_dinov2_of_the_authors_are_refused(tmp_path, change, message):
-    tensors = {k: np.ascontiguousarray(v) for k, v in change(original("dinov2_hf")).items()}
+    tensors = {
+        k: np.ascontiguousarray(v) for k, v in change(zoo.original_dinov2("dinov2_hf")).items()
+    }
     safetensors.numpy.save_file(tensors, tmp_path / "dinov2.safetensors")
     with pytest.raises(ConversionError, match=message):
         convert.load_pretrained(tmp_path / "dinov2.safetensors")

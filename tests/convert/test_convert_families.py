@@ -9,6 +9,7 @@ from convert.families import FAMILIES, LAYOUTS, find_layout
 from convert.loading import read_layout
 from convert.sources import find_weights
 from convert.tensors import open_tensors
+from convert.verify import BOUND, verify
 from tests import zoo
 
 
@@ -28,6 +29,11 @@ def layout_of(folder, family=None):
     return read_layout(file, open_tensors(file), family)[0]
 
 
+def parsed(folder):
+    file = find_weights(folder)
+    return read_layout(file, open_tensors(file))[1]
+
+
 @pytest.mark.parametrize("case", zoo.CASES)
 def test_the_tensors_alone_tell_the_layout(folder, case):
     folder = folder(case)
@@ -44,6 +50,50 @@ def test_the_tensors_alone_tell_the_layout(folder, case):
 def change(file, **fields):
     values = json.loads(file.read_text()) | fields
     file.write_text(json.dumps({name: x for name, x in values.items() if x is not None}))
+
+
+SIDES = {"image_size", "patch_size", "img_size"}
+
+
+def write_sides_twice(file):
+    """A config with a list of two for every size of something square."""
+
+    def twice(values):
+        for name, value in values.items():
+            if name in SIDES and isinstance(value, int):
+                values[name] = [value, value]
+            elif isinstance(value, dict):
+                twice(value)
+        return values
+
+    before = file.read_text()
+    file.write_text(json.dumps(twice(json.loads(before))))
+    assert json.loads(before) != json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("case", zoo.CASES)
+def test_sides_may_be_written_twice(folder, case):
+    folder = folder(case)
+    expected = parsed(folder)
+    write_sides_twice(config_of(folder))
+    assert parsed(folder) == expected
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", ["clip_hf", "dinov3_hf", "siglip_hf", "vit_hf", "vit_mae_hf"])
+def test_sides_written_twice_can_be_verified(folder, case):
+    pytest.importorskip("transformers")
+    folder = folder(case)
+    write_sides_twice(config_of(folder))
+    assert max(comparison.error for comparison in verify(folder)) < BOUND / 10
+
+
+@pytest.mark.parametrize("case", ["vit_hf", "dinov2_hf", "dinov3_hf"])
+@pytest.mark.parametrize("sides", [[32, 64], [32], [32, 32, 32], [32, "32"], [True, True], []])
+def test_other_lists_of_sides_are_refused(folder, refused, case, sides):
+    folder = folder(case)
+    change(config_of(folder), image_size=sides)
+    assert "image_size must be" in refused(folder) and f"got {sides}" in refused(folder)
 
 
 @pytest.mark.parametrize("model_type", [None, "my_clip"])

@@ -26,6 +26,8 @@ def change_config(folder, **fields):
         ("vit_hf", dict(id2label=AS_ID2LABEL)),
         ("vit_hf", dict(id2label=dict(reversed(AS_ID2LABEL.items())))),
         ("vit_timm", dict(label_names=NAMES, label_descriptions={"zebra": "striped"})),
+        ("vit_timm", dict(label_names=AS_ID2LABEL)),
+        ("vit_timm", dict(labels=NAMES)),
         ("dinov2_registers_hf", dict(id2label=AS_ID2LABEL)),
     ],
 )
@@ -35,6 +37,11 @@ def test_labels_survive_conversion(case, fields, tmp_path, capsys):
     assert "labels      'zebra', 'chat noir', 'Ökapi'\n" in capsys.readouterr().out
     assert read_labels(source) == read_labels(tmp_path / "out") == tuple(NAMES)
     assert json.loads((tmp_path / "out" / "labels.json").read_text(encoding="utf-8")) == NAMES
+
+
+def test_labels_within_the_settings_of_timms_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"label_names": NAMES}}))
+    assert read_labels(tmp_path) == tuple(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,8 @@ def test_labels_survive_conversion(case, fields, tmp_path, capsys):
         dict(label_names=[]),
         dict(label_names=["a", 1, "c"]),
         dict(label_names={"a": 0}),
+        dict(pretrained_cfg={"label_names": 3}),
+        dict(pretrained_cfg=[]),
     ],
 )
 def test_what_names_no_classes_gives_no_labels(fields, tmp_path):

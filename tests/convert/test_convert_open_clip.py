@@ -10,10 +10,14 @@ import pytest
 import safetensors.numpy
 
 import convert
+import models
 from convert import clip, open_clip
 from convert.__main__ import main
-from convert.loading import convert_checkpoint
+from convert.guesses import Given
+from convert.loading import convert_checkpoint, read_layout
 from convert.originals import prepare_libraries
+from convert.sources import find_weights
+from convert.tensors import open_tensors
 from models.clip import CLIP, VARIANTS
 from models.registry import abstract_model, override
 from tests import zoo
@@ -33,6 +37,11 @@ def change_config(folder, change):
     values = json.loads((folder / CONFIG).read_text())
     change(values["model_cfg"])
     (folder / CONFIG).write_text(json.dumps(values))
+
+
+def parsed(folder):
+    file = find_weights(folder)
+    return read_layout(file, open_tensors(file))[1]
 
 
 @pytest.mark.parametrize("quick, activation", [(True, "quick_gelu"), (False, "gelu")])
@@ -93,7 +102,14 @@ def _follow(module, path):
 def test_a_file_of_openai_needs_no_config(of_openai):
     file, config = of_openai
     model, report = convert_checkpoint(file)
-    assert model.config == config
+    assert model.config == config and model.config.text.cleaning == "lower"
+    assert [(guess.name, guess.value) for guess in report.guesses] == [
+        ("heads", 2),
+        ("text_heads", 1),
+    ]
+    given = Given(heads=4, text_heads=8)
+    config = read_layout(file, open_tensors(file), given=given)[1].config
+    assert (config.vision.encoder.num_heads, config.text.encoder.num_heads) == (4, 8)
     assert report.ignored.keys() == {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -114,6 +130,10 @@ def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, da
     assert damage in refused(file)
 
 
+def tokenizer_of(**kwargs):
+    return lambda model: model["text_cfg"].update(tokenizer_kwargs=kwargs)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -132,12 +152,80 @@ def test_a_file_of_openai_that_lacks_what_gives_its_sizes(of_openai, refused, da
         (lambda m: m.pop("embed_dim"), "model_cfg lacks embed_dim"),
         (lambda m: m.update(flux=1), "'model_cfg.flux' is unknown"),
         (lambda m: m["vision_cfg"].update(input_patchnorm=True), "'vision_cfg.input_patchnorm' is"),
+        (lambda m: m["vision_cfg"].update(image_size=[32, 48]), "image_size must be of something"),
+        (lambda m: m["text_cfg"].update(tokenizer_mode="clips"), "tokenizer_mode must be None"),
+        (tokenizer_of(clean="upper"), "clean must be one of whitespace, lower, canonicalize"),
+        (tokenizer_of(strip_sep_token=True), "strip_sep_token must be False"),
+        (tokenizer_of(vocab_file="x"), "'tokenizer_kwargs.vocab_file' is unknown"),
         (lambda m: m["text_cfg"].update({"two\nlines": 1}), "'text_cfg.two"),
     ],
 )
 def test_other_towers_are_refused_by_name(source, refused, change, words):
     change_config(source, change)
     assert words in refused(source)
+
+
+@pytest.mark.parametrize("file", [CONFIG, "config.json"])
+def test_the_bare_model_config_of_open_clip_is_read(source, file):
+    expected = parsed(source)
+    values = json.loads((source / CONFIG).read_text())["model_cfg"]
+    (source / CONFIG).unlink()
+    (source / file).write_text(json.dumps(values))
+    assert parsed(source) == expected and expected.unknown_fields == []
+    (source / file).write_text(json.dumps(values | {"flux": 1}))
+    with pytest.raises(convert.ConversionError, match=r"'model_cfg\.flux' is unknown"):
+        convert.load_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(quick_gelu=None),
+        lambda m: m["vision_cfg"].update(image_size=[32, 32]),
+        lambda m: m["vision_cfg"].update(patch_size=[8, 8]),
+        lambda m: m["text_cfg"].update(tokenizer_kwargs=None),
+    ],
+)
+def test_what_open_clip_reads_as_the_same_is_the_same(source, change):
+    expected = parsed(source)
+    change_config(source, change)
+    assert parsed(source) == expected
+
+
+@pytest.mark.parametrize(
+    "text_cfg, cleaning",
+    [
+        ({}, "lower"),
+        ({"hf_tokenizer_name": None}, "lower"),
+        ({"hf_tokenizer_name": "bert-base-uncased"}, "whitespace"),
+        ({"tokenizer_kwargs": {"clean": "canonicalize"}}, "canonicalize"),
+    ],
+)
+def test_the_config_decides_the_cleaning_of_texts(source, text_cfg, cleaning):
+    change_config(source, lambda model: model["text_cfg"].update(text_cfg))
+    assert parsed(source).config.text.cleaning == cleaning
+
+
+def test_the_cleaning_of_texts_survives_conversion(source, tmp_path):
+    change_config(source, tokenizer_of(clean="canonicalize"))
+    assert main([str(source), str(tmp_path / "out")]) == 0
+    assert models.load(tmp_path / "out").config.text.cleaning == "canonicalize"
+
+
+def test_texts_of_hugging_faces_layout_are_not_cleaned(tmp_path):
+    assert parsed(zoo.write("clip_hf", tmp_path / "hf")).config.text.cleaning == "none"
+
+
+@pytest.mark.reference
+def test_the_cleanings_by_default_are_those_of_open_clip():
+    prepare_libraries()
+    tokenizer = pytest.importorskip("open_clip.tokenizer")
+    for name, expected in (("SimpleTokenizer", "lower"), ("HFTokenizer", "whitespace")):
+        parameters = inspect.signature(getattr(tokenizer, name).__init__).parameters
+        assert parameters["clean"].default == expected
+        assert parameters.keys() >= {"clean"}
+    simple = inspect.signature(tokenizer.SimpleTokenizer.__init__).parameters
+    assert simple["reduction_mask"].default == ""
 
 
 def test_unknown_fields_are_listed_and_not_used(source, tmp_path, capsys):

@@ -33,8 +33,8 @@ def source(tmp_path):
     def open_case(case):
         folder = zoo.write(case, tmp_path / case)
         file = find_weights(folder)
-        layout, config, _ = read_layout(file, open_tensors(file))
-        return folder, layout.tables(config), zoo.tensors(case), file
+        layout, parsed = read_layout(file, open_tensors(file))
+        return folder, layout.tables(parsed.config), zoo.tensors(case), file
 
     return open_case
 

@@ -45,7 +45,9 @@ def keyless_shapes(config):
 def test_published_models_are_told_from_tensors_alone(name):
     shapes = keyless_shapes(VARIANTS[name])
     assert find_layout(None, shapes) is timm_vit.LAYOUT
-    assert parse_timm(None, shapes) == (VARIANTS[name], [])
+    config, unknown, guesses = parse_timm(None, shapes)
+    assert (config, unknown) == (VARIANTS[name], [])
+    assert [guess.name for guess in guesses] == ["heads", "patch_grid", "pool"]
 
 
 def test_a_model_that_norms_the_mean_is_told_from_its_tensors():
@@ -92,16 +94,43 @@ SMALL = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args":
     ],
 )
 def test_arguments_of_timm(args, pool, norm):
-    config, unknown = parse_timm(SMALL | {"model_args": ARGS | args})
+    config, unknown, guesses = parse_timm(SMALL | {"model_args": ARGS | args})
+    assert guesses == ()
     assert (config.pool, config.norm, config.image_size) == (pool, norm, 32)
     assert config.class_token == args.get("class_token", True)
     assert config.encoder.biases == ("qkv" if args.get("qkv_bias", True) else "")
     assert not unknown
 
 
+def test_an_image_of_timm_need_not_be_square():
+    config = parse_timm(SMALL | {"model_args": ARGS | {"img_size": [32, 48]}}).config
+    assert (config.image_size, config.image_width) == (32, 48)
+
+
+OLD_NAMES = {
+    "vit_base_patch16_224_in21k": "vit_base_patch16_224",
+    "vit_huge_patch14_224_in21k": "vit_huge_patch14_224",
+    "vit_small_patch16_224_augreg_in21k": "vit_small_patch16_224",
+    "vit_small_patch8_224_dino": "vit_small_patch8_224",
+    "vit_base_patch32_224_sam": "vit_base_patch32_224",
+    "vit_base_patch16_224_miil_in21k": "vit_base_patch16_224_miil",
+    "vit_deit_base_patch16_224": "deit_base_patch16_224",
+    "vit_base_patch16_224.augreg2_in21k_ft_in1k": "vit_base_patch16_224",
+}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_old_names_of_timm_mean_what_they_meant(old):
+    old, new = ({"architecture": x, "num_classes": 7} for x in (old, OLD_NAMES[old]))
+    assert timm_vit.name_of_today(old["architecture"]) == new["architecture"]
+    assert parse_timm(old) == parse_timm(new)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
+        ({"architecture": "vit_base_patch32_224_clip_laion2b"}, ["among the names", "plain"]),
+        ({"architecture": "vit_deit_base_distilled_patch16_224"}, ["plain ViT"]),
         ({"architecture": "vit_base_patch16_clip_224"}, ["'vit_base_patch16_clip_224'", "plain"]),
         ({"architecture": "vit_small_patch14_reg4_dinov2"}, ["plain ViT", "Hugging Face"]),
         ({"architecture": "deit_base_distilled_patch16_224"}, ["plain ViT"]),
@@ -116,7 +145,10 @@ def test_arguments_of_timm(args, pool, norm):
         ({"model_args": {"init_values": 1e-5}}, ["init_values must be None"]),
         ({"model_args": {"no_embed_class": True}}, ["no_embed_class must be False"]),
         ({"model_args": {"class_token": False}}, ["needs class_token"]),
-        ({"model_args": {"img_size": [32, 48]}}, ["img_size", "[32, 48]"]),
+        ({"model_args": {"img_size": [32, 44]}}, ["image_width 44", "patch_size 16"]),
+        ({"model_args": {"img_size": [32, 32, 32]}}, ["img_size", "[32, 32, 32]"]),
+        ({"model_args": {"img_size": [32, 0]}}, ["img_size", "[32, 0]"]),
+        ({"model_args": {"patch_size": [8, 4]}}, ["patch_size", "square", "[8, 4]"]),
         ({"model_args": {"norm_eps": 1e-5}}, ["'model_args.norm_eps' is unknown"]),
         ({"model_args": {"a": 1, "b": 2}}, ["2 problems: 'model_args.a'", "'model_args.b'"]),
     ],
@@ -135,6 +167,7 @@ def test_other_models_of_timm_are_refused(change, words):
         ({"cls_token": None}, "width 192 without a class token .* config.json"),
         ({"pos_embed": (197, 192)}, "pos_embed is missing, or not of 3 axes"),
         ({"pos_embed": (1, 0, 192)}, "img_size must be an integer in 1"),
+        ({"pos_embed": (1, 129, 192)}, "11 by 11 .* 128 positions; --patch-grid H,W"),
         ({"head.weight": ()}, "head.weight is missing, or not of 2 axes"),
     ],
 )
@@ -179,7 +212,7 @@ def test_every_name_that_is_accepted_means_what_timm_builds(timm):
     found = 0
     for name in timm.list_models(["vit_*", "deit*"]):
         try:
-            config, _ = parse_timm({"architecture": name, "num_classes": 0})
+            config = parse_timm({"architecture": name, "num_classes": 0}).config
         except ConversionError:
             continue
         found += 1
@@ -199,11 +232,26 @@ def test_every_name_that_is_accepted_means_what_timm_builds(timm):
 
 
 @pytest.mark.reference
+def test_the_names_that_timm_deprecates_are_read_as_those_that_replace_them(timm):
+    from timm.models._registry import _deprecated_models
+
+    def read(architecture):
+        try:
+            return parse_timm({"architecture": architecture, "num_classes": 0}).config
+        except ConversionError:
+            return None
+
+    names = {k: x.partition(".")[0] for k, x in _deprecated_models.items() if k[:4] == "vit_"}
+    assert [old for old, new in names.items() if read(old) != read(new)] == []
+    assert sum(read(old) is not None for old in names) > 10
+
+
+@pytest.mark.reference
 def test_all_arguments_of_timm_are_known(timm):
     parameters = inspect.signature(timm.models.VisionTransformer).parameters.values()
     values = {x.name: x.default for x in parameters if x.name not in ("device", "dtype")}
     plain = {name: x for name, x in values.items() if not callable(x)}  # JSON holds no classes
-    config, unknown = parse_timm(SMALL | {"num_classes": 1000, "model_args": plain})
+    config, unknown, _ = parse_timm(SMALL | {"num_classes": 1000, "model_args": plain})
     assert config.encoder.depth == 12 and not unknown
 
 
@@ -215,12 +263,13 @@ def test_all_arguments_of_timm_are_known(timm):
         {"global_pool": "avg", "fc_norm": False},
         {"fc_norm": True},
         {"qkv_bias": False},
+        {"img_size": [16, 72]},
     ],
     ids=str,
 )
 def test_arguments_compute_what_timm_does(timm, tmp_path, args):
     values = SMALL | {"model_args": ARGS | args}
-    shapes = timm.create_model(SMALL["architecture"], num_classes=3, **ARGS, **args).state_dict()
+    shapes = timm.create_model(SMALL["architecture"], num_classes=3, **ARGS | args).state_dict()
     arrays = {name: zoo.random_weight(name, tuple(x.shape)) for name, x in shapes.items()}
     (tmp_path / "config.json").write_text(json.dumps(values))
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")

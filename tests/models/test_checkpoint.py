@@ -1,6 +1,7 @@
 """Checkpoints: a round trip is bit-equal, and a damaged one gives one clear error."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -41,6 +42,27 @@ def assert_equal_weights(model, other):
     for (path, a), (_, b) in zip(*states):
         assert a[...].dtype == b[...].dtype, path
         np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
+
+
+def test_the_home_directory_is_expanded(clip, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved.parent))
+    assert models.load("~/clip").config == clip.config
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with new_directory("~/new/folder") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "new" / "folder" / "file").is_file()
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/clip", pathlib.Path("s3://bucket/clip"), "https://huggingface.co/x/y"]
+)
+def test_an_address_is_refused_by_name(clip, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{address} is an address, but only local paths"):
+        models.load(address)
+    with pytest.raises(ValueError, match=f"^{address} is an address, but only local paths"):
+        models.save(clip, address)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_round_trip_is_bit_equal(clip, saved):

@@ -12,6 +12,7 @@ from flax import nnx
 import models
 import models.registry
 from fna_jax import FNAConfig
+from models.configs import image_shape, position_grid
 from tests.conftest import random_images, rel_max_error
 
 ENCODER = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
@@ -49,6 +50,23 @@ def pooled(model, images):
 
 def test_every_family_is_tested():
     assert TINY.keys() == models.registry.FAMILIES.keys()
+
+
+@FAMILIES
+def test_images_of_training_need_not_be_square(family):
+    vision = models.registry.vision_config(tiny(family).config)
+    wide = dataclasses.replace(vision, image_size=16, image_width=72)
+    assert image_shape(wide) == (16, 72) and position_grid(wide) == (2, 9)
+    config = tiny(family).config
+    config = wide if config is vision else dataclasses.replace(config, vision=wide)
+    tower = models.vision_tower(models.registry.abstract_model(type(tiny(family)), config))
+    if family != "dinov3":  # which learns no positions
+        num_prefix = tower.num_prefix - getattr(vision, "num_registers", 0)
+        assert tower.positions.shape == (num_prefix + 18, 32)
+    with pytest.raises(ValueError, match="image_width"):
+        dataclasses.replace(vision, image_width=7)
+    with pytest.raises(ValueError, match="image_width must be at least 1, got 0"):
+        dataclasses.replace(vision, image_width=0)
 
 
 @FAMILIES

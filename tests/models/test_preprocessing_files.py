@@ -53,6 +53,15 @@ def load_transformers(folder, values):
     return load_preprocessor(write(folder, preprocessor_config=values))
 
 
+def test_the_bare_model_config_of_open_clip_has_the_librarys_preprocessing(tmp_path):
+    bare, whole = tmp_path / "bare", tmp_path / "whole"
+    for folder, values in ((bare, OPEN_CLIP["model_cfg"]), (whole, {**OPEN_CLIP})):
+        values.pop("preprocess_cfg", None)
+        folder.mkdir()
+        write(folder, open_clip_config=values)
+    assert load_preprocessor(bare) == load_preprocessor(whole)
+
+
 @pytest.mark.parametrize(
     ("size", "name", "resize", "fit"),
     [

@@ -5,9 +5,25 @@ import numpy as np
 import pytest
 import tokenizers
 
-from models.tokenizer import load_tokenizer
+from convert.originals import prepare_libraries
+from models.cleaning import CLEANINGS
+from models.tokenizer import PAD_LEFT, load_tokenizer
 
 VOCABULARY = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "b": 3, "[UNK]": 4}
+
+
+TEXTS = [
+    "a photo of a cat",
+    "A Photo, of a CAT!",
+    "  naïve \t café?!\nplaying\u2003in the\u00a0park ",
+    "",
+    " ",
+    "{}",
+    "don't stop a-b_c",
+    "…«quoted» ’apostrophe’ – dash",
+    "日本語 テキスト İstanbul ẞ ﬁ ΟΔΟΣ",
+    "a cat and a dog " * 30,
+]
 
 
 def write(folder, *, vocabulary=VOCABULARY, pad=None):
@@ -110,6 +126,131 @@ def test_a_config_that_is_no_object_is_refused(tmp_path):
         load_tokenizer(tmp_path, context_length=5, vocab_size=5)
 
 
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        (dict(tokenizer_class="Siglip2Tokenizer"), [1, 1, 0, 2, 1]),
+        (dict(tokenizer_class="GemmaTokenizerFast"), [1, 1, 0, 2, 1]),
+        (dict(tokenizer_class="SiglipTokenizer"), [0, 2, 1, 1, 1]),
+        (dict(tokenizer_class="CLIPTokenizerFast"), [0, 2, 1, 1, 1]),
+        (dict(tokenizer_class="Siglip2Tokenizer", padding_side="right"), [0, 2, 1, 1, 1]),
+        (dict(), [0, 2, 1, 1, 1]),
+    ],
+)
+def test_the_class_gives_the_side_where_the_files_do_not(tmp_path, fields, expected):
+    configure(write(tmp_path), **fields)
+    tokenize = load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+    np.testing.assert_array_equal(tokenize(["a"]), [expected])
+
+
+def test_the_padding_section_comes_before_the_class(tmp_path):
+    configure(write(tmp_path, pad="b"), tokenizer_class="Siglip2Tokenizer")
+    tokenize = load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+    np.testing.assert_array_equal(tokenize(["a"]), [[0, 2, 1, 3, 3]])
+
+
+@pytest.mark.reference
+def test_the_classes_that_pad_on_the_left_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    names = {name for name in TOKENIZER_MAPPING_NAMES.values() if name}
+    classes = {name: getattr(transformers, name, None) for name in names | PAD_LEFT}
+    left = {name for name, x in classes.items() if getattr(x, "padding_side", "") == "left"}
+    assert left == PAD_LEFT
+
+
+# The cleaning of open_clip.
+
+
+CLEANED = {
+    "It’s “fine”": 'it\'s "fine"',
+    "salt &amp; pepper": "salt & pepper",
+    "&quot;so&quot;": '"so"',
+    "salt &amp;amp; pepper": "salt & pepper",
+    "Ｆｕｌｌ Ｗｉｄｔｈ": "full width",
+    "ﬁne ﬂag": "fine flag",
+    "cafÃ© dâ€™or": "café d'or",
+    "\ufeffmarked": "marked",
+    "ΟΔΟΣ": "οδος",
+    "cafe\u0301": "café",
+    "  two \t words\n": "two words",
+}
+
+
+@pytest.mark.parametrize("text", CLEANED)
+def test_texts_are_cleaned_as_open_clip_does(text):
+    assert CLEANINGS["lower"](text) == CLEANED[text]
+    assert CLEANINGS["whitespace"](text).lower() == CLEANED[text]
+    assert CLEANINGS["none"](text) == text
+
+
+def test_canonical_texts_have_no_punctuation():
+    assert CLEANINGS["canonicalize"]("It’s_a  “Cat”, &amp; so on!") == "its a cat so on"
+
+
+def test_the_cleaning_comes_before_the_tokens(tmp_path):
+    write(tmp_path)
+    keywords = dict(context_length=6, vocab_size=5)
+    tokenize = load_tokenizer(tmp_path, **keywords, cleaning="lower")
+    np.testing.assert_array_equal(tokenize(["Ａ &amp;#98;"]), [[0, 2, 3, 1, 1, 1]])
+    with pytest.raises(ValueError, match=r"cleaning must be one of none, .* got 'upper'"):
+        load_tokenizer(tmp_path, **keywords, cleaning="upper")
+
+
+def test_what_was_converted_without_its_cleaning_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="convert the checkpoint again"):
+        load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+    (tmp_path / "config.json").write_text("{}")  # as where files of both libraries lie
+    load_tokenizer(tmp_path, context_length=5, vocab_size=5)
+
+
+@pytest.mark.reference
+def test_tokens_are_those_of_open_clip(tmp_path):
+    """By the tokenizer.json with which its checkpoints are published, which is Hugging Face's."""
+    pytest.importorskip("torch")
+    prepare_libraries()
+    original = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
+    transformers = pytest.importorskip("transformers")
+    named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {named.get(token, token): i for token, i in original.encoder.items()}
+    merges = list(original.bpe_ranks)
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=merges).save_pretrained(tmp_path)
+    tokenize = load_tokenizer(
+        tmp_path, context_length=77, vocab_size=len(vocabulary), cleaning="lower"
+    )
+    for text in (*CLEANED, *TEXTS, "a &lt;b&gt; ö", "ŁÓDŹ’s №1 ½", "schÃ¶n â€œgutâ€\x9d"):
+        end = vocabulary["<|endoftext|>"]
+        expected = original([text])[0].tolist()
+        expected = expected[: expected.index(end) + 1]
+        actual = tokenize([text])[0].tolist()
+        assert actual[: len(expected)] == expected, text
+        assert set(actual[len(expected) :]) <= {end}  # where open_clip has zeros, to no effect
+    assert (
+        tokenize(["ΟΔΟΣ"]).tolist()
+        != load_tokenizer(tmp_path, context_length=77, vocab_size=len(vocabulary))(
+            ["ΟΔΟΣ"]
+        ).tolist()
+    )
+
+
+@pytest.mark.reference
+def test_tokens_of_clip_are_those_of_transformers(tmp_path):
+    """Greek's final sigma too, of which transformers and open_clip make different tokens."""
+    transformers = pytest.importorskip("transformers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{x}</w>" for x in alphabet)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    original = transformers.CLIPTokenizer(vocab=vocabulary, merges=[])
+    original.save_pretrained(tmp_path)
+    settings = dict(padding="max_length", truncation=True, max_length=60)
+    tokenize = load_tokenizer(tmp_path, context_length=60, vocab_size=len(vocabulary))
+    texts = [*CLEANED, *TEXTS]
+    np.testing.assert_array_equal(tokenize(texts), original(texts, **settings)["input_ids"])
+
+
 # SigLIP.
 
 
@@ -135,20 +276,6 @@ def test_spiece_model_without_its_package_names_the_remedy(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ValueError, match="pip install sentencepiece"):
         load_tokenizer(tmp_path, context_length=5, vocab_size=5)
-
-
-TEXTS = [
-    "a photo of a cat",
-    "A Photo, of a CAT!",
-    "  naïve \t café?!\nplaying\u2003in the\u00a0park ",
-    "",
-    " ",
-    "{}",
-    "don't stop a-b_c",
-    "…«quoted» ’apostrophe’ – dash",
-    "日本語 テキスト İstanbul ẞ ﬁ ΟΔΟΣ",
-    "a cat and a dog " * 30,
-]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +325,9 @@ def test_spiece_model_needs_no_config_and_refuses_what_does_not_fit(spiece):
 def test_gemma_tokenizer_of_siglip2_is_read_as_transformers_does(tmp_path, fixed_padding):
     transformers = pytest.importorskip("transformers")
     special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-    vocabulary = {token: i for i, token in enumerate((*special, "▁", *"actT", "at", "▁a", "cat"))}
+    vocabulary = {
+        token: i for i, token in enumerate((*special, "▁", *"actTοδσς", "at", "▁a", "cat"))
+    }
     merges = [("a", "t"), ("▁", "a"), ("c", "at")]
     transformers.Siglip2Tokenizer(vocab=vocabulary, merges=merges).save_pretrained(tmp_path)
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

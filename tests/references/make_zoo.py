@@ -86,10 +86,10 @@ def write_case(case):
         (folder / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
         file = find_weights(zoo.write(case, scratch / "checkpoint"))
         source = Source(file, read_config(file), open_tensors(file))
-        layout, config, _ = read_layout(file, source.tensors)
+        layout, parsed = read_layout(file, source.tensors)
         original = open_original(layout, source)
         expected = {}
-        for inputs in random_inputs(config):
+        for inputs in random_inputs(parsed.config):
             height, width = inputs[0].shape[1:3]
             for stage, array in original(*inputs).items():
                 if stage in KEPT:
