@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive
-from models.embeddings import prepend, resize_positions
-from models.text import TextConfig, TextTower
-from models.vit import LayerNorm, VisionOutput, VisionTower
+from .configs import EncoderConfig, ModelConfig, VisionConfig, check_positive
+from .embeddings import prepend, resize_positions
+from .text import TextConfig, TextTower
+from .vit import LayerNorm, VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

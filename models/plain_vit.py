@@ -8,7 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import (
+from .configs import (
     EncoderConfig,
     ModelConfig,
     check_choice,
@@ -16,8 +16,8 @@ from models.configs import (
     check_not_negative,
     check_patches,
 )
-from models.embeddings import POSITION_RESIZES, prepend, resize_positions
-from models.vit import LayerNorm, VisionTower
+from .embeddings import POSITION_RESIZES, prepend, resize_positions
+from .vit import LayerNorm, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

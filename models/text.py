@@ -8,9 +8,9 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attends import attend_causally, attend_exactly
-from models.configs import EncoderConfig, check_positive
-from models.vit import Encoder, LayerNorm
+from .attends import attend_causally, attend_exactly
+from .configs import EncoderConfig, check_positive
+from .vit import Encoder, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
