@@ -89,7 +89,7 @@ def functions(num_landmarks) -> dict:
 def jax_arms(query, key, value, inputs, indices) -> dict:
     """Functions without arguments, by name, that run one arm to its end."""
     arms = functions(indices.shape[-1])
-    if cudnn_obstacle(query, None) is None:
+    if cudnn_obstacle(query, value, None) is None:
         cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         arms["exact, cuDNN"] = lambda q, k, v, *_: cudnn(q, k, v)
     arguments = query, key, value, inputs, indices

@@ -16,6 +16,7 @@ from fna_jax.masking import (
     removed_entries,
     suppression_correction,
 )
+from fna_jax.swap import swap_attention
 from fna_jax.tokens import (
     artifact_tokens,
     attention_sinks,
@@ -45,6 +46,8 @@ __all__ = [  # noqa: RUF022, grouped by module
     "masked_nystrom_attention",
     "removed_entries",
     "suppression_correction",
+    # swap
+    "swap_attention",
     # tokens
     "artifact_tokens",
     "attention_sinks",

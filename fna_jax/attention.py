@@ -4,15 +4,14 @@ Shape letters: B batch, N tokens, S landmarks, H heads, K key and value heads (a
 D head dimension. Layout is Flax's, `[*B, N, H, D]`.
 """
 
-import contextlib
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
-from fna_jax.landmarks import METHODS, Landmarks, select_landmarks
+from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
+from fna_jax.flax_calls import dropout_is_active, exact_call, matmul_precision, read_mask
+from fna_jax.landmarks import METHODS, Landmarks, select_in_layer
 from fna_jax.softmax import cudnn_obstacle, softmax_attention
 
 IMPLEMENTATIONS = (None, "xla")  # of FNA
@@ -38,7 +37,8 @@ def fast_nystrom_attention(
 
     Args:
       query: `[*B, N, H, D]`.
-      key, value: `[*B, N, K, D]`; fewer heads than `query` is grouped-query attention.
+      key, value: `[*B, N, K, D]`; fewer heads than `query` is grouped-query attention. The values'
+        head dimension, and so the output's, may be another.
       landmarks: `Landmarks`, or integers `[*B, S]` below N; a negative one marks an empty slot.
       scale: c, multiplies every logit; `1/sqrt(D)` by default.
       key_mask: bool `[*B, N]`, True on real tokens. Padding is never attended to and is dropped
@@ -92,7 +92,7 @@ def landmark_key_value(
 
     landmark_query = _gather_tokens(query, landmarks.indices)  # [*B, S, H, D]
     landmark_key = _gather_tokens(key, landmarks.indices)  # [*B, S, K, D]
-    landmark_key = jnp.repeat(landmark_key, query.shape[-2] // key.shape[-2], axis=-2)
+    landmark_key = spread_heads(landmark_key, query.shape[-2])
 
     kernel = landmark_kernel(landmark_query, landmark_key, landmarks.valid, scale)  # A
     inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
@@ -107,7 +107,8 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
 
     Args:
       query: `[*B, N, H, D]`.
-      key, value: `[*B, M, K, D]`; fewer heads than `query` is grouped-query attention.
+      key, value: `[*B, M, K, D]`; fewer heads than `query` is grouped-query attention. The values'
+        head dimension, and so the output's, may be another.
       scale: c, multiplies the logits; `1/sqrt(D)` by default.
       key_mask: bool `[*B, M]`, True on keys that take part. Without any the output is zero.
       implementation: "xla", blocks of queries; "cudnn", the fused kernel of NVIDIA GPUs for
@@ -119,7 +120,7 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
     check_qkv(query, key, value)
     key_mask = checked_key_mask(key_mask, key)
     scale = _default_scale(query, scale)
-    obstacle = cudnn_obstacle(query, key_mask)
+    obstacle = cudnn_obstacle(query, value, key_mask)
     if implementation is None:
         implementation = "xla" if obstacle else "cudnn"
     if implementation == "cudnn":
@@ -127,7 +128,7 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
             raise ValueError(f"implementation='cudnn' cannot run: {obstacle}; use None or 'xla'")
         flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
         output = jax.nn.dot_product_attention(*flat, scale=scale, implementation="cudnn")
-        return output.reshape(query.shape)
+        return output.reshape(query.shape)  # cuDNN's values have the keys' dimension
     if implementation != "xla":
         raise ValueError(f"implementation must be None, 'xla' or 'cudnn', got {implementation!r}")
     key, value = zero_padding(key, key_mask), zero_padding(value, key_mask)
@@ -152,6 +153,7 @@ def newton_schulz_inverse(kernel, steps=6):
         raise ValueError(f"the number of Newton–Schulz steps must be at least 0, got {steps}")
     kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     eye = jnp.eye(kernel.shape[-1], dtype=kernel.dtype)
+    eye = jnp.expand_dims(eye, range(kernel.ndim - 2))
     matmul = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
     norm = jnp.max(jnp.sum(kernel, axis=-2), axis=-1)[..., None, None]
     inverse = jnp.swapaxes(kernel, -1, -2) / norm
@@ -166,9 +168,10 @@ def newton_schulz_inverse(kernel, steps=6):
 class FastNystromAttention:
     """The `attention_fn` of Flax's attention modules: landmarks are chosen and used in the layer.
 
-    A frozen dataclass, so that equal settings compile once. A boolean key-padding mask is
-    honoured. What FNA cannot honour raises: other masks, a bias, causal attention, active dropout,
-    sowing of the weights, cross-attention, keywords it does not know.
+    A frozen dataclass, so that equal settings compile once. A mask of padding is honoured, boolean
+    or of zeros and ones, `[*B, 1, 1, N]` or, as `make_attention_mask` gives it, `[*B, 1, N, N]`.
+    What FNA cannot honour raises: other masks, a bias, causal attention, cross-attention, fewer
+    tokens than landmarks, active dropout, sowing of the weights, keywords it does not know.
 
     Attributes:
       num_landmarks: S.
@@ -176,9 +179,15 @@ class FastNystromAttention:
         input is not visible here; the models in `models/` also offer "input".)
       method: "fps" or "random".
       guarantee: positions that are always landmarks; by default token 0, the class token. Registers
-        belong here too. Empty for a model without either.
+        belong here too. For a model without a class token (SigLIP, and others that pool) pass (),
+        or the first patch is a landmark always.
       seed: seeds the landmarks of method "random".
-      inverse_steps, scale, implementation: as in `fast_nystrom_attention`.
+      inverse_steps, scale, implementation: as in `fast_nystrom_attention`. The last two may come
+        with the call instead.
+      mask_is_padding: that masks `[*B, 1, N, N]` are of padding. Under `jit` their values are not
+        known, so that they raise unless this says so. Where one is causal the result is wrong.
+      otherwise: "raise", or "exact" for exact attention where there are other numbers of queries
+        and keys, fewer tokens than landmarks, a bias, or a mask that is known not to be of padding.
     """
 
     num_landmarks: int
@@ -189,19 +198,27 @@ class FastNystromAttention:
     inverse_steps: int = 6
     scale: float | None = None
     implementation: str | None = None
+    mask_is_padding: bool = False
+    otherwise: str = "raise"
 
     def __post_init__(self):
-        if self.features not in ("q", "k", "v"):
-            raise ValueError(f"features must be 'q', 'k' or 'v' here, got {self.features!r}")
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        for name, choices in (
+            ("features", ("q", "k", "v")),
+            ("method", METHODS),
+            ("implementation", IMPLEMENTATIONS),
+            ("mask_is_padding", (False, True)),
+            ("otherwise", ("raise", "exact")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, choices))} here, "
+                    f"got {getattr(self, name)!r}"
+                )
         if self.num_landmarks < 1 or self.inverse_steps < 0:
             raise ValueError(
                 "num_landmarks must be at least 1 and inverse_steps at least 0, got "
                 f"{self.num_landmarks} and {self.inverse_steps}"
             )
-        if self.implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be None or 'xla', got {self.implementation!r}")
         object.__setattr__(self, "guarantee", tuple(self.guarantee))  # hashable, also from a list
 
     def __call__(
@@ -219,25 +236,34 @@ class FastNystromAttention:
         dtype=None,
         precision=None,
         module=None,
+        scale=None,
+        implementation=None,
         is_causal=False,
+        causal=False,
         input_positions=None,
         force_fp32_for_softmax=False,
         qk_attn_weights_einsum=None,
         attn_weights_value_einsum=None,
         **unknown,
     ):
-        """FNA of `query` `[*B, N, H, D]`, `key`, `value` `[*B, N, K, D]`; keywords are Flax's."""
+        """FNA of `query` `[*B, N, H, D]`, `key`, `value` `[*B, N, K, D]`; keywords are Flax's.
+
+        And `scale` and `implementation`, which `jax.nn.dot_product_attention` has, and `causal`,
+        which jimm says for `is_causal`.
+        """
         # Honoured by construction: without dropout its key and shape mean nothing, and the softmax
         # is float32 with or without force_fp32_for_softmax.
         del dropout_rng, broadcast_dropout, force_fp32_for_softmax
+        dropped = dropout_is_active(dropout_rate, deterministic)
         refused = {
-            "bias": bias is not None,
-            "is_causal": is_causal,
-            "dropout_rate (set deterministic=True)": dropout_rate > 0.0 and not deterministic,
+            "dropout_rate (set deterministic=True)": dropped,
             "module (sow_weights: FNA forms no attention matrix)": module is not None,
             "input_positions": input_positions is not None,
             "qk_attn_weights_einsum": qk_attn_weights_einsum is not None,
             "attn_weights_value_einsum": attn_weights_value_einsum is not None,
+            "scale (FastNystromAttention.scale is set too: drop one)": (
+                scale is not None and self.scale is not None
+            ),
             **{name: argument is not None for name, argument in unknown.items()},
         }
         if refused := [name for name, given in refused.items() if given]:
@@ -245,44 +271,54 @@ class FastNystromAttention:
                 f"FastNystromAttention cannot honour {', '.join(refused)}; "
                 "keep exact attention in this layer"
             )
-        if query.shape[-3] != key.shape[-3]:
-            raise ValueError(
-                f"FNA is self-attention, but there are {query.shape[-3]} queries and "
-                f"{key.shape[-3]} keys; keep exact attention in this layer (a pooling head?)"
-            )
+        scale = self.scale if scale is None else scale
+        is_causal = is_causal or causal
         dtype = dtype or jnp.result_type(query, key, value)
         query, key, value = (x.astype(dtype) for x in (query, key, value))
-        key_mask = None if mask is None else _key_padding(mask, query)
-        with _matmul_precision(precision):
-            landmarks = self._select({"q": query, "k": key, "v": value}[self.features], key_mask)
+        obstacle, key_mask = self._obstacle(query, key, bias, is_causal), None
+        if obstacle is None:
+            key_mask, obstacle = read_mask(mask, query, is_padding=self.mask_is_padding)
+        if obstacle is not None and self.otherwise == "raise":
+            raise ValueError(
+                f"{obstacle}; keep exact attention in this layer, with only= or otherwise='exact'"
+            )
+        with matmul_precision(precision):
+            if obstacle is not None:
+                options = dict(bias=bias, mask=mask, is_causal=is_causal, scale=scale)
+                return exact_call(query, key, value, **options)
+            landmarks = select_in_layer(
+                {"q": query, "k": key, "v": value},
+                self.features,
+                self.num_landmarks,
+                method=self.method,
+                guarantee=self.guarantee,
+                key_mask=key_mask,
+                rng=jax.random.key(self.seed) if self.method == "random" else None,
+            )
             return fast_nystrom_attention(
                 query,
                 key,
                 value,
                 landmarks,
-                scale=self.scale,
+                scale=scale,
                 key_mask=key_mask,
                 inverse_steps=self.inverse_steps,
-                implementation=self.implementation,
+                implementation=implementation or self.implementation,
             )
 
-    def _select(self, features, key_mask):
-        features = jnp.mean(features.astype(jnp.float32), axis=-2)  # [*B, N, D]
-        num_tokens = features.shape[-2]
-        if outside := [p for p in self.guarantee if not 0 <= p < num_tokens]:
-            raise ValueError(
-                f"guarantee names {outside}, but there are {num_tokens} tokens (from 0)"
+    def _obstacle(self, query, key, bias, is_causal):
+        """Why FNA cannot run here, whatever the mask, or None."""
+        num_queries, num_keys = query.shape[-3], key.shape[-3]
+        if num_queries != num_keys:
+            return (
+                f"FNA is self-attention, but there are {num_queries} queries and {num_keys} keys "
+                "(a pooling head?)"
             )
-        positions = jnp.zeros(num_tokens, bool).at[jnp.array(self.guarantee, int)].set(True)
-        guarantee = jnp.broadcast_to(positions, features.shape[:-1])
-        return select_landmarks(
-            features,
-            self.num_landmarks,
-            method=self.method,
-            guarantee=guarantee if key_mask is None else guarantee & key_mask,
-            exclude=None if key_mask is None else ~key_mask,
-            rng=jax.random.key(self.seed) if self.method == "random" else None,
-        )
+        if num_keys < self.num_landmarks:
+            return f"there are {num_keys} tokens, fewer than the {self.num_landmarks} landmarks"
+        if bias is not None:
+            return "FastNystromAttention cannot honour bias"
+        return "FastNystromAttention cannot honour is_causal" if is_causal else None
 
 
 def landmark_kernel(landmark_query, landmark_key, valid, scale):
@@ -335,31 +371,3 @@ def checked_landmarks(query, key, value, landmarks, key_mask):
         real = jnp.take_along_axis(key_mask, landmarks.indices, axis=-1)
         landmarks = dataclasses.replace(landmarks, valid=landmarks.valid & real)
     return landmarks, key_mask
-
-
-def _key_padding(mask, query):
-    """The mask `[*B, N]` that Flax's boolean `[*B, H, N, N]` mask stands for, or an error."""
-    batch, num_tokens = query.shape[:-3], query.shape[-3]
-    if mask.dtype != jnp.bool_:
-        raise ValueError(f"FNA honours boolean masks only, got {mask.dtype}: use mask.astype(bool)")
-    if mask.ndim < 3 or mask.shape[-1] != num_tokens:
-        raise ValueError(f"mask must be [*B, 1, 1, {num_tokens}], got shape {mask.shape}")
-    if mask.shape[-3:-1] != (1, 1):
-        known = None if isinstance(mask, jax.core.Tracer) else np.asarray(mask)  # also under jit
-        if known is None or (known != known[..., :1, :1, :]).any():
-            raise ValueError(
-                "FNA honours key-padding masks, the same for all heads and queries: pass "
-                f"[*B, 1, 1, {num_tokens}], got shape {mask.shape}"
-            )
-    return jnp.broadcast_to(mask[..., 0, 0, :], (*batch, num_tokens))
-
-
-def _matmul_precision(precision):
-    """A context in which products run at Flax's `precision`; None keeps the caller's default."""
-    if precision is None:
-        return contextlib.nullcontext()
-    if isinstance(precision, jax.lax.Precision):
-        precision = precision.name.lower()
-    if not isinstance(precision, str):
-        raise ValueError(f"precision must be a name or a jax.lax.Precision, got {precision!r}")
-    return jax.default_matmul_precision(precision)

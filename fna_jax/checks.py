@@ -1,4 +1,4 @@
-"""Checks of attention inputs, with errors that name what was given, and the masking of padding."""
+"""Checks of attention inputs, with errors that name what was given; padding and shared heads."""
 
 import jax.numpy as jnp
 
@@ -18,9 +18,11 @@ def check_qkv(query, key, value):
     if not jnp.issubdtype(query.dtype, jnp.floating):
         raise ValueError(f"query, key and value must be floats, got {query.dtype}")
     same_batch = query.shape[:-3] == key.shape[:-3]
-    if not same_batch or key.shape != value.shape or query.shape[-1] != key.shape[-1]:
+    same_keys = key.shape[:-1] == value.shape[:-1]
+    if not (same_batch and same_keys and query.shape[-1] == key.shape[-1]):
         raise ValueError(
-            "key and value must share a shape, and their batch and head dimension with the query, "
+            "key and value must share a shape but for the values' head dimension, and the key its "
+            "batch and head dimension with the query, "
             f"got {query.shape}, {key.shape}, {value.shape}"
         )
     if query.shape[-2] % key.shape[-2]:
@@ -60,6 +62,15 @@ def checked_key_mask(key_mask, key):
             f"got {key_mask.dtype}{list(key_mask.shape)}"
         )
     return key_mask
+
+
+def spread_heads(x, num_heads):
+    """x `[..., K, D]` with each head repeated for the query heads that share it, `[..., H, D]`."""
+    times = num_heads // x.shape[-2]
+    if times == 1:
+        return x
+    x = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], times, x.shape[-1]))
+    return x.reshape(*x.shape[:-3], num_heads, x.shape[-1])
 
 
 def zero_padding(x, key_mask):

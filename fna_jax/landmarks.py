@@ -8,6 +8,9 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fna_jax.carries import per_token
 
 METHODS = ("fps", "random")
 
@@ -62,7 +65,7 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
     num_samples = checked_count(num_samples, points.shape[0])
     points = points.astype(jnp.float32)
     if eligible is None:
-        distance = jnp.full(points.shape[:1], jnp.inf)
+        distance = per_token(points, jnp.inf, jnp.float32)
     else:
         eligible = checked_mask(eligible, points.shape[:1], "eligible")
         distance = jnp.where(eligible, jnp.inf, -jnp.inf)
@@ -71,7 +74,7 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
         # distance [N]: squared, to the nearest point taken; inf before the first, -inf if barred.
         index = jnp.argmax(distance)
         found = distance[index] > -jnp.inf
-        to_index = jnp.sum(jnp.square(points - points[index]), axis=-1)
+        to_index = jnp.sum(jnp.square(points - points[index][None]), axis=-1)
         # Not jnp.minimum: a NaN feature must not unbar the points already taken.
         distance = jnp.where(to_index < distance, to_index, distance)
         return distance.at[index].set(-jnp.inf), jnp.where(found, index, -1).astype(jnp.int32)
@@ -114,11 +117,12 @@ def select_landmarks(
             else f"rng was given but method={method!r} draws nothing: drop it"
         )
 
-    eligible = jnp.ones(features.shape[:-1], bool)
+    eligible = per_token(features, True, bool)
     if exclude is not None:
         eligible &= ~checked_mask(exclude, features.shape[:-1], "exclude")
     if guarantee is not None:
         guarantee = checked_mask(guarantee, features.shape[:-1], "guarantee")
+        guarantee |= per_token(features, False, bool)  # of their type
         eligible &= ~guarantee
 
     if method == "fps":
@@ -133,22 +137,61 @@ def select_landmarks(
     return Landmarks.from_indices(indices)
 
 
+def select_in_layer(
+    states, features, num_landmarks, *, method, guarantee, key_mask=None, exclude=None, rng=None
+) -> Landmarks:
+    """Landmarks of an attention layer, measured on one of its states.
+
+    Args:
+      states: of "q", "k", "v" `[*B, N, H, D]`, which are averaged over heads, and "input"
+        `[*B, N, C]` those that `features` may name.
+      features: which of them.
+      num_landmarks, method, exclude, rng: as in `select_landmarks`.
+      guarantee: positions that are always landmarks, in every image, unless they are padding.
+      key_mask: bool `[*B, N]`, True on real tokens; padding is no landmark.
+
+    Raises:
+      ValueError: as in `select_landmarks`, or a guaranteed position that is no token's.
+    """
+    points = states[features]
+    if features != "input":
+        points = jnp.mean(points.astype(jnp.float32), axis=-2)  # [*B, N, D]
+    num_tokens = points.shape[-2]
+    if outside := [p for p in guarantee if not 0 <= p < num_tokens]:
+        raise ValueError(f"guarantee names {outside}, but there are {num_tokens} tokens (from 0)")
+    guaranteed = None
+    if guarantee:
+        guaranteed = np.isin(np.arange(num_tokens), guarantee)
+        guaranteed = jnp.broadcast_to(guaranteed, points.shape[:-1])
+    if key_mask is not None:
+        guaranteed = None if guaranteed is None else guaranteed & key_mask
+        exclude = ~key_mask if exclude is None else exclude | ~key_mask
+    return select_landmarks(
+        points, num_landmarks, method=method, guarantee=guaranteed, exclude=exclude, rng=rng
+    )
+
+
 def _random_sampling(rng, eligible, num_samples):
     """Uniform samples without replacement, int32 `[*B, S]`, -1 beyond the eligible tokens."""
+    # Sorted, for top_k would gather a batch that is split over devices.
     noise = jnp.where(eligible, jax.random.uniform(rng, eligible.shape), -1.0)
-    score, indices = jax.lax.top_k(noise, num_samples)
+    indices = jnp.argsort(-noise, axis=-1)[..., :num_samples]
+    score = jnp.take_along_axis(noise, indices, axis=-1)
     return jnp.where(score >= 0, indices, -1)
 
 
 def _put_first(guarantee, samples):
     """The tokens marked in `guarantee` [*B, N], ascending, then `samples` [*B, S]; S are kept."""
     num_tokens, num_landmarks = guarantee.shape[-1], samples.shape[-1]
-    earliness = jnp.where(guarantee, num_tokens - jnp.arange(num_tokens), 0)
-    score, first = jax.lax.top_k(earliness, num_landmarks)
+    slots = jnp.expand_dims(jnp.arange(num_landmarks), range(samples.ndim - 1))
     # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
-    shift = jnp.arange(num_landmarks) - jnp.sum(guarantee, axis=-1, keepdims=True)
+    slot_of = jnp.where(guarantee, jnp.cumsum(guarantee, axis=-1) - 1, num_landmarks)  # [*B, N]
+    holds = slot_of[..., None, :] == slots[..., None]  # [*B, S, N], not kept
+    tokens = jnp.expand_dims(jnp.arange(num_tokens), range(samples.ndim))
+    first = jnp.min(jnp.where(holds, tokens, num_tokens), axis=-1)
+    shift = slots - jnp.sum(guarantee, axis=-1, keepdims=True)
     rest = jnp.take_along_axis(samples, jnp.maximum(shift, 0), axis=-1)
-    return jnp.where(score > 0, first, rest)
+    return jnp.where(first < num_tokens, first, rest)
 
 
 def checked_count(count, num_tokens):

@@ -18,7 +18,14 @@ from fna_jax.attention import (
     fast_nystrom_attention,
     landmark_key_value,
 )
-from fna_jax.checks import check_qkv, check_suppression, checked_key_mask, zero_padding
+from fna_jax.carries import full_of
+from fna_jax.checks import (
+    check_qkv,
+    check_suppression,
+    checked_key_mask,
+    spread_heads,
+    zero_padding,
+)
 from fna_jax.softmax import map_row_blocks, softmax_attention, softmax_weights
 from fna_jax.tokens import along_itself, attention_logits, attention_weights, direction
 
@@ -77,7 +84,7 @@ def removed_entries(tokens, pattern):
     """
     tokens = jnp.asarray(tokens)
     tokens = _checked_tokens(tokens, tokens.shape)
-    same = jnp.eye(tokens.shape[-1], dtype=bool)
+    same = jnp.expand_dims(jnp.eye(tokens.shape[-1], dtype=bool), range(tokens.ndim - 1))
     removed = _REMOVED[Masking(pattern).pattern](tokens[..., :, None], tokens[..., None, :], same)
     return jnp.broadcast_to(removed, (*tokens.shape, tokens.shape[-1]))
 
@@ -158,7 +165,7 @@ def masked_nystrom_attention(
     check_nystrom_pattern(masking)
     landmarks, key_mask = checked_landmarks(query, key, value, landmarks, key_mask)
     if masking.pattern == "X->X":
-        return jnp.zeros_like(query)
+        return full_of(exact_attention, query, key, value, fill=0)
     options = dict(scale=scale, inverse_steps=inverse_steps, implementation=implementation)
     if masking.pattern == "T->X":
         output = fast_nystrom_attention(query, key, value, landmarks, key_mask=key_mask, **options)
@@ -210,7 +217,7 @@ def suppression_correction(query, key, value, x, out_kernel, *, scale=None, key_
     key, value = flat(key), flat(zero_padding(value, key_mask))
     key_mask = None if key_mask is None else flat(key_mask)
     pull = along_itself(x, out_kernel)  # [*B, N, H, D]
-    value = jnp.repeat(value.astype(pull.dtype), num_heads // value.shape[-2], axis=-2)
+    value = spread_heads(value.astype(pull.dtype), num_heads)
 
     def rows(block):
         query, pull = block
@@ -229,7 +236,7 @@ def _removed_rows(masking, tokens, num_tokens):
 
     def removed(positions):
         of_query = jnp.take(tokens, positions[0], axis=1)[:, None, :, None]
-        same = positions[0][:, None] == jnp.arange(num_tokens)
+        same = (positions[0][:, None] == jnp.arange(num_tokens)[None])[None, None]
         return _REMOVED[masking.pattern](of_query, tokens[:, None, None, :], same)
 
     return removed

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax.attention import landmark_kernel, newton_schulz_inverse
-from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
+from fna_jax.carries import per_token
+from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
 from fna_jax.landmarks import Landmarks, checked_count, checked_mask
 from fna_jax.softmax import softmax_attention
 from fna_jax.tokens import attention_logits
@@ -52,7 +53,7 @@ def select_landmarks(features, num_landmarks, *, axis_name, guarantee=None, excl
     *batch, size, _ = features.shape
     num_landmarks = checked_count(num_landmarks, size * jax.lax.axis_size(axis_name))
     guarantee, exclude = (
-        jnp.zeros(features.shape[:-1], bool)
+        per_token(features, False, bool)
         if mask is None
         else checked_mask(mask, features.shape[:-1], name)
         for name, mask in (("guarantee", guarantee), ("exclude", exclude))
@@ -91,12 +92,11 @@ def fast_nystrom_attention(
     key_mask = checked_key_mask(key_mask, key)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
-    shared = query.shape[-2] // key.shape[-2]
 
     # Padding is no landmark: a gathered 1 stands for a real token.
     real = jnp.ones(key.shape[:-2], bool) if key_mask is None else key_mask
     take = lambda x: _take_tokens(x, landmarks.indices, axis_name)
-    landmark_query, landmark_key = take(query), jnp.repeat(take(key), shared, axis=-2)
+    landmark_query, landmark_key = take(query), spread_heads(take(key), query.shape[-2])
     valid = landmarks.valid & (take(real[..., None, None].astype(jnp.int32))[..., 0, 0] > 0)
 
     kernel = landmark_kernel(landmark_query, landmark_key, valid, scale)  # A, on every device

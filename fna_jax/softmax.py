@@ -11,6 +11,8 @@ import re
 import jax
 import jax.numpy as jnp
 
+from fna_jax.carries import full_of
+
 # The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
 # queries, which keeps memory linear in the number of keys.
 _BLOCK_LOGITS = 2**20
@@ -58,34 +60,45 @@ def softmax_attention(query, key, value, *, scale, key_mask, removed=None, renor
     states = query, key, value, key_mask
     num_rows = num_queries * shared
     known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
-    if known and removed is None and num_rows * num_keys >= _HEAD_LOGITS:
+    one_by_one = known and removed is None and num_rows * num_keys >= _HEAD_LOGITS
+    if one_by_one and not _is_split(query, axis=2):
         by_heads = functools.partial(_head_by_head, attend)
         output = jax.lax.platform_dependent(*states, cpu=by_heads, default=attend)
     else:
         output = attend(*states)
-    output = output.reshape(-1, num_queries, shared, num_groups, head_dim)
-    return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, head_dim)
+    output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
+    return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
 
 def _head_by_head(attend, query, key, value, key_mask):
-    """`attend(query, key, value, key_mask)` for one image and head at a time, `[B, T, K, D]`.
+    """`attend(query, key, value, key_mask)` for one head at a time, `[B, T, K, D]`.
 
     Each is read and written where it lies: to bring all heads of a long sequence in front first
-    would cost as much as a product.
+    would cost as much as a product. On one device the images too go one by one; on several the
+    batch may be split over them, and stays whole, for to take one image out would move all.
     """
     batch, _, num_groups, _ = query.shape
+    apart = jax.device_count() == 1 and not _is_split(query, axis=0)
 
     def one(index, output):
-        image, head = index // num_groups, index % num_groups
+        image, head = (index // num_groups, index % num_groups) if apart else (0, index)
+        images = 1 if apart else batch
         take = lambda x: jax.lax.dynamic_slice(
-            x, (image, 0, head, 0), (1, x.shape[1], 1, x.shape[3])
+            x, (image, 0, head, 0), (images, x.shape[1], 1, x.shape[3])
         )
-        mask = None if key_mask is None else jax.lax.dynamic_slice_in_dim(key_mask, image, 1)
+        mask = key_mask
+        if mask is not None and apart:
+            mask = jax.lax.dynamic_slice_in_dim(mask, image, 1)
         mine = attend(take(query), take(key), take(value), mask)
         return jax.lax.dynamic_update_slice(output, mine, (image, 0, head, 0))
 
-    output = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
-    return jax.lax.fori_loop(0, batch * num_groups, one, output)
+    output = full_of(attend, query, key, value, key_mask, fill=0)
+    return jax.lax.fori_loop(0, batch * num_groups if apart else num_groups, one, output)
+
+
+def _is_split(x, axis):
+    """Whether an axis of x is split over an explicit mesh."""
+    return jax.typeof(x).sharding.spec[axis] is not None
 
 
 def softmax_weights(logits, *, removed=None, renormalise=True):
@@ -133,7 +146,7 @@ def map_row_blocks(function, rows, num_keys):
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, rows)))
 
 
-def cudnn_obstacle(query, key_mask):
+def cudnn_obstacle(query, value, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
     capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is like "gfx90a"
@@ -143,6 +156,8 @@ def cudnn_obstacle(query, key_mask):
         return f"it needs bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > 128:
         return f"the head dimension must be a multiple of 8 up to 128, got {query.shape[-1]}"
+    if value.shape[-1] != query.shape[-1]:
+        return f"values must have the head dimension {query.shape[-1]}, got {value.shape[-1]}"
     if key_mask is not None:
         return "a key mask would have to be spread over all queries"
     return None

@@ -16,7 +16,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fna_jax.checks import check_qk, check_suppression, checked_key_mask, zero_padding
+from fna_jax.carries import full_of
+from fna_jax.checks import check_qk, check_suppression, checked_key_mask, spread_heads, zero_padding
 from fna_jax.softmax import map_row_blocks, softmax_weights
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -73,7 +74,7 @@ def massive_by_attention(proxy, *, num_prefix, threshold=0.3):
       num_prefix: tokens in front of the patches.
       threshold: of the proxy; 0.3 at block 13 of CLIP ViT-L/14.
     """
-    return (proxy > threshold) & _is_patch(proxy.shape[-1], num_prefix)
+    return (proxy > threshold) & _is_patch(proxy.shape, num_prefix)
 
 
 def massive_by_norm(norms, *, num_prefix, min_ratio=2.0):
@@ -88,7 +89,7 @@ def massive_by_norm(norms, *, num_prefix, min_ratio=2.0):
       num_prefix: tokens in front of the patches.
       min_ratio: least factor across the gap.
     """
-    is_patch = _is_patch(norms.shape[-1], num_prefix)
+    is_patch = _is_patch(norms.shape, num_prefix)
     norms = norms.astype(jnp.float32)
     logs = jnp.log(jnp.maximum(norms, jnp.finfo(jnp.float32).tiny))
     ordered = jnp.sort(logs[..., num_prefix:], axis=-1)[..., (norms.shape[-1] - num_prefix) // 2 :]
@@ -97,7 +98,7 @@ def massive_by_norm(norms, *, num_prefix, min_ratio=2.0):
     gaps = jnp.diff(ordered, axis=-1)
     cut = jnp.argmax(gaps, axis=-1, keepdims=True)
     largest = jnp.take_along_axis(gaps, cut, axis=-1)
-    below = jnp.where(jnp.arange(gaps.shape[-1]) < cut, gaps, 0)
+    below = jnp.where(_positions(gaps.shape) < cut, gaps, 0)
     clear = largest >= jnp.maximum(math.log(min_ratio), 2 * jnp.max(below, axis=-1, keepdims=True))
     least = jnp.take_along_axis(ordered, cut + 1, axis=-1)
     return clear & (logs >= least) & is_patch
@@ -117,7 +118,8 @@ def attention_sinks(proxy_given, shape, *, num_prefix, max_sinks=64):
       num_prefix: tokens in front of the patches.
       max_sinks: most rounds.
     """
-    is_patch = _is_patch(shape[-1], num_prefix)
+    is_patch = _is_patch(shape, num_prefix)
+    tokens = _positions(shape)
 
     def unfinished(state):
         _, number, searching = state
@@ -127,11 +129,12 @@ def attention_sinks(proxy_given, shape, *, num_prefix, max_sinks=64):
         rank, number, searching = state
         proxy = jnp.where(is_patch & (rank == 0), proxy_given(rank > 0), -jnp.inf)
         found = searching & (jnp.max(proxy, axis=-1) > 1)
-        strongest = jnp.arange(shape[-1]) == jnp.argmax(proxy, axis=-1)[..., None]
+        strongest = tokens == jnp.argmax(proxy, axis=-1, keepdims=True)
         return jnp.where(found[..., None] & strongest, number, rank), number + 1, found
 
     max_sinks = min(max_sinks, shape[-1] - num_prefix)
-    start = jnp.zeros(shape, jnp.int32), jnp.int32(1), jnp.ones(shape[:-1], bool)
+    none = full_of(proxy_given, jnp.zeros(shape, bool), fill=0, dtype=jnp.int32)
+    start = none, jnp.int32(1), jnp.all(none == 0, axis=-1)
     return jax.lax.while_loop(unfinished, search, start)[0]
 
 
@@ -161,7 +164,7 @@ def suppression_matrix(x, value, out_kernel):
     """
     check_suppression(x, value, out_kernel)
     pull = along_itself(x, out_kernel)
-    value = jnp.repeat(value.astype(pull.dtype), pull.shape[-2] // value.shape[-2], axis=-2)
+    value = spread_heads(value.astype(pull.dtype), pull.shape[-2])
     return jnp.einsum("...ihd,...jhd->...hij", pull, value, precision=_HIGHEST)
 
 
@@ -185,7 +188,7 @@ def attention_logits(query, key, *, scale, key_mask):
     """`scale Q Kᵀ`, at least float32, `[*B, H, T, M]`, −∞ at keys that do not take part."""
     check_qk(query, key)
     key_mask = checked_key_mask(key_mask, key)
-    key = jnp.repeat(zero_padding(key, key_mask), query.shape[-2] // key.shape[-2], axis=-2)
+    key = spread_heads(zero_padding(key, key_mask), query.shape[-2])
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("...thd,...mhd->...htm", query, key, preferred_element_type=dtype)
     logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -233,8 +236,13 @@ def _received_and_own(query, key, scale, key_mask):
     return received.reshape(*batch, num_tokens), own.reshape(batch)
 
 
-def _is_patch(num_tokens, num_prefix):
-    """bool `[N]`."""
-    if not 0 <= num_prefix < num_tokens:
-        raise ValueError(f"num_prefix must lie in 0..{num_tokens - 1}, got {num_prefix}")
-    return jnp.arange(num_tokens) >= num_prefix
+def _is_patch(shape, num_prefix):
+    """For tokens `[*B, N]`, bool `[1, …, N]`."""
+    if not 0 <= num_prefix < shape[-1]:
+        raise ValueError(f"num_prefix must lie in 0..{shape[-1] - 1}, got {num_prefix}")
+    return _positions(shape) >= num_prefix
+
+
+def _positions(shape):
+    """Positions along the last axis of an array of this shape, `[1, …, N]`."""
+    return jnp.expand_dims(jnp.arange(shape[-1]), range(len(shape) - 1))

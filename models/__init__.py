@@ -3,17 +3,17 @@
 from flax import nnx
 
 from fna_jax import FNAConfig
-from models import detectors, registry
-from models.captures import Capture
-from models.checkpoint import load, save
-from models.interventions import (
+
+from . import detectors, registry
+from .captures import Capture
+from .checkpoint import load, save
+from .interventions import (
     CancelSuppression,
     check_detector,
     check_with_fna,
     checked_interventions,
 )
-from models.linen_swap import swap_attention
-from models.registry import create, list_models, vision_tower
+from .registry import create, list_models, vision_tower
 
 __all__ = [
     "CancelSuppression",
@@ -24,7 +24,6 @@ __all__ = [
     "list_models",
     "load",
     "save",
-    "swap_attention",
     "vision_tower",
     "with_attention",
     "with_interventions",

@@ -23,15 +23,15 @@ from fna_jax import (
     masked_nystrom_attention,
     massive_by_attention,
     massive_by_norm,
-    select_landmarks,
     suppression_correction,
 )
-from fna_jax.landmarks import Landmarks
+from fna_jax.landmarks import Landmarks, select_in_layer
 from fna_jax.masking import masked_weights
 from fna_jax.tokens import attention_weights
-from models.captures import Seen
-from models.detectors import token_norms
-from models.interventions import CancelSuppression
+
+from .captures import Seen
+from .detectors import token_norms
+from .interventions import CancelSuppression
 
 
 class Record(typing.NamedTuple):
@@ -144,20 +144,12 @@ class LandmarkAttention:
 
     def select(self, x, query, key, value) -> Landmarks:
         """Landmarks of a block with input x `[B, N, C]` and states `[B, N, H, D]`."""
-        if self.config.features == "input":
-            features = x
-        else:
-            states = {"q": query, "k": key, "v": value}[self.config.features]
-            features = jnp.mean(states.astype(jnp.float32), axis=-2)  # [B, N, D]
-        guarantee = None
-        if self.config.guarantee_prefix and self.num_prefix:
-            prefix = jnp.arange(features.shape[-2]) < self.num_prefix
-            guarantee = jnp.broadcast_to(prefix, features.shape[:-1])
-        return select_landmarks(
-            features,
+        return select_in_layer(
+            {"input": x, "q": query, "k": key, "v": value},
+            self.config.features,
             self.config.num_landmarks,
             method=self.config.method,
-            guarantee=guarantee,
+            guarantee=tuple(range(self.num_prefix)) if self.config.guarantee_prefix else (),
             exclude=self.excluded(x, query, key),
             rng=self.rng,
         )

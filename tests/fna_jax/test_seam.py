@@ -1,5 +1,6 @@
 """FastNystromAttention as the attention_fn of both Flax APIs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-import models
 from fna_jax import FastNystromAttention, fast_nystrom_attention, select_landmarks
 from tests.conftest import rel_max_error
 
@@ -54,6 +54,15 @@ def call(api, inputs=INPUTS, *, attention_fn=FNA, settings=(), **kw):
     return jax.jit(lambda v, x: layer.apply(v, x, **kw))(weights(), inputs)
 
 
+def call_with_traced_mask(api, inputs, fna):
+    """With a mask as Flax makes it, of which only the shape is known while tracing."""
+    mask = linen.make_attention_mask(KEY_MASK, KEY_MASK)
+    if api == "nnx":
+        return nnx.jit(lambda layer, x, mask: layer(x, mask=mask))(nnx_layer(fna), inputs, mask)
+    layer = linen_layer(fna)
+    return jax.jit(lambda v, x, mask: layer.apply(v, x, mask=mask))(weights(), inputs, mask)
+
+
 @functools.partial(jax.jit, static_argnames="fna")
 def by_hand(variables, inputs, key_mask=None, fna=FNA):
     """What the layer must compute, from its weights."""
@@ -95,13 +104,20 @@ def test_layer_is_fna_by_hand(api, fna):
 
 
 @pytest.mark.parametrize("api", ["nnx", "linen"])
-@pytest.mark.parametrize("spread", [False, True])
-def test_key_padding_mask_is_honoured(api, spread):
-    mask = KEY_MASK[:, None, None, :]
+@pytest.mark.parametrize("form", ["keys", "all queries", "make_attention_mask", "traced"])
+def test_key_padding_mask_is_honoured(api, form):
     padded = np.where(KEY_MASK[..., None], INPUTS, 7)
-    if spread:  # the same for all queries, and known while tracing
-        mask = jnp.broadcast_to(mask, (2, 1, TOKENS, TOKENS))
-    output = np.asarray(call(api, padded, mask=mask))
+    if form == "traced":
+        fna = dataclasses.replace(FNA, mask_is_padding=True)
+        output = call_with_traced_mask(api, padded, fna)
+    else:
+        mask = KEY_MASK[:, None, None, :]
+        if form == "all queries":
+            mask = jnp.broadcast_to(mask, (2, 1, TOKENS, TOKENS))
+        elif form == "make_attention_mask":  # floats; padding reads nothing
+            mask = linen.make_attention_mask(KEY_MASK, KEY_MASK)
+        output = call(api, padded, mask=mask)
+    output = np.asarray(output)
     for b, tokens in enumerate(KEY_MASK.sum(1)):
         alone = by_hand(weights(), INPUTS[b : b + 1, :tokens])[0]
         assert rel_max_error(output[b, :tokens], alone) < 5e-6
@@ -111,14 +127,13 @@ def test_key_padding_mask_is_honoured(api, spread):
 @pytest.mark.parametrize(
     "mask, message",
     [
-        (np.tril(np.ones((2, 1, TOKENS, TOKENS), bool)), "key-padding masks, the same for all"),
+        (np.tril(np.ones((2, 1, TOKENS, TOKENS), bool)), "mask is causal.*keep exact attention"),
+        (np.tril(np.ones((TOKENS, TOKENS))), "mask is causal"),
+        (np.eye(TOKENS, dtype=bool)[None, None, ::-1], "key-padding masks, the same for all"),
         (np.arange(HEADS)[:, None, None] * np.ones((2, 1, 1, TOKENS)) > 0, "key-padding masks"),
-        (
-            np.ones((2, 1, 1, TOKENS), np.float32),
-            r"boolean masks only, got float32.*astype\(bool\)",
-        ),
-        (np.ones((2, 1, 1, 3), bool), r"must be \[\*B, 1, 1, 20\], got shape \(2, 1, 1, 3\)"),
-        (np.ones((2, TOKENS), bool), r"must be \[\*B, 1, 1, 20\], got shape \(2, 20\)"),
+        (np.full((2, 1, 1, TOKENS), -1e9, np.float32), r"got -1000000000.0 to .*is a bias"),
+        (np.ones((2, 1, 1, 3), bool), r"must be \[\*B, 1, 1, 20\].*, got shape \(2, 1, 1, 3\)"),
+        (np.ones((2, TOKENS), bool), r"must be \[\*B, 1, 1, 20\].*, got shape \(2, 20\)"),
     ],
 )
 def test_other_masks_raise(api, mask, message):
@@ -126,11 +141,10 @@ def test_other_masks_raise(api, mask, message):
         call(api, mask=mask)
 
 
-def test_a_traced_mask_for_pairs_raises():
-    layer = nnx_layer()
-    apply = nnx.jit(lambda layer, x, mask: layer(x, mask=mask))
-    with pytest.raises(ValueError, match="key-padding masks"):
-        apply(layer, INPUTS, jnp.ones((2, 1, TOKENS, TOKENS), bool))
+@pytest.mark.parametrize("api", ["nnx", "linen"])
+def test_a_traced_mask_for_pairs_raises(api):
+    with pytest.raises(ValueError, match=r"padding or causal.*mask_is_padding=True.*only="):
+        call_with_traced_mask(api, INPUTS, FNA)
 
 
 @pytest.mark.parametrize("api", ["nnx", "linen"])
@@ -181,6 +195,71 @@ def test_what_cannot_be_honoured_raises_by_name(keyword, value):
         FNA(x, x, x, **{keyword: value})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(query=INPUTS[:, :3]),
+        dict(tokens=4, mask=np.arange(4) < np.array([[3], [2]])[:, None, None]),
+        dict(bias=np.random.default_rng(1).standard_normal((2, HEADS, TOKENS, TOKENS))),
+        dict(mask=np.tril(np.ones((1, 1, TOKENS, TOKENS)))),
+        dict(mask=np.tril(np.ones((TOKENS, TOKENS), bool))),
+        dict(is_causal=True),
+    ],
+    ids=["cross-attention", "few tokens", "bias", "causal mask", "causal [N, N]", "is_causal"],
+)
+def test_otherwise_exact_is_flaxs_attention(change):
+    fna = dataclasses.replace(FNA, otherwise="exact")
+    change = dict(change)
+    x = INPUTS[:, : change.pop("tokens", TOKENS)]
+    query = change.pop("query", x)
+    heads = lambda x: x.reshape(*x.shape[:2], HEADS, -1)
+    arguments = heads(query), heads(x), heads(x[::-1])
+    with pytest.raises(ValueError, match="otherwise='exact'"):
+        FNA(*arguments, **change)
+    expected = nnx.dot_product_attention(*arguments, **change)
+    assert rel_max_error(fna(*arguments, **change), expected) < 5e-6
+
+
+@pytest.mark.parametrize("otherwise", ["raise", "exact"])
+def test_the_scale_and_the_implementation_may_come_with_the_call(otherwise):
+    fna = FastNystromAttention(6, inverse_steps=0, otherwise=otherwise)
+    with_scale = dataclasses.replace(fna, scale=0.1)
+
+    @jax.jit
+    def outputs(x):
+        call = fna(x, x, x, scale=0.1, implementation="xla")
+        return call, with_scale(x, x, x), fna(x, x, x)
+
+    x = INPUTS.reshape(2, TOKENS, HEADS, -1)[:, : 3 if otherwise == "exact" else TOKENS]
+    output, expected, default = outputs(x)
+    np.testing.assert_array_equal(output, expected)
+    assert rel_max_error(default, expected) > 1e-3
+
+
+def test_settings_that_contradict_the_call_raise():
+    x = INPUTS.reshape(2, TOKENS, HEADS, -1)
+    with pytest.raises(ValueError, match=r"scale \(FastNystromAttention.scale is set too"):
+        dataclasses.replace(FNA, scale=0.1)(x, x, x, scale=0.2)
+    with pytest.raises(ValueError, match="implementation='xla' or None, got 'cudnn'"):
+        FNA(x, x, x, implementation="cudnn")
+
+
+def test_values_may_have_another_head_dimension():
+    x = INPUTS.reshape(2, TOKENS, HEADS, -1)
+    whole, part = jax.jit(lambda x: (FNA(x, x, x), FNA(x, x, x[..., :3])))(x)
+    assert rel_max_error(part, whole[..., :3]) < 5e-6
+
+
+def test_dropout_that_depends_on_traced_values_is_refused_in_a_sentence():
+    x = INPUTS.reshape(2, TOKENS, HEADS, -1)
+    apply = lambda traced, **kw: jax.eval_shape(
+        lambda d: FNA(x, x, x, deterministic=d, **kw), traced
+    )
+    with pytest.raises(ValueError, match="traced dropout_rate or deterministic: make determ"):
+        apply(True, dropout_rate=0.5)
+    assert apply(True).shape == x.shape  # without dropout it means nothing
+
+
 def test_what_changes_nothing_is_accepted():
     x = INPUTS.reshape(2, TOKENS, HEADS, -1)
     apply = jax.jit(lambda x, **kw: FNA(x, x, x, deterministic=True, dropout_rate=0.5, **kw))
@@ -191,7 +270,9 @@ def test_what_changes_nothing_is_accepted():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(features="input"), "'q', 'k' or 'v' here, got 'input'"),
+        (dict(features="input"), "'q', 'k', 'v' here, got 'input'"),
+        (dict(otherwise="none"), "otherwise must be one of 'raise', 'exact'.*got 'none'"),
+        (dict(mask_is_padding=3), "mask_is_padding must be one of False, True.*got 3"),
         (dict(method="kmeans"), "'kmeans'"),
     ],
 )
@@ -274,15 +355,6 @@ class SomebodysNnxModel(nnx.Module):
         return self.second(x + self.first(x))
 
 
-class SomebodysLinenModel(linen.Module):
-    """No field for the attention function."""
-
-    @linen.compact
-    def __call__(self, x):
-        x = x + linen.MultiHeadDotProductAttention(HEADS, name="first")(x)
-        return linen.MultiHeadDotProductAttention(HEADS, name="second")(x)
-
-
 def test_nnx_model_with_fna_shares_the_weights_and_leaves_the_original_exact():
     model = SomebodysNnxModel(rngs=nnx.Rngs(0))
     apply = nnx.jit(lambda model, x: model(x))
@@ -293,26 +365,3 @@ def test_nnx_model_with_fna_shares_the_weights_and_leaves_the_original_exact():
     assert len(leaves) == 16 and all(a is b for a, b in zip(leaves, shared))
     assert rel_max_error(apply(fast, INPUTS), before) > 1e-3
     np.testing.assert_array_equal(apply(model, INPUTS), before)
-
-
-def test_linen_model_with_swapped_attention_is_the_nnx_model():
-    nnx_model = SomebodysNnxModel(rngs=nnx.Rngs(0))
-    variables = variables_of(nnx_model)
-    model = SomebodysLinenModel()
-
-    @jax.jit
-    def exactly(variables, x):
-        return model.apply(variables, x)
-
-    @jax.jit
-    def fast(variables, x):
-        with models.swap_attention(FNA):
-            return model.apply(variables, x)
-
-    before = exactly(variables, INPUTS)
-    swapped = nnx.with_attributes(nnx_model, only=nnx.MultiHeadAttention, attention_fn=FNA)
-    expected = nnx.jit(lambda model, x: model(x))(swapped, INPUTS)
-    assert rel_max_error(fast(variables, INPUTS), expected) < 5e-6
-    assert rel_max_error(before, expected) > 1e-3
-    after = jax.jit(lambda v, x: model.apply(v, x))(variables, INPUTS)
-    np.testing.assert_array_equal(after, before)

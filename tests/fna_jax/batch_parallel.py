@@ -1,0 +1,209 @@
+"""Every public function with its batch split over eight simulated devices; prints a json report.
+
+Run by test_batch_parallel.py. A case is a function of one dictionary of arrays whose first axis is
+the batch, and of nothing else.
+"""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fna_jax
+from fna_jax import softmax
+
+TOKENS, HEADS, DIM, WIDTH = 12, 4, 4, 6
+DEVICES = 8
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal((DEVICES, *shape)).astype(np.float32)
+    tokens = np.zeros((DEVICES, TOKENS), bool)
+    tokens[np.arange(DEVICES), 2 + np.arange(DEVICES)] = True
+    return {
+        "query": 3 * normal(TOKENS, HEADS, DIM),
+        "key": normal(TOKENS, HEADS, DIM),
+        "value": normal(TOKENS, HEADS, DIM),
+        "shared_key": normal(TOKENS, HEADS // 2, DIM),  # grouped-query attention
+        "x": normal(TOKENS, WIDTH),
+        "tokens": tokens,
+        "mask": np.arange(TOKENS) < np.arange(TOKENS - DEVICES, TOKENS)[:, None] + 1,
+        "landmarks": np.tile(np.arange(5, dtype=np.int32), (DEVICES, 1)),
+        "kernel": np.asarray(jax.nn.softmax(normal(5, 5))),
+    }
+
+
+WEIGHTS = {"out": np.random.default_rng(1).standard_normal((HEADS, DIM, WIDTH)).astype(np.float32)}
+LAYER = functools.partial(fna_jax.FastNystromAttention, 5, inverse_steps=1)
+
+
+def qkv(a):
+    return a["query"], a["key"], a["value"]
+
+
+def pairs(mask):
+    return (mask[:, :, None] & mask[:, None, :])[:, None].astype(jnp.float32)
+
+
+def proxy_given(a, sinks):
+    weights = fna_jax.tokens.attention_weights(
+        a["query"][:, :1], a["key"], key_mask=~sinks & (a["x"][..., 0] < 9)
+    )
+    received = jnp.mean(weights[:, :, 0], axis=1)
+    return received / received[:, :1]
+
+
+CASES = {  # public name -> a function of the inputs
+    "FastNystromAttention": lambda a: [
+        LAYER(mask_is_padding=True)(*qkv(a), mask=pairs(a["mask"])),
+        LAYER(otherwise="exact")(a["query"][:, :3], a["key"], a["value"]),
+    ],
+    "exact_attention": lambda a: [
+        fna_jax.exact_attention(*qkv(a)),
+        fna_jax.exact_attention(
+            a["query"], a["shared_key"], a["shared_key"][..., :3], key_mask=a["mask"]
+        ),
+    ],
+    "fast_nystrom_attention": lambda a: fna_jax.fast_nystrom_attention(
+        a["query"],
+        a["shared_key"],
+        a["shared_key"][..., :3],
+        a["landmarks"],
+        key_mask=a["mask"],
+        inverse_steps=1,
+    ),
+    "landmark_key_value": lambda a: fna_jax.landmark_key_value(
+        *qkv(a), a["landmarks"], inverse_steps=1
+    ),
+    "newton_schulz_inverse": lambda a: fna_jax.newton_schulz_inverse(a["kernel"]),
+    "farthest_point_sampling": jax.vmap(lambda a: fna_jax.farthest_point_sampling(a["x"], 5)),
+    "select_landmarks": lambda a: [
+        fna_jax.select_landmarks(a["x"], 5),
+        fna_jax.select_landmarks(a["x"], 5, guarantee=a["tokens"], exclude=a["mask"]),
+        jnp.sort(  # all that there are, for each device draws with the same key
+            fna_jax.select_landmarks(
+                a["x"], TOKENS, method="random", rng=jax.random.key(0), exclude=a["tokens"]
+            ).indices
+        ),
+    ],
+    "masked_attention": lambda a: [
+        fna_jax.masked_attention(*qkv(a), fna_jax.Masking(*names), tokens=a["tokens"])
+        for names in (("X->T", "mask"), ("~T->T", "sink"))
+    ],
+    "masked_nystrom_attention": lambda a: [
+        fna_jax.masked_nystrom_attention(
+            *qkv(a),
+            a["landmarks"],
+            fna_jax.Masking(pattern, "mask"),
+            tokens=a["tokens"] if "T" in pattern else None,
+            inverse_steps=1,
+        )
+        for pattern in ("X->T", "X->X")
+    ],
+    "removed_entries": lambda a: fna_jax.removed_entries(a["tokens"], "~T->T"),
+    "suppression_correction": lambda a: fna_jax.suppression_correction(
+        *qkv(a), a["x"], WEIGHTS["out"], key_mask=a["mask"]
+    ),
+    "artifact_tokens": lambda a: fna_jax.artifact_tokens(a["tokens"].astype(jnp.int32), a["mask"]),
+    "attention_sinks": lambda a: fna_jax.attention_sinks(
+        functools.partial(proxy_given, a), a["x"].shape[:2], num_prefix=1, max_sinks=3
+    ),
+    "class_token_proxy": lambda a: [
+        fna_jax.class_token_proxy(a["query"], a["key"], has_class_token=has)
+        for has in (True, False)
+    ],
+    "incoming_attention": lambda a: fna_jax.incoming_attention(
+        a["query"], a["key"], key_mask=a["mask"]
+    ),
+    "massive_by_attention": lambda a: fna_jax.massive_by_attention(a["x"][..., 0], num_prefix=1),
+    "massive_by_norm": lambda a: fna_jax.massive_by_norm(jnp.exp(3 * a["x"][..., 0]), num_prefix=1),
+    "suppression_matrix": lambda a: fna_jax.suppression_matrix(a["x"], a["value"], WEIGHTS["out"]),
+}
+
+
+def complaint(function, a):
+    """Why tracing fails, one line, or None."""
+    try:
+        jax.eval_shape(function, a)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:400]
+    return None
+
+
+def unsplit(function, a):
+    """Why tracing on an explicit mesh fails, or outputs whose batch is not split; None if fine."""
+    if why := complaint(function, a):
+        return why
+    outputs = jax.tree.leaves(jax.eval_shape(function, a))
+    specs = [output.sharding.spec for output in outputs]
+    return None if all(spec[0] == "batch" for spec in specs) else f"outputs are {specs}"
+
+
+def run(functions, a):
+    """Outputs from one program for all that trace, why others do not, and who communicates what."""
+    failed = {name: why for name, f in functions.items() if (why := complaint(f, a))}
+
+    def program(a):
+        outputs = {}
+        for name, function in functions.items():
+            if name not in failed:
+                with jax.named_scope(f"case_{name}"):
+                    outputs[name] = function(a)
+        return outputs
+
+    compiled = jax.jit(program).lower(a).compile()
+    sent = re.findall(
+        r"= (\S+) (all-reduce|all-gather|all-to-all|collective-permute)\(.*case_(\w+)",
+        compiled.as_text(),
+    )
+    return compiled(a), failed, [f"{case}: {what} {shape}" for shape, what, case in sent]
+
+
+def error(actual, expected):
+    """The largest relative difference of any output."""
+
+    def relative(actual, expected):
+        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        return np.max(np.abs(actual - expected)) / max(np.max(np.abs(expected)), 1e-30)
+
+    return max(map(float, jax.tree.leaves(jax.tree.map(relative, actual, expected))))
+
+
+def main():
+    assert jax.device_count() == DEVICES
+    softmax._HEAD_LOGITS = 1  # head by head
+    softmax._BLOCK_LOGITS, softmax._MIN_ROWS = 1, 5  # and by blocks of queries
+    a = inputs()
+    report = {}
+    with jax.numpy_rank_promotion("raise"):
+        report["strict ranks"] = {name: complaint(f, a) for name, f in CASES.items()}
+
+    mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(AxisType.Auto,))
+    a = jax.device_put(a, NamedSharding(mesh, P("batch")))
+    expected, failed, report["automatic, sent"] = run(CASES, a)
+    assert not failed
+    split = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+    outputs, failed, report["shard_map, sent"] = run({n: split(f) for n, f in CASES.items()}, a)
+    report["shard_map"] = failed | {n: error(x, expected[n]) for n, x in outputs.items()}
+
+    meshes = {
+        "explicit": (jax.make_mesh((DEVICES,), ("batch",)), None),
+        "explicit, heads too": (jax.make_mesh((DEVICES // 2, 2), ("batch", "heads")), "heads"),
+    }
+    for name, (mesh, heads) in meshes.items():
+        spec = lambda x, heads=heads: P("batch", None, heads) if x.ndim == 4 else P("batch")
+        with jax.set_mesh(mesh):
+            WEIGHTS["out"] = jax.device_put(WEIGHTS["out"], NamedSharding(mesh, P(heads)))
+            b = {k: jax.device_put(x, NamedSharding(mesh, spec(x))) for k, x in inputs().items()}
+            report[name] = {case: unsplit(f, b) for case, f in CASES.items()}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
