@@ -29,7 +29,7 @@ def dropout_is_active(rate, deterministic):
 
 
 def read_mask(mask, query, *, is_padding):
-    """Flax's mask `[*B, 1 or H, 1 or N, N]` as a key mask, or why FNA cannot honour it.
+    """Flax's mask `[*B, 1 or H, 1 or N, N]` or `[N, N]` as a key mask, or why FNA cannot.
 
     True, or anything but zero, marks what a query may read. In a mask of padding all queries of
     real tokens read the real tokens, whatever the queries of padding read.
@@ -49,14 +49,17 @@ def read_mask(mask, query, *, is_padding):
     if mask is None:
         return None, None
     *batch, num_tokens, num_heads, _ = query.shape
-    mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
+    traced = isinstance(mask, jax.core.Tracer)
+    mask = mask if traced else np.asarray(mask)
+    shape = mask.shape
+    if mask.ndim == 2:  # the same in all images and heads
+        mask = mask[None]
     fits = mask.ndim >= 3 and mask.shape[-1] == num_tokens
     if not fits or mask.shape[-3] not in (1, num_heads) or mask.shape[-2] not in (1, num_tokens):
         raise ValueError(
             f"mask must be [*B, 1, 1, {num_tokens}] or [*B, 1, {num_tokens}, {num_tokens}], "
-            f"got shape {mask.shape}"
+            f"got shape {shape}"
         )
-    traced = isinstance(mask, jax.core.Tracer)
     if not traced and not np.isin(mask, (0, 1)).all():
         raise ValueError(
             "a mask holds True or 1 where a query may read and False or 0 elsewhere, "
@@ -65,7 +68,7 @@ def read_mask(mask, query, *, is_padding):
     mask = mask != 0
     if traced and mask.shape[-3:-1] != (1, 1) and not is_padding:
         raise ValueError(
-            f"a mask {list(mask.shape)} that is known only at run time may be of padding or causal:"
+            f"a mask {list(shape)} that is known only at run time may be of padding or causal:"
             " FNA honours padding alone. If it is, say FastNystromAttention(mask_is_padding=True) "
             f"or pass [*B, 1, 1, {num_tokens}]; if it is causal (a text tower?), keep exact "
             "attention in this layer, with only="
@@ -90,7 +93,12 @@ def exact_call(query, key, value, *, bias, mask, is_causal, scale):
     """Exact attention of a call to an `attention_fn`, `[*B, T, H, D]`."""
     batch = query.shape[:-3]
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[-3:])
-    spread = lambda x: flat(jnp.broadcast_to(x, (*batch, *x.shape[-3:])))
+
+    def spread(x):
+        """To `[B, 1 or H, T, N]`."""
+        x = jnp.expand_dims(x, range(max(0, 3 - x.ndim)))
+        return flat(jnp.broadcast_to(x, (*batch, *x.shape[-3:])))
+
     output = jax.nn.dot_product_attention(
         *map(flat, (query, key, value)),
         bias=None if bias is None else spread(bias),

@@ -4,16 +4,17 @@ from flax import nnx
 
 from fna_jax import FNAConfig
 from fna_jax.config import config_by_block
-from models import detectors, registry
-from models.captures import Capture
-from models.checkpoint import load, save
-from models.interventions import (
+
+from . import detectors, registry
+from .captures import Capture
+from .checkpoint import load, save
+from .interventions import (
     CancelSuppression,
     check_detector,
     check_with_fna,
     checked_interventions,
 )
-from models.registry import create, list_models, vision_tower
+from .registry import create, list_models, vision_tower
 
 __all__ = [
     "CancelSuppression",

@@ -30,9 +30,10 @@ from fna_jax.landmarks import Landmarks, select_in_layer
 from fna_jax.layers import attend_in_layer, partition_in_layer
 from fna_jax.masking import masked_weights
 from fna_jax.tokens import attention_weights
-from models.captures import Seen
-from models.detectors import token_norms
-from models.interventions import CancelSuppression
+
+from .captures import Seen
+from .detectors import token_norms
+from .interventions import CancelSuppression
 
 
 class Record(typing.NamedTuple):

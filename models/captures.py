@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from fna_jax import FNAConfig
 from fna_jax.config import config_by_block, parse_blocks
-from models.detectors import token_norms
-from models.interventions import check_block
+
+from .detectors import token_norms
+from .interventions import check_block
 
 
 class Seen(typing.NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from models.registry import (
+from .registry import (
     FAMILIES,
     abstract_model,
     config_from_dict,

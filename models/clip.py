@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import EncoderConfig, ModelConfig, VisionConfig, check_positive, position_grid
-from models.embeddings import prepend, resize_positions
-from models.text import TextConfig, TextTower
-from models.vit import LayerNorm, VisionOutput, VisionTower
+from .configs import EncoderConfig, ModelConfig, VisionConfig, check_positive, position_grid
+from .embeddings import prepend, resize_positions
+from .text import TextConfig, TextTower
+from .vit import LayerNorm, VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from models.embeddings import POSITION_RESIZES
+from .embeddings import POSITION_RESIZES
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

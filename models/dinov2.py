@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
-from models.configs import (
+from .configs import (
     EncoderConfig,
     ModelConfig,
     check_choice,
@@ -18,8 +18,8 @@ from models.configs import (
     check_patches,
     position_grid,
 )
-from models.embeddings import POSITION_RESIZES, prepend, resize_positions
-from models.vit import LayerNorm, VisionTower
+from .embeddings import POSITION_RESIZES, prepend, resize_positions
+from .vit import LayerNorm, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,9 @@ Shape letters: B batch, N tokens, H heads, D head dimension, C width, R register
 
 import dataclasses
 
-from models.configs import EncoderConfig, ModelConfig, check_not_negative, check_patches
-from models.dinov2 import DINOTower
-from models.rotary import rotary_angles, rotate
+from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches
+from .dinov2 import DINOTower
+from .rotary import rotary_angles, rotate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import dataclasses
 from fna_jax import FNAConfig, Masking
 from fna_jax.config import config_by_block
 from fna_jax.masking import check_nystrom_pattern
-from models.detectors import Detector
+
+from .detectors import Detector
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 
 from PIL import Image
 
-from models.preprocessor import Preprocessor
+from .preprocessor import Preprocessor
 
 _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -7,8 +7,8 @@ import typing
 import jax
 from flax import nnx
 
-from models import clip, dinov2, dinov3, plain_vit, siglip
-from models.vit import VisionTower
+from . import clip, dinov2, dinov3, plain_vit, siglip
+from .vit import VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fna_jax import exact_attention
-from models.clip import similarity
-from models.configs import (
+
+from .clip import similarity
+from .configs import (
     EncoderConfig,
     ModelConfig,
     VisionConfig,
@@ -20,9 +21,9 @@ from models.configs import (
     image_shape,
     position_grid,
 )
-from models.embeddings import POSITION_RESIZES, resize_positions
-from models.text import TextConfig, TextTower
-from models.vit import Attention, LayerNorm, Mlp, VisionOutput, VisionTower
+from .embeddings import POSITION_RESIZES, resize_positions
+from .text import TextConfig, TextTower
+from .vit import Attention, LayerNorm, Mlp, VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attends import attend_causally, attend_exactly
-from models.cleaning import CLEANINGS
-from models.configs import EncoderConfig, check_choice, check_positive
-from models.vit import Encoder, LayerNorm
+from .attends import attend_causally, attend_exactly
+from .cleaning import CLEANINGS
+from .configs import EncoderConfig, check_choice, check_positive
+from .vit import Encoder, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)

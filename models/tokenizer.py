@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import tokenizers
 
-from models.cleaning import CLEANINGS, without_punctuation
+from .cleaning import CLEANINGS, without_punctuation
 
 # The classes of transformers that pad on the left unless their files say otherwise; those of
 # version 4 that read `tokenizer.json` end in "Fast".

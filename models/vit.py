@@ -14,16 +14,17 @@ from fna_jax import FNAConfig, Masking, class_token_proxy
 from fna_jax.clusters import Clusters
 from fna_jax.config import config_by_block
 from fna_jax.landmarks import Landmarks
-from models.attends import (
+
+from .attends import (
     MaskedAttention,
     attend_exactly,
     observing,
     vision_attends,
 )
-from models.captures import Capture, Captured
-from models.configs import ACTIVATIONS, EncoderConfig
-from models.embeddings import PatchEmbedding
-from models.interventions import Interventions
+from .captures import Capture, Captured
+from .configs import ACTIVATIONS, EncoderConfig
+from .embeddings import PatchEmbedding
+from .interventions import Interventions
 
 
 @jax.tree_util.register_dataclass

@@ -52,3 +52,23 @@ def test_importing_a_package_leaves_others_alone(package, absent):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_the_zoo_lives_beside_another_package_called_models(tmp_path):
+    """As the README says: a checkout in a folder of one's own project, and the wheel."""
+    (tmp_path / "models.py").write_text("whose = 'mine'\n")
+    (tmp_path / "third_party").mkdir()
+    (tmp_path / "third_party" / "fna").symlink_to(ROOT)
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / "fna_jax").symlink_to(ROOT / "fna_jax")
+    code = "import models; from third_party.fna import models as zoo; "
+    code += "print(models.whose, 'clip-vit-b-32' in zoo.list_models())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(tmp_path / "wheel"), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.split() == ["mine", "True"], result.stderr

@@ -128,6 +128,7 @@ def test_key_padding_mask_is_honoured(api, form):
     "mask, message",
     [
         (np.tril(np.ones((2, 1, TOKENS, TOKENS), bool)), "mask is causal.*keep exact attention"),
+        (np.tril(np.ones((TOKENS, TOKENS))), "mask is causal"),
         (np.eye(TOKENS, dtype=bool)[None, None, ::-1], "key-padding masks, the same for all"),
         (np.arange(HEADS)[:, None, None] * np.ones((2, 1, 1, TOKENS)) > 0, "key-padding masks"),
         (np.full((2, 1, 1, TOKENS), -1e9, np.float32), r"got -1000000000.0 to .*is a bias"),
@@ -201,9 +202,10 @@ def test_what_cannot_be_honoured_raises_by_name(keyword, value):
         dict(tokens=4, mask=np.arange(4) < np.array([[3], [2]])[:, None, None]),
         dict(bias=np.random.default_rng(1).standard_normal((2, HEADS, TOKENS, TOKENS))),
         dict(mask=np.tril(np.ones((1, 1, TOKENS, TOKENS)))),
+        dict(mask=np.tril(np.ones((TOKENS, TOKENS), bool))),
         dict(is_causal=True),
     ],
-    ids=["cross-attention", "few tokens", "bias", "causal mask", "is_causal"],
+    ids=["cross-attention", "few tokens", "bias", "causal mask", "causal [N, N]", "is_causal"],
 )
 def test_otherwise_exact_is_flaxs_attention(change):
     fna = dataclasses.replace(FNA, otherwise="exact")

@@ -20,7 +20,7 @@ CASES = {  # batch, tokens, heads, key heads, landmarks, guaranteed tokens
     "more landmarks than eligible tokens": (2, 32, 2, 1, 30, []),
 }
 PROGRAM = """
-import functools, json, re, sys
+import functools, json, re, sys, textwrap
 import jax, jax.numpy as jnp, numpy as np
 import fna_jax
 from fna_jax import sharded
@@ -83,6 +83,14 @@ for name, case in json.loads(sys.argv[1]).items():
             report["gradient error"] = max(report.get("gradient error", 0), float(gradient_error))
     same = jax.tree.map(np.array_equal, mine, landmarks)
     report[name] = {"error": float(error), "same landmarks": same.indices and same.valid}
+
+example = dict(vars(sharded), functools=functools)
+exec(textwrap.dedent(sharded.__doc__.partition("::")[2].partition("A sequence")[0]), example)
+qkv = np.random.default_rng(0).standard_normal((3, 1, 128, 2, 4)).astype(np.float32)
+output = example["attend"](*qkv)
+every = np.ones((1, 128), bool)
+expected, _ = jax.jit(functools.partial(one, 64, fna_jax))(*qkv, every, ~every)
+report["docstring"] = float(np.max(np.abs(output - expected)) / np.max(np.abs(expected)))
 print(json.dumps(report))
 """
 
@@ -108,6 +116,10 @@ def report():
 def test_eight_devices_compute_what_one_does(report, case):
     assert report[case]["same landmarks"]
     assert report[case]["error"] < 5e-6
+
+
+def test_the_docstrings_program_runs(report):
+    assert report["docstring"] < 5e-6
 
 
 def test_gradients_pass_the_collectives(report):
