@@ -34,10 +34,24 @@ def get_config():
     config.fna.layers = "second half"  # or block indices, like "13:24"
     config.fna.num_landmarks = (8, 16, 32, 64)
     config.fna.features = "q"
-    config.fna.methods = ("fps", "random")
+    # FNA with landmarks "fps" or "random"; centroid attention: "centroid" with clusters of farthest
+    # points, "kmeans", "windows".
+    config.fna.methods = ("fps", "random", "centroid")
     config.fna.seeds = (0, 1, 2)  # of random landmarks
     config.fna.resample = False
     # Massive tokens are no landmarks: "massive_by_norm" or "massive_by_attention".
     config.fna.exclude = config_dict.placeholder(str)
     config.fna.inverse_steps = 6
+    config.fna.centroid = centroid_settings()
+    return config
+
+
+def centroid_settings():
+    """Of centroid attention alone; the fields of `fna_jax.FNAConfig`."""
+    config = ml_collections.ConfigDict()
+    config.features = "k"
+    config.windows = config_dict.placeholder(int)  # near field: at most so many windows
+    config.near = 0  # 1: the 3 × 3 windows around
+    config.refine = 0  # Lloyd steps in each later block
+    config.residual = True
     return config

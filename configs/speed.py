@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from configs import eval as eval_config
+
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -19,8 +21,10 @@ def get_config():
     config.fna = ml_collections.ConfigDict()
     config.fna.layers = "second half"  # or block indices, like "13:24"
     config.fna.num_landmarks = (16, 32, 64, 128)  # those below the number of tokens
+    config.fna.methods = ("fps", "centroid")  # or others of configs/eval.py
     config.fna.features = "q"
     config.fna.resample = False
+    config.fna.centroid = eval_config.centroid_settings()
     # Sides of square grids of patches, at which one attention layer is timed for the break-even.
     config.grids = (8, 12, 16, 24, 32, 48)
     return config

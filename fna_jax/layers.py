@@ -8,7 +8,7 @@ from fna_jax.clusters import Clusters, assign_clusters, kmeans_clusters
 from fna_jax.landmarks import layer_points, select_in_layer
 from fna_jax.windows import Windows
 
-_LLOYD_STEPS = 3  # from windows
+LLOYD_STEPS = 3  # from windows
 
 
 def partition_in_layer(
@@ -49,7 +49,7 @@ def partition_in_layer(
     points = layer_points(states, config.features)
     windows = Windows.at_most(config.num_landmarks, grid, num_prefix=num_prefix)
     clusters = windows.clusters(points.shape[:-2])
-    steps = _LLOYD_STEPS if config.partition == "kmeans" else 0
+    steps = LLOYD_STEPS if config.partition == "kmeans" else 0
     return kmeans_clusters(points, clusters, steps=steps, key_mask=key_mask)
 
 

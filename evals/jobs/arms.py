@@ -1,4 +1,4 @@
-"""The attentions that a run compares: exact, and FNA by its settings."""
+"""The attentions that a run compares: exact, FNA and centroid attention by their settings."""
 
 import dataclasses
 import itertools
@@ -7,8 +7,24 @@ import ml_collections
 
 from evals.jobs.strategies import Strategy
 from fna_jax import FNAConfig
+from models.registry import did_you_mean
 
-METHOD_NAMES = {"fps": "farthest point", "random": "random"}
+_CENTROID = dict(approximation="centroid")
+METHODS = {  # what a config calls a method: the fields of its FNAConfig
+    "fps": {},
+    "random": dict(method="random"),
+    "centroid": _CENTROID,
+    "kmeans": _CENTROID | dict(partition="kmeans"),
+    "windows": _CENTROID | dict(partition="windows"),
+}
+METHOD_NAMES = {
+    "exact": "exact",
+    "fps": "FNA, farthest point",
+    "random": "FNA, random",
+    "centroid": "centroid, farthest point",
+    "kmeans": "centroid, k-means",
+    "windows": "centroid, windows",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +32,8 @@ class Arm:
     """One way to run a model.
 
     Attributes:
-      fna: FNA's settings; None for exact attention.
+      fna: the settings of the approximation; None for exact attention.
+      method: what a config calls it, a key of `METHOD_NAMES`.
       seed: of random landmarks; None for others.
       image_size: side of the square images, pixels; None for the checkpoint's own preprocessing.
       strategy: of masking; None for none.
@@ -24,6 +41,7 @@ class Arm:
     """
 
     fna: FNAConfig | None = None
+    method: str = "exact"
     seed: int | None = None
     image_size: int | None = None
     strategy: Strategy | None = None
@@ -43,21 +61,46 @@ class Arm:
 
 def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
     """Exact attention, then every method, number of landmarks and seed of the settings."""
-    arms = [Arm()]
+    arms, others = [Arm()], dict(exclude=fna.exclude, inverse_steps=fna.inverse_steps)
     for method, num_landmarks in itertools.product(fna.methods, fna.num_landmarks):
-        settings = FNAConfig(
+        settings = settings_of(
+            method,
+            fna.centroid,
             layers=blocks_of(fna.layers, depth),
             num_landmarks=num_landmarks,
             features=fna.features,
-            method=method,
             resample=fna.resample,
-            exclude=fna.exclude,
-            inverse_steps=fna.inverse_steps,
+            **others,
         )
         for seed in fna.seeds if method == "random" else [None]:
             suffix = "" if seed is None else f"-seed{seed}"
-            arms.append(Arm(settings, seed, name=f"{method}-{num_landmarks}{suffix}"))
+            arms.append(Arm(settings, method, seed, name=f"{method}-{num_landmarks}{suffix}"))
     return arms
+
+
+def settings_of(method, centroid, **fields) -> FNAConfig:
+    """The settings of a method, from those of all: each takes the fields that it has a use for.
+
+    Args:
+      method: a key of `METHODS`.
+      centroid: fields of the centroid methods alone, which take the place of others.
+      **fields: of `FNAConfig`.
+
+    Raises:
+      ValueError: an unknown method, or a value that is out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
+    mine = METHODS[method]
+    if mine.get("approximation") == "centroid":
+        fields = {name: fields[name] for name in fields if name != "inverse_steps"} | dict(centroid)
+        if "partition" in mine:
+            fields.pop("exclude", None)
+        if mine.get("partition") == "windows":
+            fields = {
+                n: v for n, v in fields.items() if n not in ("features", "resample", "refine")
+            }
+    return FNAConfig(**(fields | mine))
 
 
 def blocks_of(layers, depth):

@@ -1,8 +1,9 @@
-"""Arithmetic of a vision tower, counted: what FNA can gain at a number of tokens."""
+"""Arithmetic of a vision tower, counted: what approximations gain at a number of tokens."""
 
 import dataclasses
 
 from fna_jax import FNAConfig
+from fna_jax.layers import LLOYD_STEPS
 from models.configs import EncoderConfig
 
 
@@ -13,8 +14,8 @@ class VisionCost:
     Attributes:
       linear: of projections and MLPs, which FNA does not change.
       attention: of exact attention in all blocks.
-      replaced: of exact attention in the blocks that run FNA.
-      fna: of FNA in those blocks, farthest point sampling included.
+      replaced: of exact attention in the blocks that are approximated.
+      fna: of the approximation in those blocks, landmarks and partitions included.
     """
 
     linear: int
@@ -42,33 +43,79 @@ class VisionCost:
 
 def vision_cost(encoder: EncoderConfig, num_tokens: int, fna: FNAConfig) -> VisionCost:
     """Counts for a vision encoder and the number of its tokens."""
-    width, heads, landmarks = encoder.width, encoder.num_heads, fna.num_landmarks
+    width = encoder.width
     mlp_matrices = 3 if encoder.gated_mlp else 2
     exact = 2 * num_tokens**2 * width
-    nystrom = 4 * num_tokens * landmarks * width + 2 * landmarks**2 * width
-    inverse = 4 * fna.inverse_steps * landmarks**3 * heads
-    features = width if fna.features == "input" else width // heads
-    sampling = num_tokens * landmarks * features * (len(fna.layers) if fna.resample else 1)
+    approximate = _nystrom if fna.approximation == "nystrom" else _centroid
     return VisionCost(
         linear=encoder.depth * num_tokens * width * (4 * width + mlp_matrices * encoder.mlp_dim),
         attention=encoder.depth * exact,
         replaced=len(fna.layers) * exact,
-        fna=len(fna.layers) * (nystrom + inverse) + sampling,
+        fna=approximate(encoder, num_tokens, fna),
     )
+
+
+def _nystrom(encoder, num_tokens, fna):
+    """Multiply-adds of FNA in its blocks, farthest point sampling included."""
+    width, landmarks, blocks = encoder.width, fna.num_landmarks, len(fna.layers)
+    attention = 4 * num_tokens * landmarks * width + 2 * landmarks**2 * width
+    inverse = 4 * fna.inverse_steps * landmarks**3 * encoder.num_heads
+    sampling = num_tokens * landmarks * _features(encoder, fna) * (blocks if fna.resample else 1)
+    return blocks * (attention + inverse) + sampling
+
+
+def _centroid(encoder, num_tokens, fna):
+    """Multiply-adds of centroid attention in its blocks, its partitions included.
+
+    Counted as if the windows were as many as they may be, and all of one size.
+    """
+    width, clusters, blocks = encoder.width, fna.num_landmarks, len(fna.layers)
+    near, centres = 0, clusters  # near tokens of a query; mean queries
+    if fna.windows is not None:
+        centres = fna.windows
+        near = min(num_tokens / fna.windows * (9 if fna.near else 1), num_tokens)
+    means = 2 * num_tokens * clusters * width  # of keys and values
+    means += num_tokens * width if fna.windows else num_tokens * clusters * width  # of queries
+    queries = num_tokens + (centres if fna.residual else 0)
+    cheap = 2 * queries * (near + clusters) * width
+    exact = 2 * centres * num_tokens * width if fna.residual else 0
+    # A Lloyd step has a product for the means and one for the distances.
+    product = num_tokens * clusters * _features(encoder, fna)
+    chosen = {"landmarks": 2, "kmeans": 2 * LLOYD_STEPS, "windows": 0}[fna.partition]
+    partitions = chosen * (blocks if fna.resample else 1) + 2 * fna.refine * (blocks - 1)
+    return round(blocks * (means + cheap + exact) + partitions * product)
+
+
+def _features(encoder, fna):
+    """Channels of what partitions and landmarks are measured on."""
+    width = encoder.width
+    return width if fna.features == "input" else width // encoder.num_heads
 
 
 def advice(encoder, num_tokens, fnas) -> str:
-    """What FNA can gain in this model, in a sentence or two; honest when that is nothing."""
+    """What approximations can gain in this model, in a sentence or two; honest when it is nothing.
+
+    Args:
+      encoder: of the model.
+      num_tokens: of an image.
+      fnas: settings, those of one approximation after the other.
+    """
     costs = [vision_cost(encoder, num_tokens, fna) for fna in fnas]
     one = costs[0]
-    counted = ", ".join(f"{c.speedup:.2f} (S = {f.num_landmarks})" for c, f in zip(costs, fnas))
+    counted = {}
+    for cost, fna in zip(costs, fnas):
+        gains = counted.setdefault(fna.approximation, [])
+        gains.append(f"{cost.speedup:.2f} (S = {fna.num_landmarks})")
+    whose = {"nystrom": "FNA's own work", "centroid": "centroid attention's"}
+    counted = "; ".join(f"{whose[name]}: {', '.join(gains)}" for name, gains in counted.items())
     text = (
         f"At {num_tokens} tokens attention is {100 * one.attention_share:.0f} % of this vision "
-        f"tower's arithmetic. FNA in {len(fnas[0].layers)} of {encoder.depth} blocks could "
-        f"make it at most {one.most_speedup:.2f} times faster; counting FNA's own work: {counted}."
+        f"tower's arithmetic. Without it in {len(fnas[0].layers)} of {encoder.depth} blocks it "
+        f"would be at most {one.most_speedup:.2f} times faster; counting {counted}."
     )
     if max(cost.speedup for cost in costs) < 1.1:
         text += (
-            " FNA does not pay at this size: use exact attention here, FNA at higher resolution."
+            " Approximations do not pay at this size: use exact attention here, them at higher "
+            "resolution."
         )
     return text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import jax
@@ -10,15 +11,14 @@ import numpy as np
 from flax import nnx
 
 import models
-from evals.jobs.arms import blocks_of
+from evals.jobs.arms import METHOD_NAMES, blocks_of, settings_of
 from evals.jobs.cost import vision_cost
 from evals.jobs.opening import open_named
 from evals.jobs.settings import check_counts
 from evals.running.pretrained import EMBEDDED_MODEL, open_model
 from evals.running.timing import time_in_turns
 from evals.running.workdir import ROOT, claim_workdir, environment, write_atomically
-from fna_jax import FNAConfig
-from models.attends import Attended, LandmarkAttention, attend_exactly
+from models.attends import ApproximateAttention, Attended, attend_exactly
 from models.configs import DTYPES
 
 _WORTH = 1.1  # times faster, below which the advice is not to bother
@@ -40,25 +40,22 @@ def speed_report(config, workdir) -> str:
     folder = claim_workdir(config, workdir)
     arms = _time_model(model, images, fnas, config.repeats)
     encoder = tower.config.encoder
-    layers = [
-        _time_layer(model.config, encoder, tower.num_prefix + side**2, fnas, config)
-        for side in config.grids
-    ]
+    layers = [_time_layer(model.config, tower, side, fnas, config) for side in config.grids]
     record = {
         "model": config.model or str(EMBEDDED_MODEL.relative_to(ROOT)),
         "image_size": list(images.shape[1:3]),
         "num_tokens": num_tokens,
         "batch_size": config.batch_size,
         "dtype": model.config.dtype,
-        "fna_blocks": list(fnas[0].layers),
+        "fna_blocks": list(next(iter(fnas.values())).layers),
         "attention_share": max(0.0, 1 - 1 / arms["no attention"]["speedup"]),
         "arms": arms,
         "layers": layers,
         "environment": environment(),
     }
-    for fna in fnas:
-        if _name(fna) in arms:
-            arms[_name(fna)]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
+    for name, fna in fnas.items():
+        if name in arms:
+            arms[name]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
     record["advice"] = advice(record)
     write_atomically(folder / "speed.json", json.dumps(record, indent=2))
     return f"{_text(record)}\n\nWritten to {folder}: speed.json"
@@ -130,7 +127,9 @@ def _text(record):
 
 def _time_model(model, images, fnas, repeats):
     """Times of the vision tower with each attention, and with none: what is left to the rest."""
-    views = {"exact": model} | {_name(fna): models.with_attention(model, fna) for fna in fnas}
+    views = {"exact": model} | {
+        name: models.with_attention(model, fna) for name, fna in fnas.items()
+    }
     arms = {name: _blocking(_run, *nnx.split(view), images) for name, view in views.items()}
     arms["no attention"] = _blocking(_run_without_attention, *nnx.split(model), images)
     timings = time_in_turns(arms, repeats=repeats, progress="model")
@@ -164,17 +163,19 @@ def _run_without_attention(graphdef, state, images):
     return tower.finish(tower.encoder(tower.embed(images), attends)[0])[1]
 
 
-def _time_layer(model_config, encoder, num_tokens, fnas, config):
-    """Milliseconds of one attention layer at a number of tokens, choice of landmarks included."""
+def _time_layer(model_config, tower, side, fnas, config):
+    """Milliseconds of one attention layer on a square grid, choice of landmarks included."""
+    encoder, num_tokens = tower.config.encoder, tower.num_prefix + side**2
     heads = encoder.num_heads
     shape = (3, config.batch_size, num_tokens, heads, encoder.width // heads)
     states = jax.random.normal(jax.random.key(0), shape, model_config.dtype)
     x = states[0].reshape(*shape[1:3], -1)
     arms = {"exact": _blocking(_layer, attend_exactly, x, *states)}
-    for fna in fnas:
+    of_tower = dict(place=0, grid=(side, side), num_prefix=tower.num_prefix, rng=None)
+    for name, fna in fnas.items():
         if fna.num_landmarks < num_tokens:
-            attend = LandmarkAttention(fna, num_prefix=0, rng=None, compare=False)
-            arms[_name(fna)] = _blocking(_layer, attend, x, *states)
+            attend = ApproximateAttention(fna, **of_tower, compare=False)
+            arms[name] = _blocking(_layer, attend, x, *states)
     timings = time_in_turns(arms, repeats=config.repeats, progress=f"{num_tokens} tokens")
     if "exact" not in timings:
         return {"tokens": num_tokens, "ms": {}, "speedup": {}}
@@ -187,15 +188,11 @@ def _time_layer(model_config, encoder, num_tokens, fnas, config):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _layer(attend, x, query, key, value):
-    return attend(x, query, key, value, None).out
+    return attend(x, query, key, value, (None,)).out
 
 
 def _blocking(function, *arguments):
     return lambda: jax.block_until_ready(function(*arguments))
-
-
-def _name(fna):
-    return f"FNA, S = {fna.num_landmarks}"
 
 
 def _open(config):
@@ -223,18 +220,27 @@ def _image_size(config, model):
 
 
 def _fna_settings(config, model, num_tokens):
-    """One FNAConfig for each number of landmarks below that of the tokens."""
+    """By name the settings of each method and number of landmarks below that of the tokens."""
     depth = len(models.vision_tower(model).encoder.blocks)
-    layers = blocks_of(config.fna.layers, depth)
     numbers = [number for number in config.fna.num_landmarks if number < num_tokens]
     if not numbers:
         raise ValueError(
             f"--config.fna.num_landmarks={config.fna.num_landmarks}: none is below the "
             f"{num_tokens} tokens of an image"
         )
-    options = {"features": config.fna.features, "resample": config.fna.resample}
-    fnas = [FNAConfig(layers, number, **options) for number in numbers]
-    models.with_attention(model, fnas[0])  # knows the blocks
+    options = {
+        "layers": blocks_of(config.fna.layers, depth),
+        "features": config.fna.features,
+        "resample": config.fna.resample,
+    }
+    fnas = {
+        f"{METHOD_NAMES[method]}, S = {number}": settings_of(
+            method, config.fna.centroid, num_landmarks=number, **options
+        )
+        for method, number in itertools.product(config.fna.methods, numbers)
+    }
+    for fna in fnas.values():
+        models.with_attention(model, fna)  # knows the blocks
     return fnas
 
 
@@ -255,5 +261,7 @@ def _check_settings(config):
         )
     if not config.grids or min(config.grids) < 1:
         raise ValueError(f"--config.grids must be sides of at least 1, got {config.grids}")
+    if "random" in config.fna.methods:
+        raise ValueError("--config.fna.methods: random landmarks cost next to nothing; time 'fps'")
     if config.dtype not in (None, *DTYPES):
         raise ValueError(f"--config.dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")

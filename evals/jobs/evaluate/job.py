@@ -36,7 +36,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     encoder = vision_config(backbone.model.config).encoder
     arms = make_arms(config.fna, encoder.depth)
     num_tokens = num_tokens_of(backbone, open_data("images", config))
-    fnas = {arm.fna.num_landmarks: arm.fna for arm in arms if arm.fna}
+    fnas = {(arm.fna.approximation, arm.fna.num_landmarks): arm.fna for arm in arms if arm.fna}
     for fna in fnas.values():
         backbone.with_attention(fna)  # knows the blocks
         check_num_landmarks(fna.num_landmarks, num_tokens)
@@ -47,7 +47,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
 
 
 def landmark_examples(config, *, num_images=6):
-    """A few images, and where each method puts about 16 landmarks, for `report.draw_landmarks`."""
+    """A few images and about 16 landmarks of each method of FNA, for `report.draw_landmarks`."""
     backbone = open_model_of(config)
     chosen = open_data("images", config)[:num_images]
     batch = first_batch(chosen, backbone.preprocess, len(chosen))
@@ -55,11 +55,12 @@ def landmark_examples(config, *, num_images=6):
     near_16 = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     points = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
-        if arm.fna is None or arm.fna.num_landmarks != near_16 or arm.fna.method in points:
+        of_fna = arm.fna is not None and arm.fna.approximation == "nystrom"
+        if not of_fna or arm.fna.num_landmarks != near_16 or arm.method in points:
             continue
         rng = None if arm.seed is None else jax.random.key(arm.seed)
         view = backbone.with_attention(arm.fna)
-        points[arm.fna.method] = landmark_points(view, images, rng=rng)
+        points[arm.method] = landmark_points(view, images, rng=rng)
     titles = {f"{METHOD_NAMES[method]}, S = {near_16}": rows for method, rows in points.items()}
     return displayable(images, backbone.preprocess), titles
 

@@ -22,7 +22,13 @@ _COLUMNS = ACCURACIES | {
     "images/s": (None, "images_per_second"),
     "compile s": (None, "compile_seconds"),
 }
-_COLOURS = {"fps": "#1b6ca8", "random": "#d1751f"}
+_COLOURS = {
+    "fps": "#1b6ca8",
+    "random": "#d1751f",
+    "centroid": "#2a8a4a",
+    "kmeans": "#7a4fa3",
+    "windows": "#c1272d",
+}
 
 
 def evaluation_report(config, workdir) -> str:
@@ -70,9 +76,8 @@ def format_table(rows) -> str:
     headings = [h for h in _COLUMNS if any(h in row for row in rows)]
     lines = []
     for row in rows:
-        name = f"FNA, {METHOD_NAMES[row['method']]}" if row["num_landmarks"] else "exact"
         cells = [_cell(heading, row) for heading in headings]
-        lines.append([name, str(row["num_landmarks"] or ""), *cells])
+        lines.append([METHOD_NAMES[row["method"]], str(row["num_landmarks"] or ""), *cells])
     return markdown_table(["attention", "S", *headings], lines)
 
 
@@ -117,7 +122,7 @@ def plot_quality(rows, file):
             x = [row["num_landmarks"] for row in mine]
             y = np.array([row[heading] for row in mine])
             spread = np.array([row[f"{heading} spread"] or 0 for row in mine])
-            axis.plot(x, y, "o-", color=colour, label=f"FNA, {METHOD_NAMES[method]}")
+            axis.plot(x, y, "o-", color=colour, label=METHOD_NAMES[method])
             axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
         for row in rows:
             if row["method"] == "exact" and heading in row:

@@ -38,7 +38,7 @@ def segmentation_examples(config, workdir, *, num_images=4):
     head = trained_head(backbone, data.train, embedder, settings)
     label_maps = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
-        title = "exact" if arm.fna is None else METHOD_NAMES[arm.fna.method]
+        title = METHOD_NAMES[arm.method]
         title += "" if arm.fna is None else f"\nS = {arm.fna.num_landmarks}"
         if title in label_maps:
             continue

@@ -1,5 +1,6 @@
 """A grid of settings against quality and speed, point by point, resumable: `--config sweep.py`."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -7,7 +8,7 @@ import jax
 import ml_collections
 
 from evals.data.datasets import open_data
-from evals.jobs.arms import Arm, blocks_of
+from evals.jobs.arms import Arm, blocks_of, settings_of
 from evals.jobs.opening import (
     check_num_landmarks,
     first_batch,
@@ -22,7 +23,6 @@ from evals.running.devices import data_parallel, own_slots
 from evals.running.embed import OUTPUTS, open_embedder
 from evals.running.timing import time_in_turns
 from evals.tasks.table import jobs_of
-from fna_jax import FNAConfig
 from fna_jax.config import parse_blocks
 from models.registry import vision_config
 
@@ -84,15 +84,16 @@ def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
     Raises:
       ValueError: a choice that no model could run.
     """
-    grid = config.grid
-    arms = {}
+    grid, arms = config.grid, {}
+    # Here features are among the choices.
+    centroid = {name: value for name, value in config.centroid.items() if name != "features"}
 
-    def add(fna, seed, size, strategy, words):
+    def add(fna, seed, size, strategy, words, method="exact"):
         masking = None if strategy == _NO_STRATEGY else Strategy(strategy, **config.masking)
         words = words | {"px": size or "own", "masking": strategy, "seed": seed}
         parts = [f"{key}={value}" for key, value in words.items() if value is not None]
         name = " ".join(["exact" if fna is None else "FNA", *parts]).replace(":", "-")
-        arms[name] = Arm(fna, seed, size or None, masking, name), words
+        arms[name] = Arm(fna, method, seed, size or None, masking, name), words
 
     for size, strategy in itertools.product(grid.image_sizes, grid.strategies):
         add(None, None, size, strategy, {})
@@ -100,11 +101,12 @@ def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
             grid.layers, grid.num_landmarks, grid.features, grid.methods, grid.resample
         ):
             blocks = blocks_of(layers, depth)
-            fna = FNAConfig(blocks, count, features=features, method=method, resample=resample)
-            words = {"blocks": _in_words(fna.layers), "S": count, "features": features}
-            words |= {"method": method, "resample": resample}
+            choices = dict(num_landmarks=count, features=features, resample=resample)
+            fna = settings_of(method, centroid, layers=blocks, **choices)
+            words = {"blocks": _in_words(fna.layers), "S": count, "features": fna.features}
+            words |= {"method": method, "resample": fna.resample}
             for seed in grid.seeds if method == "random" else [None]:
-                add(fna, seed, size, strategy, words)
+                add(fna, seed, size, strategy, words, method)
     return arms
 
 
@@ -116,7 +118,7 @@ def check_arms(arms, backbone, images) -> dict[str, str]:
     """
     left_out, num_tokens = {}, {}
     for name, (arm, _) in arms.items():
-        plain = Arm(arm.fna, arm.seed, arm.image_size).view(backbone)
+        plain = dataclasses.replace(arm, strategy=None).view(backbone)
         if (size := arm.image_size) not in num_tokens:
             num_tokens[size] = num_tokens_of(plain, images)
         if arm.fna is not None:

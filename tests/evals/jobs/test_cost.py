@@ -26,6 +26,28 @@ def test_a_gated_mlp_has_three_matrices():
     assert gated_cost.attention == plain_cost.attention
 
 
+def test_cost_of_centroids_by_hand():
+    encoder, num_tokens = VARIANTS["clip-vit-l-14"].vision.encoder, 1025
+    centroid = FNAConfig("12:24", 64, "k", approximation="centroid")
+    token = num_tokens * 1024
+    layer = token * 64 * 3 + 2 * (num_tokens + 64) * 64 * 1024 + 2 * token * 64
+    partition = 2 * num_tokens * 64 * 64  # farthest points, and the nearest of them
+    assert vision_cost(encoder, num_tokens, centroid).fna == 12 * layer + partition
+
+    near = FNAConfig("12:24", 64, approximation="centroid", partition="windows", windows=64)
+    with_near = vision_cost(encoder, num_tokens, near).fna
+    own = num_tokens / 64
+    layer = token * (64 * 2 + 1) + 2 * (num_tokens + 64) * (64 + own) * 1024 + 2 * token * 64
+    assert with_near == round(12 * layer)
+
+    once, *others = (
+        vision_cost(encoder, num_tokens, dataclasses.replace(centroid, **change)).fna
+        for change in ({}, dict(refine=1), dict(resample=True), dict(residual=False))
+    )
+    assert others[0] - once == 11 * partition and others[1] - once == 11 * partition
+    assert others[2] < once < vision_cost(encoder, num_tokens, FNAConfig("12:24", 256)).fna
+
+
 def test_advice_is_honest_when_fna_does_not_pay():
     encoder = VARIANTS["clip-vit-l-14"].vision.encoder
     fnas = [FNAConfig("13:24", 64)]

@@ -42,9 +42,19 @@ def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):
     text = speed_report(config, tmp_path)
     record = json.loads((tmp_path / "speed.json").read_text())
     assert record["num_tokens"] == 33 and record["dtype"] == "bfloat16"
-    assert list(record["arms"]) == ["exact", "FNA, S = 4", "no attention"]  # 900 is too many
+    assert list(record["arms"]) == [
+        "exact",
+        "FNA, farthest point, S = 4",
+        "centroid, farthest point, S = 4",
+        "no attention",
+    ]  # 900 is too many
     assert [layer["tokens"] for layer in record["layers"]] == [5, 82]
-    for said in ("| exact | ", "| FNA, S = 4 | ", "| 82 tokens | ", "One layer breaks even with"):
+    for said in (
+        "| exact | ",
+        "| FNA, farthest point, S = 4 | ",
+        "| 82 tokens | ",
+        "One layer breaks even with",
+    ):
         assert said in text
     assert text.count(record["advice"]) == 1
 
