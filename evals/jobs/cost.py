@@ -115,7 +115,7 @@ def advice(encoder, num_tokens, fnas) -> str:
     )
     if max(cost.speedup for cost in costs) < 1.1:
         text += (
-            " Approximations do not pay at this size: use exact attention here, them at higher "
+            " That does not pay at this size: use exact attention here, approximations at higher "
             "resolution."
         )
     return text

@@ -53,7 +53,7 @@ def test_every_arm_runs_every_task(finished):
     for point in results["points"]:
         tasks.setdefault(point["arm"], set()).add(point["task"])
     assert tasks.pop("exact") == {"zero_shot", "retrieval"}
-    names = {f"{m}-{s}" for m in ("fps",) for s in (4, 8)}
+    names = {f"{m}-{s}" for m in ("fps", "centroid") for s in (4, 8)}
     names |= {f"random-{s}-seed{seed}" for s in (4, 8) for seed in (0, 1)}
     assert set(tasks) == names
     assert all(done == {"zero_shot", "retrieval", "fidelity"} for done in tasks.values())
