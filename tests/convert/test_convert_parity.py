@@ -27,12 +27,6 @@ def expected():
         return dict(arrays)
 
 
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 def images(expected, name="pixel_values"):
     return expected[name].transpose(0, 2, 3, 1)  # [B, 3, h, w] → [B, h, w, 3]
 
