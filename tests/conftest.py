@@ -1,6 +1,7 @@
 """What several test files share: the measure of error, random inputs, and the tiny CLIP."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -37,7 +38,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)
 
+# Tracing makes and drops many objects; to look for cycles every 700 of them takes a tenth of the
+# time.
+gc.set_threshold(50_000)
+
 REFERENCES = pathlib.Path(__file__).parent / "references"
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: nobody need look for cycles among them."""
+    gc.freeze()
 
 
 def rel_max_error(actual, expected):
