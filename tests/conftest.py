@@ -1,7 +1,11 @@
 """What several test files share: the measure of error, random inputs, and the tiny CLIP."""
 
+import atexit
+import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -12,11 +16,38 @@ import models
 from training.companions import write_companions
 
 # Most of the time goes into compiling programs that run once, and half of that into making them
-# fast. XLA's own passes stay; only LLVM does less. 0 in the environment asks for all of it.
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":  # processes inherit it
+# fast. XLA's own passes stay; LLVM does less, and where jaxlib still has both makers of loops, the
+# older one, which compiles twice as fast. 0 in the environment asks for all of it. Other processes
+# inherit it.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = flags
+
+# What one process of a run has compiled, the others find: workers, and programs that tests start.
+# It saves compilations only: tracing, and with it what counts traces, is as without it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="fna-jax-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    for name, value in (
+        ("compilation_cache_dir", compiled),
+        ("persistent_cache_min_compile_time_secs", 0),
+        ("persistent_cache_min_entry_size_bytes", -1),
+    ):
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        jax.config.update(f"jax_{name}", value)
+
+# Tracing makes and drops many objects; to look for cycles every 700 of them takes a tenth of the
+# time.
+gc.set_threshold(50_000)
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: nobody need look for cycles among them."""
+    gc.freeze()
 
 
 def rel_max_error(actual, expected):
@@ -65,9 +96,12 @@ def random_images(seed=0, batch=2, height=32, width=32):
     return rng.standard_normal((batch, height, width, 3)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def highest_precision():
-    """Float32 products are float32 on every device, so that tolerances mean the same."""
+    """Float32 products are float32 on every device, so that tolerances mean the same.
+
+    Of the session, so that fixtures of a module and its tests share what they compile.
+    """
     with jax.default_matmul_precision("highest"):
         yield
 

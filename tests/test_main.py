@@ -67,7 +67,8 @@ def start(arguments, folder):
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # as a user has it
+        env=os.environ
+        | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""},  # as users have it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

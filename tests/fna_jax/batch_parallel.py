@@ -39,7 +39,7 @@ def inputs():
     }
 
 
-WEIGHTS = {"out": np.random.default_rng(1).standard_normal((HEADS, DIM, WIDTH)).astype(np.float32)}
+OUT_KERNEL = np.random.default_rng(1).standard_normal((HEADS, DIM, WIDTH)).astype(np.float32)
 LAYER = functools.partial(fna_jax.FastNystromAttention, 5, inverse_steps=1)
 
 
@@ -108,7 +108,7 @@ CASES = {  # public name -> a function of the inputs
     ],
     "removed_entries": lambda a: fna_jax.removed_entries(a["tokens"], "~T->T"),
     "suppression_correction": lambda a: fna_jax.suppression_correction(
-        *qkv(a), a["x"], WEIGHTS["out"], key_mask=a["mask"]
+        *qkv(a), a["x"], OUT_KERNEL, key_mask=a["mask"]
     ),
     "artifact_tokens": lambda a: fna_jax.artifact_tokens(a["tokens"].astype(jnp.int32), a["mask"]),
     "attention_sinks": lambda a: fna_jax.attention_sinks(
@@ -123,7 +123,7 @@ CASES = {  # public name -> a function of the inputs
     ),
     "massive_by_attention": lambda a: fna_jax.massive_by_attention(a["x"][..., 0], num_prefix=1),
     "massive_by_norm": lambda a: fna_jax.massive_by_norm(jnp.exp(3 * a["x"][..., 0]), num_prefix=1),
-    "suppression_matrix": lambda a: fna_jax.suppression_matrix(a["x"], a["value"], WEIGHTS["out"]),
+    "suppression_matrix": lambda a: fna_jax.suppression_matrix(a["x"], a["value"], OUT_KERNEL),
 }
 
 
@@ -199,9 +199,13 @@ def main():
     for name, (mesh, heads) in meshes.items():
         spec = lambda x, heads=heads: P("batch", None, heads) if x.ndim == 4 else P("batch")
         with jax.set_mesh(mesh):
-            WEIGHTS["out"] = jax.device_put(WEIGHTS["out"], NamedSharding(mesh, P(heads)))
             b = {k: jax.device_put(x, NamedSharding(mesh, spec(x))) for k, x in inputs().items()}
-            report[name] = {case: unsplit(f, b) for case, f in CASES.items()}
+            # The output projection sums over heads: where, only its caller can say.
+            report[name] = {
+                case: unsplit(f, b)
+                for case, f in CASES.items()
+                if not (heads and case.startswith("suppression"))
+            }
     print(json.dumps(report))
 
 

@@ -42,10 +42,14 @@ def test_shard_map_gives_what_a_split_batch_gives(report, case):
     assert found < 5e-6
 
 
-@pytest.mark.parametrize("mode", ["explicit", "explicit, heads too"])
 @pytest.mark.parametrize("case", CASES)
-def test_explicit_meshes_keep_the_batch_split(report, mode, case):
-    assert report[mode][case] is None
+def test_explicit_meshes_keep_the_batch_split(report, case):
+    assert report["explicit"][case] is None
+
+
+def test_explicit_meshes_split_heads_too(report):
+    assert len(report["explicit, heads too"]) == len(CASES) - 2
+    assert set(report["explicit, heads too"].values()) == {None}
 
 
 def test_a_split_batch_stays_where_it_is(report):

@@ -69,22 +69,14 @@ def check_equal(report, expected):
             assert report[name]["errors"] == pytest.approx(case["errors"], rel=6e-6)
 
 
-@pytest.fixture
-def precisely():
-    import jax
-
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-def test_eight_devices_embed_as_one_does_and_send_nothing(small_model, precisely):
+def test_eight_devices_embed_as_one_does_and_send_nothing(small_model):
     report = on_eight(small_model, "quick")
     check_equal(report, evaluated(small_model, QUICK))
     assert report["collectives"] == []
 
 
 @pytest.mark.slow
-def test_eight_devices_and_two_processes_evaluate_and_train_as_one_device(small_model, precisely):
+def test_eight_devices_and_two_processes_evaluate_and_train_as_one_device(small_model):
     program = ["-m", "tests.evals.running.parallel", small_model, "whole"]
     first, second = outputs_of(*start_two(program))
     assert second == ""

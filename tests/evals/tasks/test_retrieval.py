@@ -101,9 +101,9 @@ def test_similarities_exist_for_one_tile_at_a_time(monkeypatch):
         (
             shape(most // tile, tile, 64),
             shape(most // tile, tile),
-            shape(most // tile, tile, dtype=int),
+            shape(most // tile, tile, dtype=np.int32),
         ),
-        (shape(captions, 64), shape(captions), shape(captions, dtype=int)),
+        (shape(captions, 64), shape(captions), shape(captions, dtype=np.int32)),
     )
     memory = lowered.compile().memory_analysis()
     assert memory.temp_size_in_bytes < 16 * tile * captions  # 4 of float32; measured 3
