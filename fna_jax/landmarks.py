@@ -195,12 +195,10 @@ def _random_sampling(rng, eligible, num_samples):
 def _put_first(guarantee, samples):
     """The tokens marked in `guarantee` [*B, N], ascending, then `samples` [*B, S]; S are kept."""
     num_tokens, num_landmarks = guarantee.shape[-1], samples.shape[-1]
-    slots = jnp.expand_dims(jnp.arange(num_landmarks), range(samples.ndim - 1))
-    # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
-    slot_of = jnp.where(guarantee, jnp.cumsum(guarantee, axis=-1) - 1, num_landmarks)  # [*B, N]
-    holds = slot_of[..., None, :] == slots[..., None]  # [*B, S, N], not kept
-    tokens = jnp.expand_dims(jnp.arange(num_tokens), range(samples.ndim))
-    first = jnp.min(jnp.where(holds, tokens, num_tokens), axis=-1)
+    lead = range(samples.ndim - 1)
+    tokens, slots = (jnp.expand_dims(jnp.arange(n), lead) for n in (num_tokens, num_landmarks))
+    # Sorted, as in _random_sampling. Slot j holds guaranteed token j, or sample j - (their number).
+    first = jnp.sort(jnp.where(guarantee, tokens, num_tokens))[..., :num_landmarks]
     shift = slots - jnp.sum(guarantee, axis=-1, keepdims=True)
     rest = jnp.take_along_axis(samples, jnp.maximum(shift, 0), axis=-1)
     return jnp.where(first < num_tokens, first, rest)
