@@ -72,8 +72,7 @@ def assign_clusters(features, landmarks, *, key_mask=None, num_prefix=0) -> Clus
     landmarks = landmarks.among(key_mask)
     centers = jnp.take_along_axis(features, landmarks.indices[..., None], axis=-2)
     assignment = _nearest(features, centers, landmarks.valid, num_prefix)
-    prefix = jnp.arange(num_prefix, dtype=jnp.int32)
-    return Clusters(_put_prefix(assignment, prefix, key_mask), num_clusters, num_prefix)
+    return Clusters(assignment, num_clusters, num_prefix).among(key_mask)
 
 
 def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
@@ -99,12 +98,11 @@ def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
     if steps < 0:
         raise ValueError(f"the number of Lloyd steps must be at least 0, got {steps}")
     clusters = clusters.among(key_mask)
-    real, prefix = clusters.assignment >= 0, clusters.assignment[..., : clusters.num_prefix]
+    real = clusters.assignment >= 0
     for _ in range(steps):
         centers, masses = cluster_means(features, clusters)
         assignment = _nearest(features, centers, masses > 0, clusters.num_prefix)
-        assignment = _put_prefix(assignment, prefix, real)
-        clusters = dataclasses.replace(clusters, assignment=assignment)
+        clusters = dataclasses.replace(clusters, assignment=assignment).among(real)
     return clusters
 
 
@@ -129,11 +127,12 @@ def cluster_means(features, clusters):
 def _nearest(features, centers, taken, num_prefix):
     """The nearest of the centers that are `taken` and not the prefix's, int32 `[*B, N]`.
 
-    -1 where there is none.
+    The prefix is each in its own. -1 where there is none.
     """
     # |x − c|² without |x|². Both are measured from the centers' mean: from far away, differences
     # would be lost in rounding.
-    taken &= jnp.arange(centers.shape[-2]) >= num_prefix
+    numbers = lambda x: jnp.expand_dims(jnp.arange(x.shape[-1], dtype=jnp.int32), range(x.ndim - 1))
+    taken &= numbers(taken) >= num_prefix
     weights = taken[..., None].astype(centers.dtype)
     origin = jnp.sum(weights * centers, axis=-2) / jnp.maximum(jnp.sum(weights, axis=-2), 1)
     origin = jax.lax.stop_gradient(origin)[..., None, :]
@@ -142,15 +141,8 @@ def _nearest(features, centers, taken, num_prefix):
     distances = jnp.sum(jnp.square(centers), axis=-1)[..., None, :] - 2 * products
     distances = jnp.where(taken[..., None, :], distances, jnp.inf)
     nearest = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-    return jnp.where(jnp.any(taken, axis=-1, keepdims=True), nearest, -1)
-
-
-def _put_prefix(assignment, prefix, real):
-    """The assignment with that of the first tokens replaced, and -1 where not `real`."""
-    shape = (*assignment.shape[:-1], prefix.shape[-1])
-    rest = assignment[..., prefix.shape[-1] :]
-    assignment = jnp.concatenate([jnp.broadcast_to(prefix, shape), rest], axis=-1)
-    return assignment if real is None else jnp.where(real, assignment, -1)
+    nearest = jnp.where(jnp.any(taken, axis=-1, keepdims=True), nearest, -1)
+    return jnp.where(numbers(nearest) < num_prefix, numbers(nearest), nearest)
 
 
 def _checked(features, key_mask):

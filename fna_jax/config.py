@@ -34,8 +34,8 @@ class FNAConfig:
       implementation: of the attentions, as in `fast_nystrom_attention`.
       approximation: "nystrom", `fast_nystrom_attention`, or "centroid", `centroid_attention`, to
         which the following belong.
-      partition: of tokens into clusters: "landmarks", each token to its nearest landmark; "windows"
-        of the image; "kmeans", three Lloyd steps on `features` from windows.
+      partition: of tokens into clusters: "landmarks", each token to its nearest landmark, and one
+        Lloyd step on `features`; "kmeans", three Lloyd steps from windows; "windows" of the image.
       windows: near field: tokens in the same one of at most so many windows of the image are
         attended exactly; None for none.
       near: 0, or 1 for the 3 × 3 windows around a token's as the near field.

@@ -8,7 +8,7 @@ from fna_jax.clusters import Clusters, assign_clusters, kmeans_clusters
 from fna_jax.landmarks import layer_points, select_in_layer
 from fna_jax.windows import Windows
 
-LLOYD_STEPS = 3  # from windows
+LLOYD_STEPS = {"landmarks": 1, "kmeans": 3, "windows": 0}  # of a partition that is chosen here
 
 
 def partition_in_layer(
@@ -32,24 +32,24 @@ def partition_in_layer(
             return clusters
         points = layer_points(states, config.features)
         return kmeans_clusters(points, clusters, steps=config.refine, key_mask=key_mask)
+    points = layer_points(states, config.features)
     if config.partition == "landmarks":
-        own = num_prefix if config.guarantee_prefix else 0
+        alone = num_prefix if config.guarantee_prefix else 0
         landmarks = select_in_layer(
             states,
             config.features,
             config.num_landmarks,
             method=config.method,
-            guarantee=tuple(range(own)),
+            guarantee=tuple(range(alone)),
             key_mask=key_mask,
             exclude=exclude,
             rng=rng,
         )
-        points = layer_points(states, config.features)
-        return assign_clusters(points, landmarks, key_mask=key_mask, num_prefix=own)
-    points = layer_points(states, config.features)
-    windows = Windows.at_most(config.num_landmarks, grid, num_prefix=num_prefix)
-    clusters = windows.clusters(points.shape[:-2])
-    steps = LLOYD_STEPS if config.partition == "kmeans" else 0
+        clusters = assign_clusters(points, landmarks, key_mask=key_mask, num_prefix=alone)
+    else:
+        windows = Windows.at_most(config.num_landmarks, grid, num_prefix=num_prefix)
+        clusters = windows.clusters(points.shape[:-2])
+    steps = LLOYD_STEPS[config.partition]
     return kmeans_clusters(points, clusters, steps=steps, key_mask=key_mask)
 
 

@@ -79,11 +79,11 @@ def _centroid(encoder, num_tokens, fna):
     queries = num_tokens + (centres if fna.residual else 0)
     cheap = 2 * queries * (near + clusters) * width
     exact = 2 * centres * num_tokens * width if fna.residual else 0
-    # A Lloyd step has a product for the means and one for the distances.
-    product = num_tokens * clusters * _features(encoder, fna)
-    chosen = {"landmarks": 2, "kmeans": 2 * LLOYD_STEPS, "windows": 0}[fna.partition]
-    partitions = chosen * (blocks if fna.resample else 1) + 2 * fna.refine * (blocks - 1)
-    return round(blocks * (means + cheap + exact) + partitions * product)
+    # A Lloyd step has a product for the means and one for the distances; landmarks cost as much.
+    steps = LLOYD_STEPS[fna.partition] + (fna.partition == "landmarks")
+    steps = steps * (blocks if fna.resample else 1) + fna.refine * (blocks - 1)
+    step = 2 * num_tokens * clusters * _features(encoder, fna)
+    return round(blocks * (means + cheap + exact) + steps * step)
 
 
 def _features(encoder, fna):

@@ -43,6 +43,13 @@ OUT_KERNEL = np.random.default_rng(1).standard_normal((HEADS, DIM, WIDTH)).astyp
 LAYER = functools.partial(fna_jax.FastNystromAttention, 5, inverse_steps=1)
 
 
+WINDOWS = fna_jax.Windows((2, 5), (2, 3), near=1, num_prefix=2)
+
+
+def clusters(a):
+    return fna_jax.Clusters((10 * a["x"][..., 0]).astype(jnp.int32) % 5, 5)
+
+
 def qkv(a):
     return a["query"], a["key"], a["value"]
 
@@ -64,6 +71,22 @@ CASES = {  # public name -> a function of the inputs
         LAYER(mask_is_padding=True)(*qkv(a), mask=pairs(a["mask"])),
         LAYER(otherwise="exact")(a["query"][:, :3], a["key"], a["value"]),
     ],
+    "assign_clusters": lambda a: fna_jax.assign_clusters(
+        a["x"], a["landmarks"], key_mask=a["mask"], num_prefix=1
+    ),
+    "kmeans_clusters": lambda a: fna_jax.kmeans_clusters(a["x"], clusters(a), key_mask=a["mask"]),
+    "centroid_attention": lambda a: [
+        fna_jax.centroid_attention(
+            a["query"],
+            a["shared_key"],
+            a["shared_key"][..., :3],
+            clusters(a),
+            windows=windows,
+            key_mask=a["mask"],
+        )
+        for windows in (None, WINDOWS)
+    ],
+    "centroid_key_value": lambda a: fna_jax.centroid_key_value(*qkv(a), clusters(a)),
     "exact_attention": lambda a: [
         fna_jax.exact_attention(*qkv(a)),
         fna_jax.exact_attention(

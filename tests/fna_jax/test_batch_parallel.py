@@ -14,6 +14,7 @@ from tests.fna_jax.batch_parallel import CASES
 ROOT = pathlib.Path(__file__).parents[2]
 # What holds settings, and what computes nothing itself.
 NO_FUNCTIONS = {"FNAConfig", "Landmarks", "Masking", "swap_attention"}
+NO_FUNCTIONS |= {"CentroidKeyValue", "Clusters", "Windows"}
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,11 @@ def test_clusters_of_landmarks(features):
     points = KEY.mean(2) if features == "k" else STATES["input"]
     guarantee = np.broadcast_to(np.arange(TOKENS) < PREFIX, (2, TOKENS))
     landmarks = select_landmarks(points, 6, guarantee=guarantee)
-    same(partition(config(features=features)), assign_clusters(points, landmarks, num_prefix=1))
+    nearest = assign_clusters(points, landmarks, num_prefix=1)
+    same(partition(config(features=features)), kmeans_clusters(points, nearest, steps=1))
     free = partition(config(features=features, guarantee_prefix=False))
-    same(free, assign_clusters(points, select_landmarks(points, 6)))
+    nearest = assign_clusters(points, select_landmarks(points, 6))
+    same(free, kmeans_clusters(points, nearest, steps=1))
 
 
 def test_clusters_of_windows():

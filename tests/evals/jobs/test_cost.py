@@ -31,8 +31,8 @@ def test_cost_of_centroids_by_hand():
     centroid = FNAConfig("12:24", 64, "k", approximation="centroid")
     token = num_tokens * 1024
     layer = token * 64 * 3 + 2 * (num_tokens + 64) * 64 * 1024 + 2 * token * 64
-    partition = 2 * num_tokens * 64 * 64  # farthest points, and the nearest of them
-    assert vision_cost(encoder, num_tokens, centroid).fna == 12 * layer + partition
+    step = 2 * num_tokens * 64 * 64  # farthest points and the nearest of them, or a Lloyd step
+    assert vision_cost(encoder, num_tokens, centroid).fna == 12 * layer + 2 * step
 
     near = FNAConfig("12:24", 64, approximation="centroid", partition="windows", windows=64)
     with_near = vision_cost(encoder, num_tokens, near).fna
@@ -44,7 +44,7 @@ def test_cost_of_centroids_by_hand():
         vision_cost(encoder, num_tokens, dataclasses.replace(centroid, **change)).fna
         for change in ({}, dict(refine=1), dict(resample=True), dict(residual=False))
     )
-    assert others[0] - once == 11 * partition and others[1] - once == 11 * partition
+    assert others[0] - once == 11 * step and others[1] - once == 11 * 2 * step
     assert others[2] < once < vision_cost(encoder, num_tokens, FNAConfig("12:24", 256)).fna
 
 
