@@ -3,8 +3,8 @@
 import dataclasses
 import operator
 
-from fna_jax.attention import IMPLEMENTATIONS
 from fna_jax.landmarks import METHODS
+from fna_jax.nystrom import IMPLEMENTATIONS
 
 FEATURES = ("input", "q", "k", "v")
 APPROXIMATIONS = ("nystrom", "centroid")

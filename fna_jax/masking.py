@@ -12,12 +12,6 @@ import math
 
 import jax.numpy as jnp
 
-from fna_jax.attention import (
-    checked_landmarks,
-    exact_attention,
-    fast_nystrom_attention,
-    landmark_key_value,
-)
 from fna_jax.carries import full_of
 from fna_jax.checks import (
     check_qkv,
@@ -25,6 +19,12 @@ from fna_jax.checks import (
     checked_key_mask,
     spread_heads,
     zero_padding,
+)
+from fna_jax.nystrom import (
+    checked_landmarks,
+    exact_attention,
+    fast_nystrom_attention,
+    landmark_key_value,
 )
 from fna_jax.softmax import map_row_blocks, softmax_attention, softmax_weights
 from fna_jax.tokens import along_itself, attention_logits, attention_weights, direction

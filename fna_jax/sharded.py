@@ -22,10 +22,10 @@ heads (a divisor of H), D head dimension, C features of a token.
 import jax
 import jax.numpy as jnp
 
-from fna_jax.attention import landmark_kernel, newton_schulz_inverse
 from fna_jax.carries import per_token
 from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
 from fna_jax.landmarks import Landmarks, checked_count, checked_mask
+from fna_jax.nystrom import landmark_kernel, newton_schulz_inverse
 from fna_jax.softmax import softmax_attention
 from fna_jax.tokens import attention_logits
 
