@@ -7,7 +7,7 @@ from configs import eval as eval_config
 
 def get_config():
     config = eval_config.get_config()  # model and data
-    del config.fna
+    del config.fna, config.tasks
     config.task = "masking"
     # In blocks `block` to the last. T -> sink: no query gets anything from T, and its mass is lost;
     # mask: the other tokens share the mass; others: T's tokens still read themselves.

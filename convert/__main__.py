@@ -8,10 +8,12 @@ import ctypes
 import os
 import pathlib
 import sys
+import tempfile
 
 import models
 from convert.errors import ConversionError, one_line, show, summarise
 from convert.families import FAMILIES
+from convert.labels import write_labels
 from convert.loading import Report, convert_checkpoint
 from convert.sources import companions, fetch, find_weights
 from convert.verify import BOUND, verify
@@ -48,7 +50,9 @@ def _convert(source, destination, revision, dtype, family):
     path = fetch(source, revision)
     model, report = convert_checkpoint(path, dtype=dtype, family=family)
     files = companions(find_weights(path), report.layout.library)
-    models.save(model, destination, companions=files)
+    with tempfile.TemporaryDirectory() as folder:
+        written = [write_labels(report.labels, folder)] if report.labels else []
+        models.save(model, destination, companions=[*files, *written])
     return "\n".join(
         [
             f"converted   {show(source)} to {show(str(destination))}",
@@ -82,6 +86,9 @@ def _lines(report: Report):
         names = [name for name, reason in report.ignored.items() if reason == why]
         others = f" and {len(names) - 2} more" if len(names) > 2 else ""
         yield f"ignored     {', '.join(names[:2])}{others}: {why}"
+    if report.labels:
+        others = f" and {len(report.labels) - 3} more" if len(report.labels) > 3 else ""
+        yield f"labels      {', '.join(map(show, report.labels[:3]))}{others}"
     yield f"parameters  {report.num_parameters:,}"
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""

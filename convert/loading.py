@@ -12,6 +12,7 @@ from flax import nnx, traverse_util
 import models.registry
 from convert.errors import ConversionError, show, summarise
 from convert.families import find_layout
+from convert.labels import read_labels
 from convert.layout import Layout, Source
 from convert.sources import fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
@@ -32,6 +33,7 @@ class Report:
       dtype: of the model's weights and computation.
       not_finite: names of the tensors that hold NaN or infinity.
       unknown_fields: of the checkpoint's config, not used.
+      labels: names of the classifier's classes, where the config has as many as the model.
     """
 
     layout: Layout
@@ -42,6 +44,7 @@ class Report:
     dtype: str
     not_finite: tuple[str, ...]
     unknown_fields: tuple[str, ...]
+    labels: tuple[str, ...] | None
 
 
 def load_pretrained(source, *, revision=None, dtype=None, family=None) -> nnx.Module:
@@ -95,7 +98,15 @@ def convert_checkpoint(path, *, dtype=None, family=None) -> tuple[nnx.Module, Re
         dtype=dtype,
         not_finite=tuple(not_finite),
         unknown_fields=tuple(unknown_fields),
+        labels=_labels(file, config),
     )
+
+
+def _labels(file, config):
+    """The names of the classes, unless they are of another classifier than the model's."""
+    num_classes = getattr(config, "num_classes", 0)
+    labels = read_labels(file.parent) if num_classes else None
+    return labels if labels is not None and len(labels) == num_classes else None
 
 
 def read_layout(file, tensors, family=None) -> tuple[Layout, typing.Any, list[str]]:

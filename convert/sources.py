@@ -10,6 +10,7 @@ from convert.errors import ConversionError, one_line, show
 
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+LABELS = "labels.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 _PREPROCESSINGS = ("preprocessor_config.json", "processor_config.json", CONFIG)
 _COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, OPEN_CLIP_CONFIG)
@@ -93,14 +94,19 @@ def read_config(weights) -> dict | None:
     return None if file is None else read_json_object(file)
 
 
-def read_json_object(file) -> dict:
-    """A JSON file that holds an object; raises ConversionError for anything else."""
+def read_json(file):
+    """What a JSON file holds; raises ConversionError if it is damaged."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(
             f"{show(str(file))} cannot be read as JSON: {one_line(error)}"
         ) from None
+
+
+def read_json_object(file) -> dict:
+    """A JSON file that holds an object; raises ConversionError for anything else."""
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ConversionError(f"{show(str(file))} must hold an object, got {show(values)}")
     return values

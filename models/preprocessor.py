@@ -1,9 +1,10 @@
 """Images to model input: resize, crop, scale to 0..1, normalise."""
 
 import dataclasses
+import struct
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Preprocessor:
         """
         if isinstance(image, np.ndarray):
             image = _image_of(image)
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # otherwise it would be copied
-            image = ImageOps.exif_transpose(image)
+        if (turn := turn_of(image)) is not None:
+            image = image.transpose(turn)
         image = _in_8_bits(image)
         if self.on_white and image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
@@ -123,6 +124,55 @@ class Preprocessor:
         return (
             int(excess / 2) if self.library == "transformers" or excess < 0 else round(excess / 2)
         )
+
+
+_TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = tuple(turn for number, turn in _TURNS.items() if number > 4)  # width becomes height
+_SHORT = 3  # EXIF's type of an orientation
+
+
+def turn_of(image):
+    """Pillow's transposition that shows the image upright, by its EXIF; None if it already is.
+
+    Of the EXIF nothing but the orientation is used, and nothing is written: other entries may be of
+    wrong types or out of range. Without a readable orientation the image is taken as it is.
+    """
+    if image.format == "TIFF":  # which Pillow turns as it loads it, and its size as it opens it
+        return None
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many types on damaged EXIF
+        orientation = None
+    if orientation is None:
+        orientation = _stored_orientation(image.info.get("exif", b""))
+    return _TURNS.get(orientation)
+
+
+def _stored_orientation(exif):
+    """That of the first directory in bytes of EXIF; None if there is none.
+
+    Pillow gives up a directory at the first entry that points far out of the file.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if (tag, kind, number) == (ExifTags.Base.Orientation, _SHORT, 1):
+                return value
+    except struct.error:  # no byte order, or past the end
+        pass
+    return None
 
 
 def _in_8_bits(image):

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import models
 from evals.data import digit_scenes
+from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
 from evals.running.processes import on_first
 from evals.running.workdir import claim_workdir, environment, write_atomically
@@ -43,11 +44,11 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
     `config.save_every` steps: a run that was killed goes on from there and ends with the same loss.
 
     Raises:
-      ValueError: `workdir` holds a run with other settings.
+      ValueError: settings out of range, or `workdir` holds a run with others.
     """
+    check_settings(config)
     graphdef, state = nnx.split(_model_and_optimizer(config))
     state = put(state, P())
-    workdir = claim_workdir(config, workdir)
     with tempfile.TemporaryDirectory() as folder:
         companions = write_companions(folder)
         tokenize = load_tokenizer(
@@ -55,6 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
             context_length=config.model.text.context_length,
             vocab_size=config.model.text.vocab_size,
         )
+        workdir = claim_workdir(config, workdir)
         update = functools.partial(_train_step, config, graphdef, tokenize)
         state, record = _train_from_last_save(config, workdir / "state", update, state)
 
@@ -67,6 +69,20 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
     record |= {"model": str(workdir / "model"), **environment()}
     write_atomically(workdir / "train.json", json.dumps(record, indent=2))
     return record
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
+    check_counts(config, ("batch_size", "keep_tokens", "save_every", "whole_images_every"))
+    if config.learning_rate <= 0:
+        raise ValueError(f"--config.learning_rate must be above 0, got {config.learning_rate}")
+    if config.weight_decay < 0:
+        raise ValueError(f"--config.weight_decay must be at least 0, got {config.weight_decay}")
+    num_patches = (digit_scenes.CANVAS // max(config.model.vision.patch_size, 1)) ** 2
+    if config.keep_tokens > num_patches:
+        raise ValueError(
+            f"--config.keep_tokens={config.keep_tokens} is more than the {num_patches} patches"
+        )
 
 
 def contrastive_loss(logits, token_ids):

@@ -1,12 +1,14 @@
-"""Captioned images from the json files of the field: COCO's, and Karpathy's of several sets."""
+"""Captioned images from the json files of the field: COCO's, Karpathy's of several sets, BLIP's."""
 
-import json
 import pathlib
+import unicodedata
 
 import numpy as np
 
+from convert.errors import show
 from evals.data.notices import say
 from evals.data.records import CaptionedImages
+from evals.data.texts import is_text, read_json
 
 KARPATHY_SPLIT = "test"
 
@@ -15,8 +17,10 @@ def captioned_images(path, *, images=None, split=None, limit=None) -> CaptionedI
     """The images of a captions json that have a caption, with any number of them each.
 
     Args:
-      path: a COCO captions json, or a Karpathy json (`dataset_flickr30k.json`).
-      images: the folder of the images; default: the json's own.
+      path: a COCO captions json, a Karpathy json (`dataset_flickr30k.json`), or a list of images
+        with captions such as BLIP's (`coco_karpathy_test.json`).
+      images: the folder of the images; default: the json's own. Their names match whatever Unicode
+        composes them of, and with backslashes between folders too.
       split: of a Karpathy json; default: "test".
       limit: how many images to take, the first ones.
 
@@ -25,12 +29,11 @@ def captioned_images(path, *, images=None, split=None, limit=None) -> CaptionedI
       ValueError: another json, one without captions, or without that split.
     """
     path = pathlib.Path(path)
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        read = _coco if "annotations" in content else _karpathy
-        entries = read(content, split)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a COCO or Karpathy captions json: {error!r}") from None
+        entries = _reader_of(content)(content, split)
+    except ValueError as error:
+        raise ValueError(f"{path} is no captions json that can be used: {error}") from None
     described = [(name, captions) for name, captions in entries if captions]
     if not described:
         raise ValueError(f"{path} has no captions")
@@ -43,44 +46,125 @@ def captioned_images(path, *, images=None, split=None, limit=None) -> CaptionedI
     return CaptionedImages(files, captions, np.array(owners))
 
 
+def _reader_of(content):
+    if isinstance(content, list):
+        return _listed
+    if not isinstance(content, dict) or "images" not in content:
+        raise ValueError(
+            "expected COCO's form (images and annotations), Karpathy's (images with sentences), or "
+            "a list of images with captions"
+        )
+    if "annotations" in content:
+        return _coco
+    if any("sentences" in entry for entry in _entries(content, "images")):
+        return _karpathy
+    raise ValueError(
+        "it lists images, but has neither annotations (COCO's form) nor sentences (Karpathy's): "
+        "such files come without captions; give captions_val2017.json, for instance"
+    )
+
+
 def _coco(content, split):
     """File name and captions of each image, in the order of their ids."""
-    if split is not None:
-        raise ValueError(f"a COCO json has no splits, got {split!r}")
-    names = {entry["id"]: _plain_name(entry["file_name"]) for entry in content["images"]}
-    captions_of = {image: [] for image in sorted(names)}
-    for entry in content["annotations"]:
-        if entry["image_id"] not in captions_of:
-            raise ValueError(f"a caption is of the unlisted image {entry['image_id']!r}")
-        captions_of[entry["image_id"]] += _texts([entry["caption"]])
+    _refuse_split(split, "a COCO json")
+    names = {}
+    for entry in _entries(content, "images"):
+        image, name = _id(entry, "id"), _plain_name(_field(entry, "file_name"))
+        if names.setdefault(image, name) != name:
+            raise ValueError(f"two images have the id {image}: {names[image]!r} and {name!r}")
+    captions_of = {image: [] for image in sorted(names, key=_in_order)}
+    for entry in _entries(content, "annotations"):
+        if (image := _id(entry, "image_id")) not in captions_of:
+            raise ValueError(f"a caption is of image {image}, which is not among its images")
+        captions_of[image] += _texts([_field(entry, "caption")])
     return [(names[image], captions) for image, captions in captions_of.items()]
 
 
 def _karpathy(content, split):
     """File name and captions of each image of the split, in the order of the file."""
-    entries, split = content["images"], split or KARPATHY_SPLIT
-    if split not in (splits := {entry["split"] for entry in entries}):
-        raise ValueError(f"no split {split!r}, only {', '.join(sorted(splits))}")
-    return [
-        (
-            _plain_name(str(pathlib.PurePath(entry.get("filepath", ""), entry["filename"]))),
-            _texts([sentence["raw"] for sentence in entry["sentences"]]),
-        )
-        for entry in entries
-        if entry["split"] == split
-    ]
+    entries, split = _entries(content, "images"), split or KARPATHY_SPLIT
+    splits = [str(_field(entry, "split")) for entry in entries]
+    if split not in splits:
+        raise ValueError(f"no split {split!r}, only {', '.join(sorted(set(splits)))}")
+    found = []
+    for entry in (entry for entry, own in zip(entries, splits) if own == split):
+        folder = entry.get("filepath", "")
+        name = f"{folder}/{_field(entry, 'filename')}" if folder else _field(entry, "filename")
+        sentences = _entries(entry, "sentences")
+        found.append((_plain_name(name), _texts([_field(said, "raw") for said in sentences])))
+    return found
+
+
+def _listed(content, split):
+    """File name and captions of each image, in the order of the file; some have a line each."""
+    _refuse_split(split, "a list of images with captions")
+    captions_of = {}
+    for entry in _entries({"the list": content}, "the list"):
+        captions = _field(entry, "caption")
+        captions = captions if isinstance(captions, list) else [captions]
+        captions_of.setdefault(_plain_name(_field(entry, "image")), []).extend(_texts(captions))
+    return list(captions_of.items())
+
+
+def _refuse_split(split, what):
+    if split is not None:
+        raise ValueError(f"{what} has no splits, got --config.data_split={split!r}")
+
+
+def _entries(content, name):
+    """A list of objects in the json."""
+    entries = _field(content, name)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{name} must be a list of objects")
+    return entries
+
+
+def _field(entry, name):
+    if name not in entry:
+        raise ValueError(f"there is no {name!r} in {show(entry)}")
+    return entry[name]
+
+
+def _id(entry, name):
+    """An image's id as text: some tools write the number 3 as "3", "0003", or 3.0."""
+    value = _field(entry, name)
+    if (isinstance(value, float) and value.is_integer()) or _is_number(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{name} must be a number or a text, got {show(value)}")
+    return str(value)
+
+
+def _in_order(image):
+    """To sort ids by: numbers, then texts."""
+    return (0, int(image), image) if _is_number(image) else (1, 0, image)
+
+
+def _is_number(text):
+    return isinstance(text, str) and text.isascii() and text.isdigit()
 
 
 def _texts(captions):
     """Those that say something."""
     captions = [caption for caption in captions if caption is not None]
-    if strange := [caption for caption in captions if not isinstance(caption, str)]:
-        raise ValueError(f"{strange[0]!r} is no caption")
+    if strange := [caption for caption in captions if not is_text(caption)]:
+        raise ValueError(f"{show(strange[0])} is no caption")
     return [caption for caption in captions if caption.strip()]
 
 
+def _plain_name(name):
+    """A path inside the image folder: what a json says may not lead out of it."""
+    if not isinstance(name, str):
+        raise ValueError(f"{show(name)} is no name of an image")
+    for path in (pathlib.PurePosixPath(name), pathlib.PureWindowsPath(name)):
+        if not path.parts or ".." in path.parts or path.anchor:
+            raise ValueError(f"the file name {name!r} leads out of the image folder")
+    return name
+
+
 def _files(names, folder, path):
-    files = [folder / name for name in names]
+    stored = {}
+    files = [_stored(folder, name, stored) for name in names]
     if missing := [file for file in files if not file.is_file()]:
         others = f", nor do {len(missing) - 1} other images of {path}" if missing[1:] else ""
         raise FileNotFoundError(
@@ -89,9 +173,19 @@ def _files(names, folder, path):
     return files
 
 
-def _plain_name(name):
-    """A path inside the image folder: what a json says may not lead out of it."""
-    parts = pathlib.PurePath(name).parts
-    if not parts or ".." in parts or pathlib.PurePath(name).is_absolute():
-        raise ValueError(f"the file name {name!r} leads out of the image folder")
-    return name
+def _stored(folder, name, stored):
+    """The file of that name, or the one whose name differs only in how Unicode composes it.
+
+    Args:
+      folder: of the images.
+      name: of one, with slashes or backslashes between folders.
+      stored: the names in each folder met, by their composed form; filled here.
+    """
+    if (file := folder / name).is_file():
+        return file
+    for part in name.replace("\\", "/").split("/"):
+        if folder not in stored:
+            entries = folder.iterdir() if folder.is_dir() else ()
+            stored[folder] = {unicodedata.normalize("NFC", e.name): e.name for e in entries}
+        folder /= stored[folder].get(unicodedata.normalize("NFC", part), part)
+    return folder

@@ -248,7 +248,7 @@ FORMATS = (
         settings=("class_names", "num_images", "templates", "train_data"),
     ),
     Format(
-        "a COCO or Karpathy captions json",
+        "a captions json of COCO's, Karpathy's or BLIP's form",
         os.path.isfile,
         {"captioned": _captions_json},
         settings=("data_images", "data_split", "num_images"),

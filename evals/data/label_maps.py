@@ -4,11 +4,13 @@ import pathlib
 import re
 
 import numpy as np
-from PIL import ExifTags
 
-from evals.data.folders import images_below, spread
+from evals.data.finding import images_below
+from evals.data.folders import spread
 from evals.data.records import IGNORED, SegmentedImages, Split
+from evals.data.texts import read_lines, read_text
 from evals.data.unreadable import read_image
+from models.preprocessor import SIDEWAYS, turn_of
 
 VOC_CLASSES = (
     "background",
@@ -48,6 +50,7 @@ def ade20k(path, *, limit=None) -> Split:
 
     Raises:
       FileNotFoundError: no images in a part, or an image without its label map.
+      ValueError: a table of names that is not UTF-8, or not of 150 names.
     """
     path = pathlib.Path(path)
 
@@ -64,8 +67,7 @@ def _ade20k_names(file):
     """Of the table's lines, whose last column is the name and its synonyms; numbers without it."""
     if not file.is_file():
         return [f"class {number + 1}" for number in range(_ADE20K_CLASSES)]
-    _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    names = [line.strip().split("\t")[-1] for line in lines if line.strip()]
+    names = [line.split("\t")[-1] for line in read_lines(file)[1:]]
     names = [re.split("[,;]", name)[0].strip() for name in names]
     if len(names) != _ADE20K_CLASSES:
         raise ValueError(f"{file} names {len(names)} classes, not {_ADE20K_CLASSES}")
@@ -79,13 +81,13 @@ def pascal_voc(path, *, limit=None) -> Split:
 
     Raises:
       FileNotFoundError: a list, an image, or a label map is missing.
-      ValueError: a list that names something outside the folder.
+      ValueError: a list that is not UTF-8, or that names something outside the folder.
     """
     path = pathlib.Path(path)
 
     def part(name):
         file = path / "ImageSets" / "Segmentation" / f"{name}.txt"
-        stems = spread(file.read_text(encoding="utf-8", errors="replace").split(), limit)
+        stems = spread(read_text(file).split(), limit)
         if bad := [stem for stem in stems if pathlib.PurePath(stem).name != stem]:
             raise ValueError(f"{file} names {bad[0]!r}, which is no name of an image")
         images = [path / "JPEGImages" / f"{stem}.jpg" for stem in stems]
@@ -139,5 +141,4 @@ def _size(image):
     """Height and width as shown, which is how it is preprocessed."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return image.size if turned else image.size[::-1]
+    return image.size if turn_of(image) in SIDEWAYS else image.size[::-1]

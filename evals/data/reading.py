@@ -1,5 +1,6 @@
 """Batches of preprocessed images, read ahead of the computation by threads or by processes."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -81,10 +82,11 @@ def batches(images, preprocess, batch_size, *, skipped=None, part=(0, 1), start=
         workers=workers,
         batch=(own, functools.partial(_assemble, images=images, shape=shape)),
     )
-    for batch, errors in read:
-        tolerance.add(errors)
-        if batch is not None and (count > 1 or batch.real.any()):
-            yield batch
+    with contextlib.closing(read):  # here: collected as garbage, it may be by a thread of its own
+        for batch, errors in read:
+            tolerance.add(errors)
+            if batch is not None and (count > 1 or batch.real.any()):
+                yield batch
     if skipped is None:
         tolerance.close()
 

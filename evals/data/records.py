@@ -16,12 +16,14 @@ class LabelledImages:
       labels: int `[M]`.
       class_names: K names.
       templates: sentences with `{}` for the name; a class is their mean embedding.
+      folders: K names of the folders that the classes lie in; None for data that number them.
     """
 
     images: Sequence
     labels: np.ndarray
     class_names: Sequence[str]
     templates: Sequence[str]
+    folders: Sequence[str] | None = None
 
     def take(self, rows) -> "LabelledImages":
         """Those images alone; `rows` int, ascending."""

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from evals.data.texts import read_lines
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 # The 80 that CLIP's authors published for ImageNet (Radford et al., arXiv 2103.00020).
@@ -99,7 +101,7 @@ def read_templates(setting) -> tuple[str, ...]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a template without a place for the name, or none.
+      ValueError: a template without a place for the name, or none; a file that is not UTF-8.
     """
     if setting is None:
         return DEFAULT_TEMPLATES
@@ -119,8 +121,7 @@ def _named(name):
             f"--config.templates: {name!r} is no file, and no template without {{}} where the "
             "class name goes; give 'imagenet', a text file with a template per line, or templates"
         )
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(read_lines(file))
 
 
 def check_templates(templates) -> None:

@@ -29,14 +29,19 @@ def check_choice(values, name) -> None:
         raise ValueError(f"--config.{name} must be some values, all different: {values}")
 
 
+def check_counts(config, names) -> None:
+    """Raises ValueError for a field of those names below 1; None, and no such field, are fine."""
+    for name in names:
+        if (count := config.get(name)) is not None and count < 1:
+            raise ValueError(f"--config.{name} must be at least 1, got {count}")
+
+
 def check_data_settings(config) -> None:
     """Raises ValueError for a count below 1, or a setting that the data makes no use of.
 
     And FileNotFoundError for data that do not exist.
     """
-    for name in _COUNTS:
-        if (count := config.get(name)) is not None and count < 1:
-            raise ValueError(f"--config.{name} must be at least 1, got {count}")
+    check_counts(config, _COUNTS)
     if (workers := config.get("num_workers")) is not None and workers < 0:
         raise ValueError(f"--config.num_workers must be at least 0, got {workers}")
     format = format_of(config)

@@ -10,7 +10,10 @@ import numpy as np
 from flax import nnx
 
 import models
+from evals.jobs.arms import blocks_of
 from evals.jobs.cost import vision_cost
+from evals.jobs.opening import open_named
+from evals.jobs.settings import check_counts
 from evals.running.pretrained import EMBEDDED_MODEL, open_model
 from evals.running.timing import time_in_turns
 from evals.running.workdir import ROOT, claim_workdir, environment, write_atomically
@@ -204,7 +207,7 @@ def _open(config):
             {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
         )
         return models.create(config.model, rngs=nnx.Rngs(0), **dtypes)
-    model, _ = open_model(config.model or str(EMBEDDED_MODEL), config.revision)
+    model, _ = open_named(config, open_model)
     if config.dtype is None:
         return model
     changed = dataclasses.replace(model.config, dtype=config.dtype, param_dtype=config.dtype)
@@ -222,7 +225,7 @@ def _image_size(config, model):
 def _fna_settings(config, model, num_tokens):
     """One FNAConfig for each number of landmarks below that of the tokens."""
     depth = len(models.vision_tower(model).encoder.blocks)
-    layers = f"{depth // 2}:{depth}" if config.fna.layers == "second half" else config.fna.layers
+    layers = blocks_of(config.fna.layers, depth)
     numbers = [number for number in config.fna.num_landmarks if number < num_tokens]
     if not numbers:
         raise ValueError(
@@ -237,9 +240,7 @@ def _fna_settings(config, model, num_tokens):
 
 def _check_settings(config):
     """Raises ValueError for a number out of range or an unknown dtype."""
-    for name in ("batch_size", "repeats"):
-        if config[name] < 1:
-            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    check_counts(config, ("batch_size", "repeats"))
     for name, numbers in (
         ("image_size", config.image_size),
         ("grids", config.grids),

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 import runpy
+import warnings
 
 import ml_collections
 
@@ -135,7 +136,8 @@ def _value(text, default, kind):
 def _elements(text):
     """The texts of "(1, 2)", "1,2", "[a, b]", "1" or "a"; what is no list is one element."""
     try:
-        found = ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # Python's, of odd texts
+            found = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
         return [part.strip() for part in bare.split(",")] if _NAMES.fullmatch(bare) else [text]
@@ -143,11 +145,9 @@ def _elements(text):
 
 
 def _scalar(text, kind):
-    if kind is bool:
-        return _boolean(text)
-    if kind is int:
-        return _whole_number(text)
-    return _number(text) if kind is float else text
+    if kind not in _READERS:
+        raise ValueError(f"set in the config's file, as a {kind.__name__}")
+    return _READERS[kind](text)
 
 
 def _boolean(text):
@@ -174,3 +174,6 @@ def _number(text):
     if not math.isfinite(number):
         raise ValueError("a number")
     return number
+
+
+_READERS = {bool: _boolean, int: _whole_number, float: _number, str: str}

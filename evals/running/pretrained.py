@@ -13,6 +13,7 @@ from flax import nnx
 
 import convert
 import models
+from convert.labels import read_labels
 from convert.sources import find_weights
 from evals.running.workdir import ROOT
 from models.preprocessing import Preprocessor, load_preprocessor
@@ -29,11 +30,13 @@ class Backbone:
       name: what to call it in a report.
       model: the model, with the attention to evaluate.
       preprocess: an image to float32 `[height, width, 3]`.
+      labels: what the classes of the model's own classifier are called; None where nothing says.
     """
 
     name: str
     model: nnx.Module
     preprocess: Preprocessor
+    labels: tuple[str, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def with_attention(self, fna):
         """The same with the attention that `models.with_attention` sets."""
@@ -74,7 +77,12 @@ def open_backbone(source, revision=None) -> Backbone:
       FileNotFoundError, ValueError: nothing usable there, or the preprocessing missing.
     """
     model, weights = open_model(source, revision)
-    return Backbone(str(source), model, load_preprocessor(weights))
+    return Backbone(
+        name=str(source),
+        model=model,
+        preprocess=load_preprocessor(weights),
+        labels=read_labels(_folder_of(weights)) if hasattr(model, "classify") else None,
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -96,12 +104,16 @@ def open_pretrained(source, revision=None) -> Pretrained:
         name=str(source),
         model=model,
         tokenize=load_tokenizer(
-            weights if weights.is_dir() else weights.parent,
+            _folder_of(weights),
             context_length=text.context_length,
             vocab_size=text.vocab_size,
         ),
         preprocess=load_preprocessor(weights),
     )
+
+
+def _folder_of(weights):
+    return weights if weights.is_dir() else weights.parent
 
 
 def open_model(source, revision):

@@ -12,7 +12,7 @@ from evals.tasks.fidelity import fidelity
 from evals.tasks.linear_probe import linear_probe
 from evals.tasks.neighbours import knn
 from evals.tasks.retrieval import retrieval
-from evals.tasks.segmentation import segmentation
+from evals.tasks.segmentation import check_segmentation, segmentation
 from evals.tasks.zero_shot import zero_shot
 
 
@@ -26,12 +26,15 @@ class Task:
       data: the kind of data that it evaluates on, of `evals.data.datasets.KINDS`.
       of_texts: whether it needs a text tower.
       of_fna: whether it has a meaning for FNA alone.
+      check: a function of a backbone and the task's own settings, that raises ValueError for what
+        `run` would refuse once the data are read.
     """
 
     run: Callable
     data: str
     of_texts: bool = False
     of_fna: bool = False
+    check: Callable = lambda backbone, **settings: None
 
 
 TASKS = {
@@ -40,7 +43,7 @@ TASKS = {
     "linear_probe": Task(linear_probe, "labelled split"),
     "classifier": Task(classifier, "labelled"),
     "retrieval": Task(retrieval, "captioned", of_texts=True),
-    "segmentation": Task(segmentation, "segmented split"),
+    "segmentation": Task(segmentation, "segmented split", check=check_segmentation),
     "fidelity": Task(fidelity, "images", of_fna=True),
 }
 
@@ -57,12 +60,13 @@ def jobs_of(arms, tasks, backbone, data, embedder, config) -> list:
       config: under a task's name, if there is such a field, its own settings.
 
     Raises:
-      ValueError: nothing to run.
+      ValueError: nothing to run, or settings of a task out of range.
     """
     jobs = []
     for name in tasks:
         if data[kind := TASKS[name].data] is None:
             say(f"{name} is left out: --config.data={config.data!r} has no data of kind {kind!r}")
+        TASKS[name].check(backbone, **config.get(name, {}))
     for arm in arms:
         for name in tasks:
             task = TASKS[name]

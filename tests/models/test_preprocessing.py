@@ -1,10 +1,12 @@
 import dataclasses
 import io
+import itertools
 import re
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from models.preprocessing import Preprocessor
 
@@ -130,6 +132,91 @@ def test_exif_rotation_is_undone(on_white):
     file = io.BytesIO()
     upright.rotate(90, expand=True).save(file, "png", exif=exif)
     np.testing.assert_array_equal(preprocess(Image.open(file)), preprocess(upright))
+
+
+STORED = {  # what a file of that orientation holds of pixels to be shown so
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff", "jpeg"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_images_are_shown_upright(kind, orientation):
+    shown, exif, file = noise(5, 3), Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"lossless": True, "quality": 100, "subsampling": 0, "exif": exif}
+    stored = np.ascontiguousarray(STORED[orientation](shown))
+    Image.fromarray(stored).save(file, kind, **options)
+    with Image.open(file) as image:
+        out = plain()(image) * 255
+    assert out.shape == shown.shape
+    assert np.abs(out - shown).max() <= (4 if kind == "jpeg" else 1e-4)  # JPEG rounds
+
+
+TURNED = struct.pack(">HHIHxx", ExifTags.Base.Orientation, 3, 1, 6)  # an entry of EXIF
+
+
+def odd_entries():
+    """Entries of wrong types, counts and values, or which point nowhere."""
+    tags = (
+        "ImageDescription",
+        "XResolution",
+        "ResolutionUnit",
+        "ExifOffset",
+        "GPSInfo",
+        "XMLPacket",
+    )
+    tags = [ExifTags.Base[name] for name in tags] + [0xFFFF]
+    values = (0, 8, 2**32 - 1)  # itself, the directory, far out
+    for tag, kind, count, value in itertools.product(tags, (*range(15), 99), (0, 1, 5), values):
+        yield struct.pack(">HHII", tag, kind, count, value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged metadata
+def test_a_turn_does_not_depend_on_the_rest_of_the_exif():
+    file, pixels = io.BytesIO(), smooth(2, 3)
+    Image.fromarray(pixels).save(file, "jpeg", quality=100)
+    jpeg = file.getvalue()
+    with Image.open(file) as image:
+        expected = plain()(image.transpose(Image.Transpose.ROTATE_270))
+    wrong = []
+    for odd, last in itertools.product(odd_entries(), (True, False)):
+        entries = [odd, TURNED] if last else [TURNED, odd]
+        exif = b"Exif\0\0MM\0*\0\0\0\10" + struct.pack(">H", 2) + b"".join(entries) + bytes(4)
+        segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+        with Image.open(io.BytesIO(jpeg[:2] + segment + jpeg[2:])) as image:
+            out = plain()(image)
+        if out.shape != expected.shape or (out != expected).any():
+            wrong.append((odd, last))
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged metadata
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0MM",
+        b"Exif\0\0XX\0*\0\0\0\10\0\1" + TURNED,
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\10\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\10\0\1" + struct.pack(">HHIHxx", 0x0112, 3, 1, 9),
+        b"Exif\0\0MM\0*\0\0\0\10\0\1" + struct.pack(">HHI4s", 0x0112, 2, 2, b"6\0"),
+        b"Exif\0\0MM\0*\0\0\0\10\0\1" + struct.pack(">HHII", 0x0112, 5, 1, 0xFFFFFFFF),
+    ],
+)
+def test_without_a_readable_orientation_images_are_taken_as_they_are(exif):
+    image = Image.fromarray(noise(2, 3))
+    image.info["exif"] = exif
+    np.testing.assert_array_equal(plain()(image), plain()(noise(2, 3)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -13,10 +12,11 @@ from evals.jobs.analysis.measure import Plan, measure
 from evals.jobs.analysis.page import render
 from evals.jobs.analysis.pictures import draw
 from evals.jobs.analysis.results import count_table, in_words, summarize
-from evals.jobs.evaluate.job import describe
 from evals.jobs.landmark_map import displayable, landmark_points
+from evals.jobs.opening import check_num_landmarks, describe, num_tokens_of, open_named
+from evals.jobs.settings import check_counts
 from evals.jobs.tables import headline
-from evals.running.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
+from evals.running.pretrained import Backbone
 from evals.running.workdir import claim_workdir, write_atomically
 from fna_jax import FNAConfig
 from fna_jax.config import parse_blocks
@@ -25,6 +25,7 @@ from models.registry import vision_config
 
 _SCENES = "digit scenes"
 _NUM_SCENES = 64
+_COUNTS = ("num_images", "batch_size", "max_sinks", "num_examples", "num_landmarks")
 _MOST_EXAMPLES = 16  # matplotlib takes a second for each
 
 
@@ -36,7 +37,7 @@ def analyze(config: ml_collections.ConfigDict, workdir) -> str:
         of a run with other settings.
     """
     check_settings(config)
-    backbone = open_backbone(config.model or str(EMBEDDED_MODEL), config.revision)
+    backbone = open_named(config)
     plan = make_plan(config, vision_config(backbone.model.config).encoder.depth)
     images = open_images(config)
     view = with_landmarks(backbone, images, config.num_landmarks)
@@ -63,9 +64,7 @@ def analyze(config: ml_collections.ConfigDict, workdir) -> str:
 
 def check_settings(config) -> None:
     """Raises ValueError for a setting that no model could be analysed with."""
-    for name in ("num_images", "batch_size", "max_sinks", "num_examples", "num_landmarks"):
-        if config[name] is not None and config[name] < 1:
-            raise ValueError(f"--config.{name} must be at least 1, got {config[name]}")
+    check_counts(config, _COUNTS)
     if config.num_examples > _MOST_EXAMPLES:
         raise ValueError(
             f"--config.num_examples={config.num_examples}: at most {_MOST_EXAMPLES} are drawn"
@@ -121,18 +120,8 @@ def with_landmarks(backbone: Backbone, images, num_landmarks) -> Backbone:
     Raises:
       ValueError: more landmarks than tokens of an image, or no image that opens.
     """
-    skipped = []
-    first = next(readers.batches(images, backbone.preprocess, 1, skipped=skipped), None)
-    if first is None:
-        raise ValueError(f"none of the {len(images)} images opens; the first: {skipped[0]}")
-    tower = models.vision_tower(backbone.model)
-    num_tokens = jax.eval_shape(tower.embed, first.images).shape[1]
-    if num_landmarks > num_tokens:
-        raise ValueError(
-            f"--config.num_landmarks={num_landmarks} is more than the {num_tokens} tokens of an "
-            "image; choose fewer"
-        )
-    depth = len(tower.encoder.blocks)
+    check_num_landmarks(num_landmarks, num_tokens_of(backbone, images))
+    depth = vision_config(backbone.model.config).encoder.depth
     return backbone.with_attention(FNAConfig(f"{depth // 2}:{depth}", num_landmarks, features="q"))
 
 

@@ -106,7 +106,7 @@ def write_report(results, workdir, *, landmarks) -> str:
 
 
 def plot_quality(rows, file):
-    """Accuracy and error against the number of landmarks, exact attention as a line."""
+    """Accuracy and error against the number of landmarks; exact, if measured, as a line."""
     panels = [h for h in (*ACCURACIES, "embedding error") if any(h in row for row in rows)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
     for axis, heading in zip(axes[0], panels):
@@ -119,8 +119,9 @@ def plot_quality(rows, file):
             spread = np.array([row[f"{heading} spread"] or 0 for row in mine])
             axis.plot(x, y, "o-", color=colour, label=f"FNA, {METHOD_NAMES[method]}")
             axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
-        if heading in rows[0]:
-            axis.axhline(rows[0][heading], color="#444444", linestyle="--", label="exact")
+        for row in rows:
+            if row["method"] == "exact" and heading in row:
+                axis.axhline(row[heading], color="#444444", linestyle="--", label="exact")
         sizes = sorted({row["num_landmarks"] for row in rows if row["num_landmarks"]})
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])

@@ -9,7 +9,7 @@ import numpy as np
 from evals.data import IGNORED, read_image
 from evals.data.datasets import open_data
 from evals.jobs.arms import METHOD_NAMES, make_arms
-from evals.jobs.evaluate.job import open_model_of
+from evals.jobs.opening import open_model_of
 from evals.running.embed import open_embedder
 from evals.running.workdir import save_figure
 from evals.tasks.segmentation.settings import Settings

@@ -6,13 +6,12 @@ import ml_collections
 
 import models
 from evals.data.datasets import open_data
-from evals.jobs.evaluate.job import describe
+from evals.jobs.opening import open_named, run_jobs
 from evals.jobs.settings import check_choice, check_data_settings
 from evals.jobs.strategies import Strategy
 from evals.running.devices import data_parallel, joined, over_batches
 from evals.running.embed import Embedder, open_embedder
-from evals.running.pretrained import EMBEDDED_MODEL, Pretrained, open_pretrained
-from evals.running.workdir import claim_workdir, run_points
+from evals.running.pretrained import Pretrained, open_pretrained
 from evals.tasks.retrieval import retrieval
 from evals.tasks.zero_shot import zero_shot
 from models.attends import relative_error
@@ -31,9 +30,8 @@ def evaluate_masking(config: ml_collections.ConfigDict, workdir) -> dict:
         of a run with other settings.
     """
     _check_settings(config)
-    pretrained = open_pretrained(config.model or str(EMBEDDED_MODEL), config.revision)
+    pretrained = open_named(config, open_pretrained)
     views = make_views(pretrained, config)
-    workdir = claim_workdir(config, workdir, model_sha256=pretrained.fingerprint())
     embedder = open_embedder(config, workdir)
     tasks = {
         "zero_shot": (zero_shot, open_data("labelled", config)),
@@ -46,7 +44,7 @@ def evaluate_masking(config: ml_collections.ConfigDict, workdir) -> dict:
         for task, (function, data) in tasks.items()
         if data is not None and (arm, task) != (PLAIN, "masking_effect")
     ]
-    return describe(pretrained, config) | {"points": run_points(jobs, workdir / "points")}
+    return run_jobs(jobs, pretrained, config, workdir)
 
 
 def make_views(pretrained: Pretrained, config) -> dict[str, Pretrained]:

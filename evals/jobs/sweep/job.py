@@ -6,20 +6,25 @@ import itertools
 import jax
 import ml_collections
 
-from evals.data import batches
 from evals.data.datasets import open_data
 from evals.jobs.arms import Arm, blocks_of
-from evals.jobs.evaluate.job import describe, open_model_of
-from evals.jobs.settings import check_choice, check_data_settings, check_tasks
-from evals.jobs.strategies import Strategy
+from evals.jobs.opening import (
+    check_num_landmarks,
+    first_batch,
+    num_tokens_of,
+    open_data_of,
+    open_model_of,
+    run_jobs,
+)
+from evals.jobs.settings import check_choice, check_counts, check_data_settings, check_tasks
+from evals.jobs.strategies import STRATEGIES, Strategy
 from evals.running.devices import data_parallel, own_slots
 from evals.running.embed import OUTPUTS, open_embedder
 from evals.running.timing import time_in_turns
-from evals.running.workdir import claim_workdir, run_points
-from evals.tasks.table import TASKS, jobs_of
+from evals.tasks.table import jobs_of
 from fna_jax import FNAConfig
 from fna_jax.config import parse_blocks
-from models.registry import vision_config, vision_tower
+from models.registry import vision_config
 
 DIMENSIONS = {  # of the grid: the field of `config.grid`, and what a table calls it
     "layers": "blocks",
@@ -51,13 +56,11 @@ def sweep(config: ml_collections.ConfigDict, workdir) -> dict:
     check_settings(config)
     backbone = open_model_of(config)
     arms = grid_arms(config, vision_config(backbone.model.config).encoder.depth)
-    left_out = check_arms(arms, backbone, open_data("images", config)[:1])
+    images = open_data("images", config)
+    left_out = check_arms(arms, backbone, images)
     settings = {name: described for name, (_, described) in arms.items() if name not in left_out}
     arms = [arms[name][0] for name in settings]
-    data = {kind: open_data(kind, config) for kind in {TASKS[name].data for name in config.tasks}}
-    images = open_data("images", config)
-    workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
-    embedder = open_embedder(config, workdir)
+    embedder, data = open_embedder(config, workdir), open_data_of(config)
     jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
     for size in dict.fromkeys(arm.image_size for arm in arms):
         alike = [arm for arm in arms if arm.image_size == size]
@@ -65,12 +68,8 @@ def sweep(config: ml_collections.ConfigDict, workdir) -> dict:
             speeds, alike, backbone, images, config.batch_size, config.repeats
         )
         jobs.append((f"{size or 'own'}-px", "speed", measure))
-    points = run_points(jobs, workdir / "points")
-    return describe(backbone, config) | {
-        "settings": settings,
-        "left_out": left_out,
-        "points": points,
-    }
+    results = run_jobs(jobs, backbone, config, workdir)
+    return results | {"settings": settings, "left_out": left_out}
 
 
 def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
@@ -116,18 +115,13 @@ def check_arms(arms, backbone, images) -> dict[str, str]:
       ValueError: settings that the model cannot run with any masking.
     """
     left_out, num_tokens = {}, {}
-    tower = vision_tower(backbone.model)
     for name, (arm, _) in arms.items():
         plain = Arm(arm.fna, arm.seed, arm.image_size).view(backbone)
-        if arm.image_size not in num_tokens:
-            first = next(batches(images, plain.preprocess, 1))
-            num_tokens[arm.image_size] = jax.eval_shape(tower.embed, first.images).shape[1]
-        most = num_tokens[arm.image_size]
-        if arm.fna is not None and arm.fna.num_landmarks > most:
-            raise ValueError(
-                f"num_landmarks={arm.fna.num_landmarks} is more than the {most} tokens of an image"
-                + (f" of {arm.image_size} pixels" if arm.image_size else "")
-            )
+        if (size := arm.image_size) not in num_tokens:
+            num_tokens[size] = num_tokens_of(plain, images)
+        if arm.fna is not None:
+            of = f"an image of {size} pixels" if size else "an image"
+            check_num_landmarks(arm.fna.num_landmarks, num_tokens[size], of=of)
         if arm.strategy is not None:
             arm.strategy.view(backbone)  # without FNA it must be possible
         try:
@@ -143,7 +137,7 @@ def speeds(arms, backbone, images, batch_size, repeats) -> dict:
     `speedup` is over the exact arm among them without masking, the median over rounds.
     """
     preprocess = arms[0].view(backbone).preprocess
-    batch = next(batches(images[:batch_size], preprocess, min(batch_size, len(images)))).images
+    batch = first_batch(images, preprocess, min(batch_size, len(images))).images
     runs = {}
     for arm in arms:
         run = data_parallel(OUTPUTS["pooled"], arm.view(backbone).model)
@@ -164,8 +158,8 @@ def check_settings(config) -> None:
     """Raises ValueError for a number out of range, a repetition, or a setting nothing would use."""
     check_tasks(config.tasks)
     check_data_settings(config)
-    if config.repeats < 1:
-        raise ValueError(f"--config.repeats must be at least 1, got {config.repeats}")
+    check_counts(config, ["repeats"])
+    Strategy(next(iter(STRATEGIES)), **config.masking)  # whose settings are checked, if used or not
     for name in DIMENSIONS:
         if not isinstance(config.grid[name], tuple | list):
             raise ValueError(

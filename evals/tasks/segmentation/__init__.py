@@ -1,5 +1,5 @@
 """Semantic segmentation with a linear head on frozen patch tokens."""
 
-from evals.tasks.segmentation.task import segmentation
+from evals.tasks.segmentation.task import check_segmentation, segmentation
 
-__all__ = ["segmentation"]
+__all__ = ["check_segmentation", "segmentation"]

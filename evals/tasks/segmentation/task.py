@@ -55,6 +55,11 @@ def segmentation(backbone, data: Split, embedder: Embedder, *, rng=None, **setti
     }
 
 
+def check_segmentation(backbone, **settings) -> None:
+    """Raises ValueError for settings out of range, or not for this model."""
+    Settings(**settings).sliding(backbone)
+
+
 def logits_of(backbone, head, settings):
     """A function of windows `[B, s, s, 3]` and a key that gives logits `[B, h, w, K]`."""
     features = data_parallel(PatchFeatures(settings.layers), backbone.model)

@@ -119,10 +119,11 @@ def test_images_without_size_of_their_label_map_are_refused(tmp_path):
         read_label_map(data, 0)
 
 
-def test_size_is_that_of_the_image_as_shown(tmp_path):
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_size_is_that_of_the_image_as_shown(tmp_path, kind):
     data, exif = segmented(tmp_path, np.zeros((3, 2))), Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (3, 2)).save(data.images[0], exif=exif)
+    Image.new("RGB", (3, 2)).save(data.images[0], kind, exif=exif)
     assert read_label_map(data, 0).shape == (3, 2)
 
 

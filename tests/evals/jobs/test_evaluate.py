@@ -13,6 +13,7 @@ from PIL import Image
 import models
 from evals.data.datasets import open_data
 from evals.jobs.arms import make_arms
+from evals.jobs.evaluate import report
 from evals.jobs.evaluate.job import evaluate, landmark_examples
 from evals.jobs.evaluate.report import format_table, table_rows, write_report
 from evals.jobs.landmark_map import landmark_points
@@ -154,6 +155,26 @@ def test_report_files_hold_the_table(finished):
     for name in ("quality.png", "landmarks.png"):
         with Image.open(workdir / name) as image:
             assert min(image.size) > 200 and len(np.unique(image)) > 20
+
+
+def test_exact_is_a_line_only_where_it_was_measured(finished, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_save", lambda figure, file: figures.append(figure))
+
+    def exact_lines():
+        """By panel, the heights of lines called exact."""
+        report.plot_quality(rows, "quality.png")
+        panels = {axis.get_title(): axis.lines for axis in figures.pop().axes}
+        return {
+            title: [line.get_ydata()[0] for line in lines if line.get_label() == "exact"]
+            for title, lines in panels.items()
+        }
+
+    rows = table_rows(finished[1])
+    expected = {name: [rows[0][name]] for name in rows[0] if name in report.ACCURACIES}
+    assert exact_lines() == expected | {"embedding error": []}
+    rows = [row for row in rows if row["method"] != "exact"]  # as with --config.tasks=fidelity
+    assert not any(exact_lines().values())
 
 
 def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):

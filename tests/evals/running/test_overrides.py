@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 
+import ml_collections
 import pytest
 
 import configs
@@ -17,7 +18,7 @@ BAD = {  # texts that a type does not take
     object: [True, False],
 }
 ODD = ["a", "", "3", "-1", "1.5", "true", "None", "(", "()", "(1,", "(1, 'a')", "{}", "{1: 2}"]
-ODD += ["[[1]]", "('a', None)", "a,b", "=", "é'\"", "(" * 300, True, False]
+ODD += ["[[1]]", "('a', None)", "a,b", "=", "é'\"", "'\\d'", "1if 2else 3", "(" * 300, True, False]
 
 
 def fields(config, prefix=""):
@@ -154,6 +155,13 @@ def test_a_mistyped_field_is_named_with_the_likely_one(typed, likely):
 def test_a_value_is_read_as_its_field_holds_it(name, arguments, field, value):
     config = overridden(name, *arguments)
     assert {one: found for one, found, _ in fields(config)}[field] == value
+
+
+def test_what_no_argument_can_say_is_left_to_the_file():
+    config = ml_collections.ConfigDict({"pairs": ((1, 2), (3, 4)), "names": ["a"]})
+    for field in config:
+        with pytest.raises(ValueError, match=f"^--config.{field} must be set in the config's file"):
+            apply_overrides(config, [Override(field, "1")])
 
 
 def test_nothing_is_set_where_one_is_refused():

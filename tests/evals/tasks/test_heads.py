@@ -6,16 +6,17 @@ import types
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import models
 from configs import classify
-from evals.data import LabelledImages, Split
+from evals.data import LabelledImages, Split, image_folder, read_image
 from evals.jobs.arms import Arm
 from evals.running.embed import Embedded, Embedder, unit
-from evals.running.pretrained import Backbone
+from evals.running.pretrained import Backbone, open_backbone
 from evals.tasks import neighbours
 from evals.tasks.classifier import classifier
 from evals.tasks.linear_probe import fit, linear_probe
@@ -25,6 +26,7 @@ from fna_jax import FNAConfig
 from models import clip
 from models.registry import abstract_model
 from tests.conftest import rel_max_error
+from training.companions import write_companions
 
 
 @pytest.mark.parametrize("blocks", [(5, 9), (2048, 4096)])
@@ -151,6 +153,53 @@ def test_the_own_head_classifies_with_fna():
         labels = (logits.argmax(axis=1) + shift) % 3
         record = classifier(view, dataclasses.replace(data, labels=labels), Embedder(4))
         assert record["top1"] == accuracy
+
+
+class OutputsOfPixels:
+    """Instead of an embedder: the logits of a model that sees in an image which output it is."""
+
+    def images(self, backbone, images, *, output, rng=None):
+        assert output == "logits"
+        seen = [read_image(image, np.asarray)[0, 0, 0] for image in images]
+        logits = np.eye(backbone.model.config.num_classes, dtype=np.float32)[seen]
+        return Embedded(logits, np.arange(len(images)), 0.0, 1.0, num_unreadable=0)
+
+
+ANIMALS = ["zebra", "cat", "ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+
+
+@pytest.mark.parametrize(
+    "folders, labels, lines",
+    [
+        ([str(k) for k in range(12)], None, None),
+        ([f"{k:03}" for k in range(12)], None, ANIMALS),
+        (ANIMALS, ANIMALS, None),
+        ([str(11 - k) for k in range(12)], ANIMALS, ANIMALS[::-1]),
+    ],
+)
+def test_a_head_that_is_right_about_folders_gets_all_right(tmp_path, folders, labels, lines):
+    for output, name in enumerate(folders):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        pixel = np.full((1, 1, 3), output, np.uint8)
+        Image.fromarray(pixel).save(tmp_path / "data" / name / "1.png")
+    names = None if lines is None else tmp_path / "names.txt"
+    if names is not None:
+        names.write_text("\n".join(lines))
+    data = image_folder(tmp_path / "data", templates=("{}",), class_names=names)
+    config = types.SimpleNamespace(num_classes=12)
+    model = types.SimpleNamespace(config=config, classify=None)
+    record = classifier(Backbone("m", model, None, labels=labels), data, OutputsOfPixels())
+    assert record["top1"] == 100 and list(record["per_class"]) == (labels or lines or folders)
+
+
+def test_a_backbone_has_the_labels_beside_its_weights(tmp_path):
+    (tmp_path / "labels.json").write_text('["dark", "grey", "light"]')
+    companions = [*write_companions(tmp_path), tmp_path / "labels.json"]
+    models.save(with_head("vit-b-16", 3).model, tmp_path / "model", companions=companions)
+    assert open_backbone(tmp_path / "model").labels == ("dark", "grey", "light")
+    (tmp_path / "model" / "labels.json").write_text('["dark", 3]')
+    with pytest.raises(ValueError, match=r"labels\.json' must hold a list of names"):
+        open_backbone(tmp_path / "model")
 
 
 @pytest.mark.parametrize("num_classes, message", [(0, "no classifier"), (4, "4 classes.*have 3")])
