@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fna_jax import Landmarks, farthest_point_sampling, select_landmarks
+from fna_jax.landmarks import METHODS
 from tests.conftest import REFERENCES
 
 GOLDEN = np.load(REFERENCES / "fna_core.npz")
@@ -167,7 +168,7 @@ def test_guarantee_and_exclude(guaranteed, excluded):
         )
 
 
-@pytest.mark.parametrize("method", ["fps", "random"])
+@pytest.mark.parametrize("method", METHODS)
 def test_rows_of_a_batch_may_differ_in_what_is_available(method):
     exclude = np.arange(30) >= np.array([30, 5, 0])[:, None]  # 30, 5 and no eligible tokens
     guarantee = np.zeros((3, 30), bool)
@@ -213,7 +214,7 @@ def test_select_under_vmap_and_eager_is_the_batched_call():
     np.testing.assert_array_equal(slots(eager), batched)
 
 
-@pytest.mark.parametrize("method", ["fps", "random"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_token_a_landmark(method):
     rng = jax.random.key(0) if method == "random" else None
     landmarks = select(points(batch=(3,)), 30, method=method, rng=rng)

@@ -93,11 +93,12 @@ def test_bfloat16_is_close_to_float32(clip, param_dtype):
     half = with_settings(clip, dtype="bfloat16", param_dtype=param_dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(half))} == {param_dtype}
     image, text = encode_image(half, IMAGES), encode_text(half, token_ids())
-    assert image.dtype == text.dtype == forward(half, IMAGES).tokens.dtype == jnp.bfloat16
+    dtype = lambda model: nnx.eval_shape(lambda model: model(IMAGES).tokens, model).dtype
+    assert image.dtype == text.dtype == dtype(half) == jnp.bfloat16
     # bfloat16 has 8 bits of mantissa; measured: 9e-3.
     assert rel_max_error(image, encode_image(clip, IMAGES)) < 0.05
     assert rel_max_error(text, encode_text(clip, token_ids())) < 0.05
-    assert encode_image(models.with_attention(half, FNA), IMAGES).dtype == jnp.bfloat16
+    assert dtype(models.with_attention(half, FNA)) == jnp.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -135,7 +136,7 @@ def test_a_view_shares_the_weights_and_leaves_the_model_exact(clip):
     "features, resample", [("input", False), ("q", True), ("k", False), ("v", False)]
 )
 def test_every_token_a_landmark_is_the_exact_model(clip, features, resample):
-    fna = FNAConfig("1:4", 65, features=features, resample=resample, inverse_steps=20)
+    fna = FNAConfig("2:4", 65, features=features, resample=resample, inverse_steps=20)
     view = models.with_attention(clip, fna)
     # The float32 inverse of a nearly singular 65 × 65 kernel; measured: 1.5e-5 to 2.7e-5.
     assert rel_max_error(encode_image(view, IMAGES), encode_image(clip, IMAGES)) < 2e-4

@@ -1,11 +1,13 @@
 """Learned positions on other grids, tokens in front."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models.embeddings import POSITION_RESIZES, prepend, resize_positions
 
+resize = jax.jit(resize_positions, static_argnames=("grid", "learned", "rule", "num_prefix"))
 RULES = pytest.mark.parametrize("rule", POSITION_RESIZES)
 
 
@@ -13,14 +15,14 @@ RULES = pytest.mark.parametrize("rule", POSITION_RESIZES)
 def test_positions_at_the_native_grid_are_untouched(rule):
     positions = jnp.asarray(np.random.default_rng(0).standard_normal((64, 32)), jnp.float32)
     assert resize_positions(positions, (8, 8), learned=(8, 8), rule=rule, num_prefix=0) is positions
-    resized = resize_positions(jnp.ones((64, 32)), (5, 11), learned=(8, 8), rule=rule, num_prefix=0)
+    resized = resize(jnp.ones((64, 32)), (5, 11), learned=(8, 8), rule=rule, num_prefix=0)
     np.testing.assert_allclose(resized, np.ones((55, 32)), rtol=1e-6)  # weights sum to one
 
 
 @RULES
 def test_resized_positions_keep_rows_and_columns_apart(rule):
     down = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], (8, 8, 1)).reshape(64, 1)
-    resized = resize_positions(down, (16, 6), learned=(8, 8), rule=rule, num_prefix=0)
+    resized = resize(down, (16, 6), learned=(8, 8), rule=rule, num_prefix=0)
     resized = np.asarray(resized).reshape(16, 6)
     np.testing.assert_allclose(resized, resized[:, :1] * np.ones(6), rtol=1e-6)
     assert (np.diff(resized[1:-1, 0]) > 0).all()  # bicubic may overshoot at the border
@@ -39,7 +41,7 @@ def test_a_learned_grid_need_not_be_square(rule):
 @RULES
 def test_positions_of_tokens_in_front_stay(rule):
     positions = jnp.asarray(np.random.default_rng(0).standard_normal((2 + 16, 8)), jnp.float32)
-    resized = resize_positions(positions, (3, 7), learned=(4, 4), rule=rule, num_prefix=2)
+    resized = resize(positions, (3, 7), learned=(4, 4), rule=rule, num_prefix=2)
     assert resized.shape == (2 + 21, 8)
     np.testing.assert_array_equal(resized[:2], positions[:2])
 
@@ -47,7 +49,7 @@ def test_positions_of_tokens_in_front_stay(rule):
 def test_the_rules_differ():
     positions = jnp.asarray(np.random.default_rng(0).standard_normal((64, 8)), jnp.float32)
     resized = [
-        resize_positions(positions, (5, 6), learned=(8, 8), rule=rule, num_prefix=0)
+        resize(positions, (5, 6), learned=(8, 8), rule=rule, num_prefix=0)
         for rule in POSITION_RESIZES
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):

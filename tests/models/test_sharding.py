@@ -1,5 +1,6 @@
 """Weights restored onto a mesh of eight simulated devices, in a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -68,14 +69,11 @@ def saved(clip, tmp_path_factory):
 def test_weights_go_where_the_readme_sends_them(saved):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (example,) = (block for block in blocks if "sharding=" in block)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(saved), example],
         cwd=ROOT,
-        env={
-            "PATH": "",
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
