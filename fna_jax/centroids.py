@@ -82,14 +82,11 @@ def centroid_attention(
     Raises:
       ValueError: shapes or dtypes that do not fit.
     """
-    inputs = _checked(query, key, value, clusters, scale, key_mask)
+    inputs = checked_inputs(query, key, value, clusters, scale, key_mask)
     if windows is not None:
         _check_windows(windows, query)
         return _near_and_far(*inputs, windows=windows, residual=residual)
-    query, _, _, clusters, scale, _ = inputs
-    key, value, log_mass, lacking = _means_and_residual(*inputs, residual=residual)
-    out = softmax_attention(query, key, value, scale=scale, log_mass=log_mass)
-    return out if lacking is None else out + _spread(lacking, clusters)
+    return through_means(*inputs, residual=residual)
 
 
 def centroid_key_value(query, key, value, clusters, *, scale=None, key_mask=None):
@@ -98,27 +95,42 @@ def centroid_key_value(query, key, value, clusters, *, scale=None, key_mask=None
     `softmax(c q keyᵀ + log_mass) value`, plus the residual of the token's cluster, is
     `centroid_attention` without windows, whose arguments and errors these are.
     """
-    inputs = _checked(query, key, value, clusters, scale, key_mask)
+    inputs = checked_inputs(query, key, value, clusters, scale, key_mask)
     return CentroidKeyValue(*_means_and_residual(*inputs, residual=True))
 
 
-def _means_and_residual(query, key, value, clusters, scale, real, *, residual):
-    """K̄ and V̄ `[*B, S, K, D]`, log m `[*B, S]`, and R `[*B, S, H, D]` or None."""
-    mean_key, masses = _token_means(key, clusters)
-    mean_value, _ = _token_means(value, clusters)
+def through_means(query, key, value, clusters, scale, real, *, residual, **over):
+    """Centroid attention of `checked_inputs` without a near field, `[*B, N, H, D]`."""
+    inputs = query, key, value, clusters, scale, real
+    key, value, log_mass, lacking = _means_and_residual(*inputs, residual=residual, **over)
+    out = softmax_attention(query, key, value, scale=scale, log_mass=log_mass)
+    return out if lacking is None else out + _spread(lacking, clusters)
+
+
+def _means_and_residual(
+    query, key, value, clusters, scale, real, *, residual, exact=softmax_attention, axis_name=None
+):
+    """K̄ and V̄ `[*B, S, K, D]`, log m `[*B, S]`, and R `[*B, S, H, D]` or None.
+
+    Where tokens are split over the mesh axis `axis_name`, `exact` attends to those of all devices.
+    """
+    states = (key, value, query) if residual else (key, value)
+    (mean_key, mean_value, *of_query), masses = _token_means(clusters, *states, axis_name=axis_name)
     log_mass = jnp.log(masses)
     if not residual:
         return mean_key, mean_value, log_mass, None
-    mean_query, _ = _token_means(query, clusters)
-    exact = softmax_attention(mean_query, key, value, scale=scale, key_mask=real)
+    (mean_query,) = of_query
     cheap = softmax_attention(mean_query, mean_key, mean_value, scale=scale, log_mass=log_mass)
-    return mean_key, mean_value, log_mass, exact - cheap
+    lacking = exact(mean_query, key, value, scale=scale, key_mask=real) - cheap
+    return mean_key, mean_value, log_mass, lacking.astype(value.dtype)
 
 
-def _token_means(x, clusters):
-    """Means of x `[*B, N, H, D]` by cluster, `[*B, S, H, D]` in its dtype, and their masses."""
-    means, masses = cluster_means(x.reshape(*x.shape[:-2], -1), clusters)
-    return means.reshape(*means.shape[:-1], *x.shape[-2:]).astype(x.dtype), masses
+def _token_means(clusters, *states, axis_name=None):
+    """Means of states `[*B, N, H, D]` by cluster, `[*B, S, H, D]` in their dtypes, and masses."""
+    joined = [x.reshape(*x.shape[:-2], -1) for x in states]
+    means, masses = cluster_means(clusters, *joined, axis_name=axis_name)
+    of_heads = lambda mean, x: mean.reshape(*mean.shape[:-1], *x.shape[-2:]).astype(x.dtype)
+    return [of_heads(mean, x) for mean, x in zip(means, states)], masses
 
 
 def _spread(x, clusters):
@@ -135,8 +147,7 @@ def _near_and_far(query, key, value, clusters, scale, real, *, windows, residual
     of_windows = lambda x: windows.split(x[:, prefix:])
 
     # Prefix tokens are near to all: further keys beside the means of the clusters.
-    mean_key, masses = _token_means(key, clusters)
-    mean_value, _ = _token_means(value, clusters)
+    (mean_key, mean_value), masses = _token_means(clusters, key, value)
     far_key = jnp.concatenate([key[:, :prefix], mean_key], axis=1)  # [B, P + S, K, D]
     far_value = jnp.concatenate([value[:, :prefix], mean_value], axis=1)
     left = masses[:, None] - _near_counts(clusters.one_hot(jnp.float32), windows)
@@ -229,7 +240,7 @@ def _window_attention(query, key, value, present, far_key, far_value, far_mass, 
     return jnp.swapaxes(out, 3, 4).reshape(*out.shape[:3], -1, out.shape[-1])
 
 
-def _checked(query, key, value, clusters, scale, key_mask):
+def checked_inputs(query, key, value, clusters, scale, key_mask):
     """The inputs, fit together: padding is zero and in no cluster; and which tokens are real."""
     check_qkv(query, key, value)
     if query.shape[-3] != key.shape[-3]:

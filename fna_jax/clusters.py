@@ -55,24 +55,11 @@ def assign_clusters(features, landmarks, *, key_mask=None, num_prefix=0) -> Clus
     Raises:
       ValueError: shapes or dtypes that do not fit, or a prefix that leaves no cluster to the rest.
     """
-    features, key_mask = _checked(features, key_mask)
-    if not isinstance(landmarks, Landmarks):
-        landmarks = Landmarks.from_indices(landmarks)
-    if landmarks.indices.shape[:-1] != features.shape[:-2]:
-        raise ValueError(
-            f"landmarks must be {[*features.shape[:-2], 'S']} for features of shape "
-            f"{features.shape}, got {landmarks.indices.shape}"
-        )
-    num_clusters = landmarks.indices.shape[-1]
-    if not 0 <= num_prefix < max(num_clusters, 1):
-        raise ValueError(
-            f"num_prefix must lie in 0..{num_clusters - 1}, so that one of the {num_clusters} "
-            f"clusters is left to the other tokens, got {num_prefix}"
-        )
+    features, landmarks, key_mask = checked_landmarks(features, landmarks, key_mask, num_prefix)
     landmarks = landmarks.among(key_mask)
     centers = jnp.take_along_axis(features, landmarks.indices[..., None], axis=-2)
-    assignment = _nearest(features, centers, landmarks.valid, num_prefix)
-    return Clusters(assignment, num_clusters, num_prefix).among(key_mask)
+    assignment = nearest_center(features, centers, landmarks.valid, num_prefix)
+    return Clusters(assignment, centers.shape[-2], num_prefix).among(key_mask)
 
 
 def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
@@ -89,6 +76,11 @@ def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
     Raises:
       ValueError: shapes or dtypes that do not fit, or a negative number of steps.
     """
+    return lloyd_steps(features, clusters, steps, key_mask)
+
+
+def lloyd_steps(features, clusters, steps, key_mask, *, axis_name=None) -> Clusters:
+    """`kmeans_clusters`; the tokens may be split over a mesh axis, as in `fna_jax.sharded`."""
     features, key_mask = _checked(features, key_mask)
     if clusters.assignment.shape != features.shape[:-1]:
         raise ValueError(
@@ -100,34 +92,51 @@ def kmeans_clusters(features, clusters, *, steps=2, key_mask=None) -> Clusters:
     clusters = clusters.among(key_mask)
     real = clusters.assignment >= 0
     for _ in range(steps):
-        centers, masses = cluster_means(features, clusters)
-        assignment = _nearest(features, centers, masses > 0, clusters.num_prefix)
+        (centers,), masses = cluster_means(clusters, features, axis_name=axis_name)
+        prefix = clusters.num_prefix
+        assignment = nearest_center(features, centers, masses > 0, prefix, axis_name=axis_name)
         clusters = dataclasses.replace(clusters, assignment=assignment).among(real)
     return clusters
 
 
-def cluster_means(features, clusters):
-    """The mean of each cluster's features, float32 `[*B, S, C]`, and its mass, `[*B, S]`.
+def cluster_means(clusters, *features, axis_name=None):
+    """The means of each cluster's features, and the clusters' masses, float32 `[*B, S]`.
 
     The mean of a cluster without tokens is zero.
+
+    Args:
+      clusters: `[*B, N]`.
+      *features: arrays `[*B, N, C]`, each with means float32 `[*B, S, C]`.
+      axis_name: the mesh axis that the tokens are split over, if they are.
     """
-    # 0 and 1 are exact in any dtype, and sums are float32: only float32 features need precision.
-    one_hot = clusters.one_hot(features.dtype)
-    masses = jnp.sum(one_hot, axis=-2, dtype=jnp.float32)
-    sums = jnp.einsum(
-        "...ns,...nc->...sc",
-        one_hot,
-        features,
-        precision=_HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    return sums / jnp.maximum(masses, 1)[..., None], masses
+
+    def sums(features):
+        # 0 and 1 are exact in any dtype, and sums are float32: only float32 needs precision.
+        return jnp.einsum(
+            "...ns,...nc->...sc",
+            clusters.one_hot(features.dtype),
+            features,
+            precision=_HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    masses = jnp.sum(clusters.one_hot(features[0].dtype), axis=-2, dtype=jnp.float32)
+    totals = [sums(some) for some in features], masses
+    totals, masses = totals if axis_name is None else jax.lax.psum(totals, axis_name)
+    return [total / jnp.maximum(masses, 1)[..., None] for total in totals], masses
 
 
-def _nearest(features, centers, taken, num_prefix):
+def nearest_center(features, centers, taken, num_prefix, *, axis_name=None):
     """The nearest of the centers that are `taken` and not the prefix's, int32 `[*B, N]`.
 
     The prefix is each in its own. -1 where there is none.
+
+    Args:
+      features: `[*B, N, C]`.
+      centers: `[*B, S, C]`.
+      taken: bool `[*B, S]`.
+      num_prefix: so many tokens in front have the centers of their own number.
+      axis_name: the mesh axis that the tokens are split over, if they are.
     """
     # |x − c|² without |x|². Both are measured from the centers' mean: from far away, differences
     # would be lost in rounding.
@@ -142,7 +151,29 @@ def _nearest(features, centers, taken, num_prefix):
     distances = jnp.where(taken[..., None, :], distances, jnp.inf)
     nearest = jnp.argmin(distances, axis=-1).astype(jnp.int32)
     nearest = jnp.where(jnp.any(taken, axis=-1, keepdims=True), nearest, -1)
-    return jnp.where(numbers(nearest) < num_prefix, numbers(nearest), nearest)
+    positions = numbers(nearest)
+    if axis_name is not None:
+        positions += jax.lax.axis_index(axis_name) * nearest.shape[-1]
+    return jnp.where(positions < num_prefix, positions, nearest)
+
+
+def checked_landmarks(features, landmarks, key_mask, num_prefix):
+    """Features and mask as `_checked`, and `Landmarks` that fit them and leave room to the rest."""
+    features, key_mask = _checked(features, key_mask)
+    if not isinstance(landmarks, Landmarks):
+        landmarks = Landmarks.from_indices(landmarks)
+    if landmarks.indices.shape[:-1] != features.shape[:-2]:
+        raise ValueError(
+            f"landmarks must be {[*features.shape[:-2], 'S']} for features of shape "
+            f"{features.shape}, got {landmarks.indices.shape}"
+        )
+    num_clusters = landmarks.indices.shape[-1]
+    if not 0 <= num_prefix < max(num_clusters, 1):
+        raise ValueError(
+            f"num_prefix must lie in 0..{num_clusters - 1}, so that one of the {num_clusters} "
+            f"clusters is left to the other tokens, got {num_prefix}"
+        )
+    return features, landmarks, key_mask
 
 
 def _checked(features, key_mask):

@@ -1,4 +1,4 @@
-"""FNA of one very long sequence, its tokens split over the devices of a mesh axis.
+"""FNA or centroid attention of one long sequence, its tokens split over devices of a mesh axis.
 
 The functions run inside `jax.shard_map`, on each device's part of the tokens: n of them, in order,
 so that token i of device p is token `p n + i`. What they communicate does not grow with n::
@@ -13,17 +13,23 @@ so that token i of device p is token `p n + i`. What they communicate does not g
         landmarks = select_landmarks(query.mean(axis=-2), 64, axis_name="tokens")
         return fast_nystrom_attention(query, key, value, landmarks, axis_name="tokens")
 
-A sequence that does not divide is filled up, and the filling marked in `key_mask` and `exclude`.
+Centroid attention takes `assign_clusters(key.mean(axis=-2), landmarks, axis_name="tokens")` in
+place of the landmarks. A sequence that does not divide is filled up, and the filling marked in
+`key_mask` and `exclude`.
 
 Shape letters: B batch, n tokens of this device, P devices, S landmarks, H heads, K key and value
 heads (a divisor of H), D head dimension, C features of a token.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from fna_jax.carries import per_token
+from fna_jax.centroids import checked_inputs, through_means
 from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
+from fna_jax.clusters import Clusters, checked_landmarks, lloyd_steps, nearest_center
 from fna_jax.landmarks import Landmarks, checked_count, checked_mask
 from fna_jax.nystrom import landmark_kernel, newton_schulz_inverse
 from fna_jax.softmax import softmax_attention
@@ -93,15 +99,14 @@ def fast_nystrom_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
 
-    # Padding is no landmark: a gathered 1 stands for a real token.
-    real = jnp.ones(key.shape[:-2], bool) if key_mask is None else key_mask
     take = lambda x: _take_tokens(x, landmarks.indices, axis_name)
     landmark_query, landmark_key = take(query), spread_heads(take(key), query.shape[-2])
-    valid = landmarks.valid & (take(real[..., None, None].astype(jnp.int32))[..., 0, 0] > 0)
+    valid = _real_landmarks(landmarks, key_mask, key.shape[:-2], axis_name)
 
     kernel = landmark_kernel(landmark_query, landmark_key, valid, scale)  # A, on every device
     inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
-    summary = _summary(landmark_query, key, value, scale, key_mask, axis_name)  # BV
+    of_keys = dict(scale=scale, key_mask=key_mask, axis_name=axis_name)
+    summary = _summary(landmark_query, key, value, **of_keys)  # BV
     summary = jnp.where(valid[..., None, None], summary, 0)
     landmark_value = jnp.einsum("...hij,...jhd->...ihd", inverse, summary, precision=_HIGHEST)
     return softmax_attention(
@@ -109,7 +114,71 @@ def fast_nystrom_attention(
     )
 
 
-def _summary(landmark_query, key, value, scale, key_mask, axis_name):
+def assign_clusters(features, landmarks, *, axis_name, key_mask=None, num_prefix=0) -> Clusters:
+    """This device's part of `fna_jax.assign_clusters`: the clusters of its n tokens.
+
+    Communicated are the landmarks' features.
+
+    Args:
+      features: `[*B, n, C]`, what distances are measured on.
+      landmarks: `Landmarks` or integers, positions among all tokens, the same on all devices.
+      axis_name: the mesh axis.
+      key_mask: bool `[*B, n]`, True on real tokens; padding is in no cluster.
+      num_prefix: so many of all tokens, in front, are alone in their clusters.
+
+    Raises:
+      ValueError: as in `fna_jax.assign_clusters`.
+    """
+    features, landmarks, key_mask = checked_landmarks(features, landmarks, key_mask, num_prefix)
+    valid = _real_landmarks(landmarks, key_mask, features.shape[:-1], axis_name)
+    centers = _take_tokens(features[..., None], landmarks.indices, axis_name)[..., 0]
+    assignment = nearest_center(features, centers, valid, num_prefix, axis_name=axis_name)
+    return Clusters(assignment, centers.shape[-2], num_prefix).among(key_mask)
+
+
+def kmeans_clusters(features, clusters, *, axis_name, steps=2, key_mask=None) -> Clusters:
+    """This device's part of `fna_jax.kmeans_clusters`: the clusters of its n tokens.
+
+    Communicated are, in each step, the sums of the clusters' features and their masses.
+
+    Args:
+      features: `[*B, n, C]`, what distances are measured on.
+      clusters: of this device's tokens `[*B, n]`, where to start.
+      axis_name: the mesh axis.
+      steps, key_mask: as in `fna_jax.kmeans_clusters`.
+
+    Raises:
+      ValueError: as in `fna_jax.kmeans_clusters`.
+    """
+    return lloyd_steps(features, clusters, steps, key_mask, axis_name=axis_name)
+
+
+def centroid_attention(
+    query, key, value, clusters, *, axis_name, residual=True, scale=None, key_mask=None
+):
+    """This device's part of `fna_jax.centroid_attention`, `[*B, n, H, D]`.
+
+    There is no near field: a window's neighbours may lie on another device. Communicated are the
+    sums of the clusters' queries, keys and values with their masses, and the sums of the mean
+    queries' exact attention with their softmax's maximum and denominator.
+
+    Args:
+      query: `[*B, n, H, D]`.
+      key, value: `[*B, n, K, D]`.
+      clusters: `Clusters` of this device's tokens, of `assign_clusters` or `kmeans_clusters`.
+      axis_name: the mesh axis.
+      key_mask: bool `[*B, n]`, as in `fna_jax.centroid_attention`.
+      residual, scale: as there.
+
+    Raises:
+      ValueError: shapes or dtypes that do not fit.
+    """
+    inputs = checked_inputs(query, key, value, clusters, scale, key_mask)
+    exact = functools.partial(_summary, axis_name=axis_name)
+    return through_means(*inputs, residual=residual, exact=exact, axis_name=axis_name)
+
+
+def _summary(landmark_query, key, value, *, scale, key_mask, axis_name):
     """`softmax(c Qs Kᵀ) V` over the keys of all devices, at least float32, `[*B, S, H, D]`.
 
     Head by head, so that few logits are held at a time; one log-sum-exp reduction for all heads.
@@ -173,6 +242,13 @@ def _put_first(guarantee, samples, axis_name):
     # Slot j holds guaranteed token j, or sample j - (number of guaranteed tokens).
     shift = jnp.arange(num_landmarks) - jnp.sum(first < beyond)
     return jnp.where(first < beyond, first, samples[jnp.maximum(shift, 0)]).astype(jnp.int32)
+
+
+def _real_landmarks(landmarks, key_mask, shape, axis_name):
+    """Which landmarks are valid and no padding, bool `[*B, S]`; the tokens here are `[*B, n]`."""
+    real = jnp.ones(shape, jnp.int32) if key_mask is None else key_mask.astype(jnp.int32)
+    taken = _take_tokens(real[..., None, None], landmarks.indices, axis_name)[..., 0, 0]
+    return landmarks.valid & (taken > 0)
 
 
 def _take_tokens(x, indices, axis_name):
