@@ -49,7 +49,7 @@ def count(num_tokens, num_landmarks, num_devices) -> dict:
         "communicated_mb": round(megabytes("nystrom"), 2) if num_devices > 1 else 0,
         "messages": s + 5 if num_devices > 1 else 0,
         "centroid_mb": round(megabytes("centroid"), 2) if num_devices > 1 else 0,
-        "centroid_messages": s + 5 if num_devices > 1 else 0,
+        "centroid_messages": s + 6 if num_devices > 1 else 0,
     }
 
 

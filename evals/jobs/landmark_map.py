@@ -1,4 +1,4 @@
-"""Where the landmarks lie in an image."""
+"""Where the landmarks and the clusters lie in an image."""
 
 import functools
 
@@ -6,13 +6,15 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fna_jax import Clusters
 from models.registry import vision_config, vision_tower
 
 
 def landmark_points(backbone, images, *, rng=None) -> list[np.ndarray]:
     """Centres of the landmark patches of each image, pixels `(y, x)`: M arrays `[S', 2]`.
 
-    A class token and registers have no place in the image and are left out: S' is at most S.
+    A class token and registers have no place in the image and are left out: S' is at most S. Where
+    the model runs centroid attention, a point is the middle of the patches of one cluster.
 
     Args:
       backbone: a model that runs FNA; with shared landmarks they are those of its first layer.
@@ -23,12 +25,30 @@ def landmark_points(backbone, images, *, rng=None) -> list[np.ndarray]:
     patch_size = vision_config(backbone.model.config).patch_size
     num_prefix = vision_tower(backbone.model).num_prefix
     columns = images.shape[2] // patch_size
-    points = []
-    for indices, valid in zip(*jax.device_get((landmarks.indices, landmarks.valid))):
-        patches = indices[valid & (indices >= num_prefix)] - num_prefix
-        grid = np.stack(np.divmod(patches, columns), axis=-1)
-        points.append((grid + 0.5) * patch_size)
-    return points
+    place = lambda patches: (np.stack(np.divmod(patches, columns), axis=-1) + 0.5) * patch_size
+    if isinstance(landmarks, Clusters):
+        of_patches = np.asarray(landmarks.assignment)[:, num_prefix:]
+        return [
+            np.stack([place(np.flatnonzero(of == one)).mean(axis=0) for one in np.unique(of)])
+            for of in of_patches
+        ]
+    return [
+        place(indices[valid & (indices >= num_prefix)] - num_prefix)
+        for indices, valid in zip(*jax.device_get((landmarks.indices, landmarks.valid)))
+    ]
+
+
+def cluster_maps(backbone, images) -> np.ndarray:
+    """The cluster of each patch, int32 `[M, rows, columns]`; numbers in no order.
+
+    Args:
+      backbone: a model that runs centroid attention, whose last clusters these are.
+      images: preprocessed, float32 `[M, height, width, 3]`.
+    """
+    clusters = _landmarks(*nnx.split(backbone.model), images, None)
+    num_prefix = vision_tower(backbone.model).num_prefix
+    rows = images.shape[1] // vision_config(backbone.model.config).patch_size
+    return np.asarray(clusters.assignment)[:, num_prefix:].reshape(len(images), rows, -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

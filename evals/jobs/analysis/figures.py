@@ -1,12 +1,14 @@
 """The drawings of an analysis: matplotlib figures of its numbers and of some images.
 
 An example is what `measure` keeps of an image, with `shown`, its pixels as floats in 0..1, and
-`landmarks`, `(y, x)` in pixels `[S', 2]`. Token arrays begin with `num_prefix` that are no patches.
+`landmarks`, `(y, x)` in pixels `[S', 2]`, and `clusters`, a number for each patch
+`[rows, columns]`. Token arrays begin with `num_prefix` that are no patches.
 """
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -85,6 +87,23 @@ def landmark_maps(examples) -> Figure:
         y, x = example["landmarks"].T - 0.5
         axis.scatter(x, y, s=30, c="#ff3b30", edgecolors="white", linewidths=0.9)
         axis.set_title(f"{len(y)} patches")
+    return figure
+
+
+def cluster_maps(examples, patch_size) -> Figure:
+    """Each image beside its clusters in their mean colours, with lines between them over both."""
+    figure, axes = _panels(2 * len(examples), 4, height=_SIDE + 0.3)
+    for (left, right), example in zip(np.reshape(axes, (-1, 2)), examples):
+        image, clusters = example["shown"], example["clusters"]
+        of_pixels = clusters.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+        numbers = np.unique(clusters)
+        means = np.zeros_like(image)
+        for number in numbers:
+            means[of_pixels == number] = image[of_pixels == number].mean(axis=0)
+        for axis, drawn in ((left, image), (right, means)):
+            _draw(axis, drawn)
+            axis.add_collection(_borders(clusters, patch_size))
+        right.set_title(f"{len(numbers)} clusters")
     return figure
 
 
@@ -171,6 +190,18 @@ def _tables(numbers, name, columns, colours, scale):
         axis.set_yticks(range(len(rows)), rows if index % 3 == 0 else [])
         axis.tick_params(length=0)
     return figure
+
+
+def _borders(clusters, patch_size):
+    """Lines between patches next to each other that are in different clusters."""
+    lines = []
+    for down, across in ((1, 0), (0, 1)):
+        rows, columns = clusters.shape
+        differ = clusters[down:, across:] != clusters[: rows - down, : columns - across]
+        start = np.argwhere(differ) + (down, across)  # the corner that both patches share
+        lines.append(np.stack([start, start + (across, down)], axis=1)[..., ::-1])  # (x, y)
+    lines = np.concatenate(lines) * patch_size - 0.5
+    return LineCollection(lines, colors="white", linewidths=0.8)
 
 
 def _panels(number, in_a_row, *, width=_SIDE, height):

@@ -12,7 +12,7 @@ from evals.jobs.analysis.measure import Plan, measure
 from evals.jobs.analysis.page import render
 from evals.jobs.analysis.pictures import draw
 from evals.jobs.analysis.results import count_table, in_words, summarize
-from evals.jobs.landmark_map import displayable, landmark_points
+from evals.jobs.landmark_map import cluster_maps, displayable, landmark_points
 from evals.jobs.opening import check_num_landmarks, describe, num_tokens_of, open_named
 from evals.jobs.settings import check_counts
 from evals.jobs.tables import headline
@@ -40,7 +40,7 @@ def analyze(config: ml_collections.ConfigDict, workdir) -> str:
     backbone = open_named(config)
     plan = make_plan(config, vision_config(backbone.model.config).encoder.depth)
     images = open_images(config)
-    view = with_landmarks(backbone, images, config.num_landmarks)
+    nystrom, centroid = views(backbone, images, config.num_landmarks)
     workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
     measured = measure(
         backbone.model,
@@ -53,7 +53,8 @@ def analyze(config: ml_collections.ConfigDict, workdir) -> str:
     for example in measured.examples:
         pixels = example["pixels"][None]
         (example["shown"],) = displayable(pixels, backbone.preprocess)
-        (example["landmarks"],) = landmark_points(view, pixels)
+        (example["landmarks"],) = landmark_points(nystrom, pixels)
+        (example["clusters"],) = cluster_maps(centroid, pixels)
     num_prefix = models.vision_tower(backbone.model).num_prefix
     results = describe(backbone, config) | summarize(measured, plan, num_prefix)
     results["summary"] = in_words(results)
@@ -114,15 +115,18 @@ def open_images(config):
     return readers.image_files(config.images, limit=config.num_images)
 
 
-def with_landmarks(backbone: Backbone, images, num_landmarks) -> Backbone:
-    """A view with that many landmarks in the second half of the blocks, for their map.
+def views(backbone: Backbone, images, num_landmarks) -> list[Backbone]:
+    """FNA and centroid attention with that many landmarks in the second half of the blocks.
 
     Raises:
-      ValueError: more landmarks than tokens of an image, or no image that opens.
+      ValueError: more landmarks than tokens of an image, so few that no cluster is left to its
+        patches, or no image that opens.
     """
     check_num_landmarks(num_landmarks, num_tokens_of(backbone, images))
     depth = vision_config(backbone.model.config).encoder.depth
-    return backbone.with_attention(FNAConfig(f"{depth // 2}:{depth}", num_landmarks, features="q"))
+    layers = f"{depth // 2}:{depth}"
+    settings = dict(features="q"), dict(features="k", approximation="centroid")
+    return [backbone.with_attention(FNAConfig(layers, num_landmarks, **one)) for one in settings]
 
 
 def write(workdir, results, example_names, pictures) -> str:

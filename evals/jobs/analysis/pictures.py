@@ -126,4 +126,15 @@ def draw(numbers, examples, num_prefix, patch_size) -> list[Picture]:
             "Images with dots on the patches that are landmarks.",
             figures.landmark_maps(examples),
         ),
+        Picture(
+            "clusters",
+            "Which patches the means of centroid attention stand for",
+            "All patches between two lines are read as one, their mean; look for borders that "
+            "follow those of things, however far apart their parts lie, and for the details that "
+            "the mean colours on the right lose, for they tell what one cluster should have been "
+            "two for.",
+            "Images with lines between their clusters of patches, each beside the clusters filled "
+            "with their mean colours.",
+            figures.cluster_maps(examples, patch_size),
+        ),
     ]

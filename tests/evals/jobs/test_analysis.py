@@ -254,7 +254,7 @@ def test_the_page_holds_every_figure_and_fetches_nothing(finished):
     page = Page(source)
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     files = {file.read_bytes() for file in workdir.glob("*.png")}
-    assert len(pictures) == len(files) == 9
+    assert len(pictures) == len(files) == 10
     for picture in pictures:
         assert len(picture["alt"]) > 20
         png = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
@@ -278,7 +278,7 @@ def test_a_browser_shows_the_figures(finished, tmp_path):
         [*command, page.as_uri()], capture_output=True, text=True, timeout=60
     ).stdout
     *widths, fits = shown.partition("<title>")[2].partition("</title>")[0].split(",")
-    assert len(widths) == 9 and all(int(width) > 500 for width in widths)
+    assert len(widths) == 10 and all(int(width) > 500 for width in widths)
     assert fits == "true"  # no sideways scrolling of the page on a telephone
 
 
@@ -290,7 +290,8 @@ def test_a_model_without_class_token():
     numbers = summarize(results, plan, num_prefix=0)
     assert numbers["groups"] == ["massive", "artifact", "normal"]
     for example in results.examples:
-        example.update(shown=np.zeros((32, 48, 3)), landmarks=np.array([[4.0, 4.0]]))
+        shown, clusters = np.zeros((32, 48, 3)), np.arange(24).reshape(4, 6) // 5
+        example.update(shown=shown, landmarks=np.array([[4.0, 4.0]]), clusters=clusters)
     pictures = draw(numbers, results.examples, 0, 8)
     told = " ".join(in_words(numbers) + [picture.look_for for picture in pictures])
     page = render({}, numbers | {"summary": in_words(numbers)}, [])
@@ -306,6 +307,7 @@ def test_a_model_without_class_token():
         (dict(blocks="all"), "--config.blocks must be"),
         (dict(detector="norms"), "--config.detector must be"),
         (dict(num_landmarks=66), "more than the 65 tokens"),
+        (dict(num_landmarks=1), "num_landmarks=1 leaves no cluster to the patches"),
         (dict(num_examples=0), "--config.num_examples must be at least 1"),
         (dict(images=()), "--config.images must be"),
         (dict(images="empty"), "the folder empty holds no images"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from evals.jobs.landmark_map import displayable, landmark_points
+from evals.jobs.landmark_map import cluster_maps, displayable, landmark_points
 from evals.running.pretrained import open_pretrained
 from fna_jax import FNAConfig
 from models.preprocessing import Preprocessor
@@ -32,6 +32,19 @@ def test_the_point_lies_where_the_patch_differs(small_model):
     images = np.zeros((1, 64, 64, 3), np.float32)
     images[0, 16:24, 40:48] = 50.0
     assert [20.0, 44.0] in landmark_points(pretrained, images)[0].tolist()
+
+
+@pytest.mark.parametrize("height, width", [(64, 32), (32, 64)])
+def test_clusters_that_are_windows_lie_where_the_windows_do(small_model, height, width):
+    fna = FNAConfig((1,), 2, approximation="centroid", partition="windows")
+    pretrained = open_pretrained(str(small_model)).with_attention(fna)
+    images = np.zeros((2, height, width, 3), np.float32)
+    maps, points = cluster_maps(pretrained, images), landmark_points(pretrained, images)
+    halves = np.repeat([[1], [2]], 4, axis=0).repeat(4, axis=1)  # of the long side; 0 is the prefix
+    for clusters, middles in zip(maps, points):
+        np.testing.assert_array_equal(clusters, halves if height > width else halves.T)
+        expected = np.array([[16.0, 16.0], [48.0, 16.0]])
+        np.testing.assert_array_equal(middles, expected if height > width else expected[:, ::-1])
 
 
 def test_displayable_undoes_the_normalisation():
