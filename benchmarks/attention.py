@@ -57,14 +57,22 @@ def random_states(batch, num_tokens, arguments):
     return *states, inputs.reshape(batch, num_tokens, -1)
 
 
-def measure(compiled, eager, sizes, arguments) -> list[dict]:
-    """One row per arm: of JAX, which compiles, or of PyTorch, which does not."""
+def measure(compiled, eager, sizes, arguments, *, fna_of=None) -> list[dict]:
+    """One row per arm: of JAX, which compiles, or of PyTorch, which does not.
+
+    `fna_of` names for some arms the one of FNA that `times_fna` compares their time with.
+    """
     timings = time_in_turns(compiled | eager, repeats=arguments.repeats, settle=peers.SETTLE)
     options = {name: getattr(arguments, name) for name in ("heads", "head_dim", "dtype", "repeats")}
-    return [
-        {"arm": name, **sizes, **options, **timing_columns(timing, compiled=name in compiled)}
-        for name, timing in timings.items()
-    ]
+
+    def row(name, timing):
+        row = {"arm": name, **sizes, **options}
+        row |= timing_columns(timing, compiled=name in compiled)
+        if (fna := timings.get((fna_of or {}).get(name))) is not None:
+            row["times_fna"] = round(1 / timing.speedup(fna), 3)
+        return row
+
+    return [row(name, timing) for name, timing in timings.items()]
 
 
 def functions(num_landmarks) -> dict:

@@ -28,7 +28,7 @@ _MODELS = {
 
 
 def main():
-    for table in (attention, landmarks, models, memory, scaling):
+    for table in (attention, centroids, landmarks, models, memory, scaling):
         file = ROOT / "results" / f"{table.__name__}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
@@ -42,6 +42,16 @@ def attention(rows) -> str:
         found = {row["arm"]: row["median_ms"] for row in rows if row["tokens"] == tokens}
         lines.append([f"{int(tokens):,}"] + [_milliseconds(found.get(arm)) for arm in arms])
     return markdown_table(["tokens", *(_LAYER[arm] for arm in arms)], lines)
+
+
+def centroids(rows) -> str:
+    """Milliseconds of one layer, and over FNA's: a line for each size and arm."""
+    lines = [
+        [f"{int(row['tokens']):,}", str(row["landmarks"]), row["arm"]]
+        + [_milliseconds(row["median_ms"]), _ratio(row.get("times_fna"), 2)]
+        for row in rows
+    ]
+    return markdown_table(["tokens", "S", "attention", "ms", "times FNA's"], lines)
 
 
 def landmarks(rows) -> str:
