@@ -13,12 +13,11 @@ import pytest
 from benchmarks.sharding import communicated_bytes
 
 ROOT = pathlib.Path(__file__).parents[2]
-CASES = {  # batch, tokens, heads, key heads, landmarks, guaranteed tokens
+CASES = {  # batch, tokens, heads, key heads, landmarks, guaranteed tokens; four or more per device
     "padded": (2, 64, 4, 4, 12, [0, 40]),
     "grouped heads": (1, 256, 4, 2, 20, [0]),
     "more guaranteed than landmarks": (1, 64, 2, 2, 5, list(range(3, 64, 8))),
-    "more landmarks than eligible tokens": (2, 32, 2, 1, 30, []),
-    "a prefix on two devices": (1, 32, 2, 1, 12, [0, 1, 2, 3, 4]),
+    "more landmarks than eligible tokens, a prefix on two devices": (2, 32, 2, 1, 30, [*range(5)]),
 }
 ARMS = "nystrom", "centroid"
 PROGRAM = """
@@ -32,37 +31,41 @@ mesh = jax.make_mesh((8,), ("tokens",), axis_types=(AxisType.Auto,))
 split = P(None, "tokens")
 
 
-def select(num_landmarks, module, query, mask, guarantee, **axis):
-    points = query.mean(axis=-2)
-    options = dict(guarantee=guarantee, exclude=~mask, **axis)
-    return module.select_landmarks(points, num_landmarks, **options)
-
-
-def fna(num_landmarks, module, query, key, value, mask, guarantee, **axis):
-    landmarks = select(num_landmarks, module, query, mask, guarantee, **axis)
+def fna(module, query, key, value, landmarks, mask, prefix, **axis):
     attend = module.fast_nystrom_attention
     return attend(query, key, value, landmarks, key_mask=mask, **axis), landmarks
 
 
-def centroid(num_landmarks, module, query, key, value, mask, guarantee, *, prefix=1, **axis):
-    landmarks = select(num_landmarks, module, query, mask, guarantee, **axis)
+def centroid(module, query, key, value, landmarks, mask, prefix, **axis):
     points, options = key.mean(axis=-2), dict(key_mask=mask, **axis)
     clusters = module.assign_clusters(points, landmarks, num_prefix=prefix, **options)
     clusters = module.kmeans_clusters(points, clusters, steps=1, **options)
     return module.centroid_attention(query, key, value, clusters, **options), clusters.assignment
 
 
-def many(one, num_landmarks, **options):
-    function = functools.partial(one, num_landmarks, sharded, axis_name="tokens", **options)
-    out_specs = split, (P() if one is fna else split)
+ARMS = {"nystrom": fna, "centroid": centroid}
+
+
+def one(arms, num_landmarks, prefix, module, query, key, value, mask, guarantee, **axis):
+    landmarks = module.select_landmarks(
+        query.mean(axis=-2), num_landmarks, guarantee=guarantee, exclude=~mask, **axis
+    )
+    inputs = query, key, value, landmarks, mask, prefix
+    return {arm: ARMS[arm](module, *inputs, **axis) for arm in arms}
+
+
+def many(arms, *settings):
+    function = functools.partial(one, arms, *settings, sharded, axis_name="tokens")
+    chosen = {"nystrom": P(), "centroid": split}
+    out_specs = {arm: (split, chosen[arm]) for arm in arms}
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(split,) * 5, out_specs=out_specs))
 
 
-def collectives(one, tokens):
+def collectives(arm, tokens):
     # What the compiled program sends, line by line, for another number of tokens.
     x = jax.ShapeDtypeStruct((1, tokens, 4, 8), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, tokens), bool)
-    text = many(one, 12).lower(x, x, x, mask, mask).compile().as_text()
+    text = many([arm], 12, 1).lower(x, x, x, mask, mask).compile().as_text()
     pattern = r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\\("
     return sorted(" ".join(found) for found in re.findall(pattern, text))
 
@@ -71,10 +74,9 @@ def distance(a, b, where=True):
     return float(np.max(np.abs(np.where(where, a - b, 0))) / np.max(np.abs(np.where(where, b, 0))))
 
 
-arms = {"nystrom": fna, "centroid": centroid}
 report = {"devices": jax.device_count()}
-for arm, one in arms.items():
-    report[arm] = {"collectives": [collectives(one, n) for n in (256, 2048)]}
+for arm in ARMS:
+    report[arm] = {"collectives": [collectives(arm, n) for n in (256, 2048)]}
 jax.config.update("jax_default_matmul_precision", "highest")
 for name, case in json.loads(sys.argv[1]).items():
     batch, tokens, heads, key_heads, num_landmarks, first = case
@@ -91,24 +93,27 @@ for name, case in json.loads(sys.argv[1]).items():
     guarantee &= mask
     arguments = query, key, value, mask, guarantee
     real = mask[..., None, None]
-    for arm, one in arms.items():
-        # As many in front are guaranteed, and each alone.
-        options = {} if one is fna else {"prefix": int(np.sum(np.cumprod(guarantee[0])))}
-        single = functools.partial(one, num_landmarks, fna_jax, **options)
-        parts = many(one, num_landmarks, **options)
-        expected, chosen = jax.jit(single)(*arguments)
-        output, mine = parts(*arguments)
+    prefix = int(np.sum(np.cumprod(guarantee[0])))  # as many in front are guaranteed
+    single = functools.partial(one, ARMS, num_landmarks, prefix, fna_jax)
+    parts = many(ARMS, num_landmarks, prefix)
+    expected, found = jax.jit(single)(*arguments), parts(*arguments)
+    for arm in ARMS:
+        (expected_out, chosen), (out, mine) = expected[arm], found[arm]
         same = all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, chosen)))
-        report[arm][name] = {"error": distance(output, expected, real), "same choice": same}
-        if name == "padded":  # gradients of the real tokens' outputs
-            loss = lambda run: lambda *x: jnp.sum(jnp.sin(jnp.where(real, run(*x)[0], 0)))
-            of = lambda run: jax.jit(jax.grad(loss(run), (0, 1, 2)))(*arguments)
-            report[arm]["gradient error"] = max(map(distance, of(parts), of(single)))
+        report[arm][name] = {"error": distance(out, expected_out, real), "same choice": same}
+    if name == "padded":  # gradients of the real tokens' outputs, of both arms
+        outputs = lambda run, x: (jnp.where(real, out, 0) for out, _ in run(*x).values())
+        loss = lambda run: lambda *x: sum(jnp.sum(jnp.sin(out)) for out in outputs(run, x))
+        of = lambda run: jax.jit(jax.grad(loss(run), (0, 1, 2)))(*arguments)
+        report["gradient error"] = float(np.max([*map(distance, of(parts), of(single))]))
 
 example = dict(vars(sharded), functools=functools)
 exec(textwrap.dedent(sharded.__doc__.partition("::")[2].partition("Centroid")[0]), example)
 x = jax.ShapeDtypeStruct((1, 128, 2, 4), jnp.float32)
 report["docstring"] = jax.eval_shape(example["attend"], x, x, x).shape
+x, mask = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), jax.ShapeDtypeStruct(x.shape[:2], bool)
+for arm, (out, _) in jax.eval_shape(many(ARMS, 12, 1), x, x, x, mask, mask).items():
+    report[arm]["dtype"] = str(out.dtype)
 print(json.dumps(report))
 """
 
@@ -143,8 +148,12 @@ def test_the_docstrings_program_traces(report):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_gradients_pass_the_collectives(report, arm):
-    assert report[arm]["gradient error"] < 5e-6
+def test_outputs_are_bfloat16_where_inputs_are(report, arm):
+    assert report[arm]["dtype"] == "bfloat16"
+
+
+def test_gradients_pass_the_collectives(report):
+    assert report["gradient error"] < 5e-6
 
 
 @pytest.mark.parametrize("arm", ARMS)
