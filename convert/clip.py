@@ -3,7 +3,7 @@
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import two_towers
-from convert.table import CONVOLUTION, LINEAR, SAME, Table
+from convert.table import LINEAR, SAME, Table
 from models.clip import CLIPConfig, CLIPTextConfig
 from models.configs import VisionConfig
 
@@ -45,20 +45,8 @@ _REST = (
     ("visual_projection.weight", "vision_projection.kernel", LINEAR),
     ("text_projection.weight", "text_projection.kernel", LINEAR),
     ("vision_model.embeddings.class_embedding", "vision.class_token", SAME),
-    (
-        "vision_model.embeddings.patch_embedding.weight",
-        "vision.patch_embedding.conv.kernel",
-        CONVOLUTION,
-    ),
-    ("vision_model.embeddings.position_embedding.weight", "vision.positions", SAME),
     ("vision_model.pre_layrnorm.weight", "vision.pre_norm.scale", SAME),  # sic
     ("vision_model.pre_layrnorm.bias", "vision.pre_norm.bias", SAME),
-    ("vision_model.post_layernorm.weight", "vision.post_norm.scale", SAME),
-    ("vision_model.post_layernorm.bias", "vision.post_norm.bias", SAME),
-    ("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
-    ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
-    ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
-    ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
 )
 
 

@@ -1,6 +1,16 @@
 """The rows of a transformer block in the layouts that several families share."""
 
-from convert.table import FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, Table, part
+from convert.table import (
+    CONVOLUTION,
+    FLAT,
+    LINEAR,
+    MERGE_HEADS,
+    SAME,
+    SPLIT_HEADS,
+    Row,
+    Table,
+    part,
+)
 
 QKV = ("query", "key", "value")
 
@@ -38,6 +48,20 @@ HF_CLIP_BLOCK = (
     ("mlp.fc1.bias", "mlp.fc1.bias", SAME),
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
+)
+_HF_CLIP_REST = (
+    (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision.patch_embedding.conv.kernel",
+        CONVOLUTION,
+    ),
+    ("vision_model.embeddings.position_embedding.weight", "vision.positions", SAME),
+    ("vision_model.post_layernorm.weight", "vision.post_norm.scale", SAME),
+    ("vision_model.post_layernorm.bias", "vision.post_norm.bias", SAME),
+    ("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
+    ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
+    ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
+    ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
 )
 # ViT and DINOv2 in transformers.
 HF_VIT_ATTENTION = (
@@ -119,9 +143,9 @@ def block_rows(source, target, block, depth) -> tuple[Row, ...]:
 
 
 def two_towers(rest, config) -> Table:
-    """The key table of CLIP and SigLIP in transformers: `rest`, and the blocks of both towers."""
+    """The key table of CLIP and SigLIP in transformers: `rest`, and what both have in common."""
     towers = (("vision_model", "vision", config.vision), ("text_model", "text", config.text))
-    rows = [Row(*row) for row in rest]
+    rows = [Row(*row) for row in (*rest, *_HF_CLIP_REST)]
     for source, target, tower in towers:
         names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
         rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)

@@ -4,7 +4,7 @@ from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import fused_qkv, two_towers
-from convert.table import BATCHED, CONVOLUTION, FLAT, LINEAR, MERGE_HEADS, SAME, Table
+from convert.table import BATCHED, FLAT, LINEAR, MERGE_HEADS, SAME, Table
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
 from models.text import TextConfig
 
@@ -30,15 +30,7 @@ _POOLING = "vision_model.head"
 _REST = (
     ("logit_scale", "logit_scale", FLAT),  # [1] in the file
     ("logit_bias", "logit_bias", FLAT),
-    (
-        "vision_model.embeddings.patch_embedding.weight",
-        "vision.patch_embedding.conv.kernel",
-        CONVOLUTION,
-    ),
     ("vision_model.embeddings.patch_embedding.bias", "vision.patch_embedding.conv.bias", SAME),
-    ("vision_model.embeddings.position_embedding.weight", "vision.positions", SAME),
-    ("vision_model.post_layernorm.weight", "vision.post_norm.scale", SAME),
-    ("vision_model.post_layernorm.bias", "vision.post_norm.bias", SAME),
     (f"{_POOLING}.probe", "vision.pooling.probe", BATCHED),
     *fused_qkv(f"{_POOLING}.attention.in_proj_", "vision.pooling.attention"),
     (f"{_POOLING}.attention.out_proj.weight", "vision.pooling.attention.out.kernel", MERGE_HEADS),
@@ -49,10 +41,6 @@ _REST = (
     (f"{_POOLING}.mlp.fc1.bias", "vision.pooling.mlp.fc1.bias", SAME),
     (f"{_POOLING}.mlp.fc2.weight", "vision.pooling.mlp.fc2.kernel", LINEAR),
     (f"{_POOLING}.mlp.fc2.bias", "vision.pooling.mlp.fc2.bias", SAME),
-    ("text_model.embeddings.token_embedding.weight", "text.token_embedding.embedding", SAME),
-    ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
-    ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
-    ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
     ("text_model.head.weight", "text_projection.kernel", LINEAR),
     ("text_model.head.bias", "text_projection.bias", SAME),
 )

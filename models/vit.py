@@ -250,7 +250,8 @@ class VisionTower(nnx.Module):
 
         def attends(tokens):
             options = dict(rng=rng, compare=compare, tokens=tokens, capture=capture)
-            options |= dict(grid=self.patch_embedding.grid(images))
+            patch_size = self.patch_embedding.patch_size
+            options |= dict(grid=tuple(pixels // patch_size for pixels in images.shape[1:3]))
             return self.position_attends(vision_attends(self, **options), images)
 
         if detector is not None:

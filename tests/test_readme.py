@@ -26,7 +26,7 @@ def test_code_runs(block, monkeypatch):
 
 
 def test_there_are_blocks_and_linked_files_exist():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("https://") or (ROOT / link).exists(), link
 

@@ -27,6 +27,11 @@ METHOD_NAMES = {
 }
 
 
+def kind_of(method) -> str:
+    """What a method is in a word: "exact", "FNA" or "centroid"."""
+    return METHOD_NAMES[method].partition(",")[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One way to run a model.

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from evals.data.datasets import open_data
-from evals.jobs.arms import Arm, blocks_of, settings_of
+from evals.jobs.arms import Arm, blocks_of, kind_of, settings_of
 from evals.jobs.opening import (
     check_num_landmarks,
     first_batch,
@@ -92,7 +92,7 @@ def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
         masking = None if strategy == _NO_STRATEGY else Strategy(strategy, **config.masking)
         words = words | {"px": size or "own", "masking": strategy, "seed": seed}
         parts = [f"{key}={value}" for key, value in words.items() if value is not None]
-        name = " ".join(["exact" if fna is None else "FNA", *parts]).replace(":", "-")
+        name = " ".join([kind_of(method), *parts]).replace(":", "-")
         arms[name] = Arm(fna, method, seed, size or None, masking, name), words
 
     for size, strategy in itertools.product(grid.image_sizes, grid.strategies):

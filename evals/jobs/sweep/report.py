@@ -6,6 +6,7 @@ import pathlib
 import matplotlib
 import numpy as np
 
+from evals.jobs.arms import kind_of
 from evals.jobs.sweep.job import DIMENSIONS, sweep
 from evals.jobs.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
 from evals.running.workdir import save_figure, write_atomically
@@ -57,7 +58,7 @@ def sweep_rows(results) -> list[dict]:
     rows = []
     for key, names in groups.items():
         points = [point for point in results["points"] if point["arm"] in names]
-        row = {"attention": "FNA" if "S" in dict(key) else "exact", **dict(key)}
+        row = {"attention": kind_of(dict(key).get("method", "exact")), **dict(key)}
         for heading, source in _QUALITIES.items():
             if values := values_of(points, *source):
                 row[heading] = float(np.mean(values))
@@ -108,7 +109,7 @@ def plot_fronts(rows, file):
             axis.invert_yaxis()
         shown, front = np.abs(quality), _front(rows, heading)
         exact = np.array([row["attention"] == "exact" for row in rows])
-        axis.scatter(speed[~exact], shown[~exact], s=26, color="#1b6ca8", label="FNA")
+        axis.scatter(speed[~exact], shown[~exact], s=26, color="#1b6ca8", label="approximate")
         axis.scatter(speed[exact], shown[exact], s=40, color="#444444", marker="s", label="exact")
         options = dict(color="#d1751f", zorder=0, drawstyle="steps-pre", label="Pareto front")
         axis.plot(speed[front], shown[front], **options)
