@@ -10,13 +10,13 @@ from flax import nnx, traverse_util
 
 import models.registry
 from convert.errors import ConversionError, show, summarise
-from convert.families import find_layout
+from convert.families import LAYOUTS, ONNX_LAYOUTS, find_layout
 from convert.guesses import NOTHING, Given, Guess, refuse_unused
 from convert.labels import read_labels
 from convert.layout import Layout, Parsed, Source
 from convert.sources import MERGE, adapter_in, fetch, find_weights, read_config
 from convert.table import best_table, fill, leaf_problems, name_problems
-from convert.tensors import open_tensors
+from convert.tensors import ONNX_SUFFIX, open_tensors
 from models.configs import DTYPES
 
 
@@ -132,8 +132,10 @@ def _labels(file, config):
 
 def read_layout(file, tensors, family=None, given: Given = NOTHING) -> tuple[Layout, Parsed]:
     """The layout of a file of weights, and what its parser makes of the config or the tensors."""
-    values = read_config(file)
-    layout = find_layout(values, tensors, family)
+    is_onnx = file.suffix == ONNX_SUFFIX
+    values = None if is_onnx else read_config(file)  # of ONNX the graph says it all
+    among = ONNX_LAYOUTS if is_onnx else LAYOUTS
+    layout = find_layout(values, tensors, family, among=among)
     try:
         parsed = layout.parse(Source(file, values, tensors, given))
     except ValueError as error:  # the models' configs refuse sizes that do not fit each other
