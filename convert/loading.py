@@ -65,7 +65,7 @@ def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) 
 
     Args:
       source: a directory with a config and weights, a file of weights with its config beside it
-        (the original DINOv2's need none), or else an id on the Hugging Face hub.
+        (the original DINOv2's and ONNX need none), or else an id on the Hugging Face hub.
       revision: branch, tag or commit on the hub.
       dtype: "float32" or "bfloat16", of weights and computation; by default the file's, float32
         for one of float16 or of mixed dtypes.

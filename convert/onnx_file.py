@@ -102,24 +102,24 @@ class Graph:
 
     def _weights(self):
         """All initialisers of floats that have axes, each under its name in the state dict."""
-        renamed = {}  # by name in the state dict: that in the file, and whether it is transposed
-        for node in self.nodes:
-            if (found := self._linear(node)) is not None:
-                name, source = found
-                if renamed.setdefault(name, (source, True)) != (source, True):
-                    raise ConversionError(
-                        f"{show(str(self._file))}: two weights, {show(renamed[name][0])} and "
-                        f"{show(source)}, are used with the bias of {show(name)}"
-                    )
+        linear = dict.fromkeys(found for node in self.nodes if (found := self._linear(node)))
         parts = self._positions()
-        used = {source for source, _ in renamed.values()} | set(parts)
-        for name, tensor in self._initializers.items():
-            if name not in used and tensor.dims and self._dtype(tensor) not in _SHAPES_AND_INDICES:
-                renamed.setdefault(name, (name, False))
-        weights = {name: self._weight(*found) for name, found in renamed.items()}
-        if parts:
-            weights[f"{self._prefix}{_POSITIONS}"] = self._joined(parts)
-        return {name.removeprefix(self._prefix): weight for name, weight in weights.items()}
+        used = {source for _, source in linear} | set(parts)
+        others = [
+            name
+            for name, tensor in self._initializers.items()
+            if name not in used and tensor.dims and self._dtype(tensor) not in _SHAPES_AND_INDICES
+        ]
+        found = [(name, self._weight(source, True)) for name, source in linear]
+        found += [(name, self._weight(name, False)) for name in others]
+        found += [(f"{self._prefix}{_POSITIONS}", self._joined(parts))] if parts else []
+        names = [name.removeprefix(self._prefix) for name, _ in found]
+        if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+            raise ConversionError(
+                f"{show(str(self._file))} holds more than one tensor that could be "
+                f"{', '.join(map(show, twice[:3]))}"
+            )
+        return dict(zip(names, (weight for _, weight in found), strict=True))
 
     def _linear(self, node):
         """The name of the weight of a linear layer, whose bias this node adds, and its source."""

@@ -146,6 +146,17 @@ def out_of_order(model):
     model.graph.node.extend(nodes[::-1])
 
 
+def another_tower(model):
+    model.graph.initializer.append(model.graph.initializer[0])
+    model.graph.initializer[-1].name = "teacher.embeddings.cls_token"
+
+
+def the_same_name_twice(model):
+    weight = model.graph.initializer[3]
+    model.graph.initializer.append(weight)
+    model.graph.initializer[-1].name = "encoder.layer.0.mlp.fc1.weight"
+
+
 def of_another_model(model):
     for tensor in model.graph.initializer:
         new = tensor.name.replace("layer_scale1", "gamma")
@@ -163,6 +174,11 @@ def of_another_model(model):
         (no_activation, "must have one activation"),
         (other_resize, "resizes positions otherwise than transformers"),
         (shorter, "is damaged"),
+        (another_tower, "'teacher.embeddings.cls_token' is unknown"),
+        (
+            the_same_name_twice,
+            "more than one tensor that could be 'encoder.layer.0.mlp.fc1.weight'",
+        ),
         (out_of_order, "is damaged, or not ONNX"),
         (of_another_model, "none fits: dinov2 (onnx)"),
     ],
