@@ -200,13 +200,7 @@ def open_graph(file: pathlib.Path) -> Graph:
     Raises:
       ConversionError: a file that is damaged or no ONNX, weights in another file, or no `onnx`.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ConversionError(
-            f"{show(str(file))} is read with the package onnx: "
-            "pip install -r requirements-pretrained.txt"
-        ) from None
+    onnx = import_onnx(show(str(file)))
     try:
         model = onnx.load(file, load_external_data=False)
         _check_external(file, model.graph)
@@ -218,6 +212,17 @@ def open_graph(file: pathlib.Path) -> Graph:
             f"{show(str(file))} is damaged, or not ONNX ({show(one_line(error))}); get it anew"
         ) from None
     return Graph(onnx, file, model.graph)
+
+
+def import_onnx(what):
+    """The package, to read `what`; raises ConversionError with the remedy."""
+    try:
+        import onnx
+    except ImportError:
+        raise ConversionError(
+            f"{what} is read with the package onnx: pip install -r requirements-pretrained.txt"
+        ) from None
+    return onnx
 
 
 def _check_external(file, graph):

