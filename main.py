@@ -26,6 +26,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "analyze": "evals.jobs.analysis.job:analyze",
     "eval": "evals.jobs.evaluate.report:evaluation_report",
     "masking": "evals.jobs.masking.report:masking_report",
+    "pretrained": "evals.jobs.pretrained.report:pretrained_report",
     "speed": "evals.jobs.speed:speed_report",
     "sweep": "evals.jobs.sweep.report:sweep_report",
     "train": "training.contrastive:training_report",

@@ -126,11 +126,23 @@ def parse(source: Source) -> Parsed:
     has_head = "classifier.weight" in source.tensors
     num_classes = shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0
     image_shape = fields.side("image_size"), None
-    config = _config(fields, image_shape, num_registers, position_resize, num_classes)
+    config = config_of(fields, image_shape, num_registers, position_resize, num_classes)
     return Parsed(config, fields.unknown())
 
 
-def _config(fields, image_shape, num_registers, position_resize, num_classes=0):
+def config_of(
+    fields: Fields, image_shape, num_registers, position_resize, num_classes=0
+) -> DINOv2Config:
+    """The config of fields named as in transformers' `config.json`, of images of that shape.
+
+    Args:
+      fields: of the model.
+      image_shape: height and width, None where it is the same, in pixels.
+      num_registers, position_resize, num_classes: as in `DINOv2Config`.
+
+    Raises:
+      ConversionError: a value that is not of its type, or that the model does not support.
+    """
     height, width = image_shape
     fields.fix(num_channels=3)
     fields.ignore("use_mask_token")
@@ -183,7 +195,7 @@ def parse_original(source: Source) -> Parsed:
     }
     fields = Fields("shapes", values, _DEFAULTS)
     position_resize = "bicubic_antialias" if num_registers else "bicubic_offset"
-    config = _config(fields, fields.sides("image_size"), num_registers, position_resize)
+    config = config_of(fields, fields.sides("image_size"), num_registers, position_resize)
     return Parsed(config, [], tuple(guesses.made))
 
 

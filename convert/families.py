@@ -1,6 +1,6 @@
 """All layouts that can be converted, and which of them a checkpoint has."""
 
-from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
+from convert import clip, dinov2, dinov3, hf_vit, onnx_dinov2, open_clip, siglip, timm_vit
 from convert.errors import ConversionError, show
 from convert.layout import Layout
 
@@ -14,38 +14,45 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
 )
+ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
 
+_CONFIG = (
+    "Put the config.json that the weights were published with beside them, or name the family "
+    "with --family"
+)
+_SAFETENSORS = "Get the weights as safetensors, with their config.json: other models are read so"
 
-def find_layout(values: dict | None, names, family=None) -> Layout:
+
+def find_layout(values: dict | None, names, family=None, *, among=LAYOUTS) -> Layout:
     """The layout of a checkpoint.
 
     Args:
       values: its config, or None where there is none.
       names: of its tensors.
       family: to consider only this one, whatever the config calls itself.
+      among: `LAYOUTS`, or `ONNX_LAYOUTS` for an ONNX file.
 
     Raises:
       ConversionError: none or several; the message lists what was considered.
     """
     if family is not None and family not in FAMILIES:
         raise ConversionError(f"family must be one of {', '.join(FAMILIES)}, got {show(family)}")
-    layouts = [layout for layout in LAYOUTS if family in (None, layout.family)]
+    layouts = [layout for layout in among if family in (None, layout.family)]
     if values is not None:
         _refuse_relatives(values, layouts)
         described = [layout for layout in layouts if layout.describes(values)]
         if not described and family is None:
             raise _not_described(values)
         layouts = described or layouts
-    if len(layouts) > 1:
+    if len(layouts) > 1 or among is ONNX_LAYOUTS:
         layouts = [layout for layout in layouts if layout.has_keys(names)]
     if len(layouts) != 1:
         fit = f"several fit: {', '.join(map(str, layouts))}"
-        none = f"none fits: {', '.join(map(str, LAYOUTS))}"
+        none = f"none fits: {', '.join(map(str, among))}"
         raise ConversionError(
             f"the family cannot be told from the names of the tensors; {fit if layouts else none}. "
-            "Put the config.json that the weights were published with beside them, or name the "
-            "family with --family"
+            + (_SAFETENSORS if among is ONNX_LAYOUTS else _CONFIG)
         )
     if values is None and layouts[0].needs_config:
         raise ConversionError(

@@ -10,13 +10,13 @@ from flax import nnx, traverse_util
 
 import models.registry
 from convert.errors import ConversionError, show, summarise
-from convert.families import find_layout
+from convert.families import LAYOUTS, ONNX_LAYOUTS, find_layout
 from convert.guesses import NOTHING, Given, Guess, refuse_unused
 from convert.labels import read_labels
 from convert.layout import Layout, Parsed, Source
 from convert.sources import MERGE, adapter_in, fetch, find_weights, read_config
-from convert.table import best_table, fill, leaf_problems, name_problems
-from convert.tensors import open_tensors
+from convert.table import Table, best_table, fill, leaf_problems, name_problems
+from convert.tensors import ONNX_SUFFIX, open_tensors
 from models.configs import DTYPES
 
 
@@ -65,7 +65,7 @@ def load_pretrained(source, *, revision=None, dtype=None, family=None, **given) 
 
     Args:
       source: a directory with a config and weights, a file of weights with its config beside it
-        (the original DINOv2's need none), or else an id on the Hugging Face hub.
+        (the original DINOv2's and ONNX need none), or else an id on the Hugging Face hub.
       revision: branch, tag or commit on the hub.
       dtype: "float32" or "bfloat16", of weights and computation; by default the file's, float32
         for one of float16 or of mixed dtypes.
@@ -107,7 +107,8 @@ def convert_checkpoint(
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     ignored = {name: why for name, why in table.ignored.items() if name in tensors}
     model_class = models.registry.FAMILIES[layout.family].model
-    model, not_finite = _build(model_class, config, table, tensors, file)
+    make = lambda: models.registry.abstract_model(model_class, config)
+    model, not_finite = build(make, table, tensors, file)
     return model, Report(
         layout=layout,
         num_mapped=len(mapped),
@@ -132,8 +133,10 @@ def _labels(file, config):
 
 def read_layout(file, tensors, family=None, given: Given = NOTHING) -> tuple[Layout, Parsed]:
     """The layout of a file of weights, and what its parser makes of the config or the tensors."""
-    values = read_config(file)
-    layout = find_layout(values, tensors, family)
+    is_onnx = file.suffix == ONNX_SUFFIX
+    values = None if is_onnx else read_config(file)  # of ONNX the graph says it all
+    among = ONNX_LAYOUTS if is_onnx else LAYOUTS
+    layout = find_layout(values, tensors, family, among=among)
     try:
         parsed = layout.parse(Source(file, values, tensors, given))
     except ValueError as error:  # the models' configs refuse sizes that do not fit each other
@@ -145,15 +148,25 @@ def read_layout(file, tensors, family=None, given: Given = NOTHING) -> tuple[Lay
     return layout, parsed
 
 
-def _build(model_class, config, table, tensors, file):
-    """The model filled from the tensors, and the names of those that are not finite."""
+def build(make_abstract, table: Table, tensors, file) -> tuple[nnx.Module, list[str]]:
+    """The model filled from the tensors, and the names of those that are not finite.
+
+    Args:
+      make_abstract: gives the model with leaves without memory, as of `nnx.eval_shape`.
+      table: of the tensors.
+      tensors: by name, of a file.
+      file: to name in errors.
+
+    Raises:
+      ConversionError: a tensor that is missing, unknown or of another shape.
+    """
     missing, unknown = name_problems(table, tensors)
     # In turns, so that the few that are shown tell of both: a prefix too many or too few.
     pairs = itertools.zip_longest(missing, unknown)
     problems = [problem for pair in pairs for problem in pair if problem]
     if len(missing) > len(tensors):  # names suffice: to build so large a model would take minutes
         raise _misfit(file, problems)
-    graphdef, abstract = nnx.split(models.registry.abstract_model(model_class, config))
+    graphdef, abstract = nnx.split(make_abstract())
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
     leaves = {".".join(map(str, path)): leaf for path, leaf in flat.items()}
     if problems := problems + leaf_problems(table, leaves, tensors):

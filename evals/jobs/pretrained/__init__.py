@@ -1,0 +1,1 @@
+"""A real model on photographs, exact attention and others: `--config pretrained.py`."""
