@@ -28,6 +28,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "masking": "evals.jobs.masking.report:masking_report",
     "speed": "evals.jobs.speed:speed_report",
     "sweep": "evals.jobs.sweep.report:sweep_report",
+    "tune": "evals.jobs.tune.job:tune_report",
     "train": "training.contrastive:training_report",
 }
 
