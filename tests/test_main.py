@@ -58,6 +58,7 @@ MISTAKES = {
         ["--config", "sweep.py", "--config.grid.num_landmarks=(300,)"],
         "num_landmarks=300 is more than the 257 tokens",
     ),
+    "budget": (["--config", "tune.py", "--config.budget=-1"], "budget must be at least 0, got -1"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

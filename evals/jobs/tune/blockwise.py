@@ -3,7 +3,7 @@
 The blocks of a vision tower are alike, so a block with some attention is compiled once, and runs in
 any place: no choice of attentions for the whole tower costs another compilation.
 
-Shape letters: B images of a batch, N tokens, C width, K candidates, P embedding.
+Shape letters: B images of a batch, N tokens, C width, K candidates.
 """
 
 import functools
@@ -19,6 +19,10 @@ from evals.tasks.fidelity import image_embedding
 from models.attends import ApproximateAttention, Attended, Record, attend_exactly, relative_error
 from models.registry import vision_tower
 
+OUTPUTS = {  # of a model, its tokens [B, N, C] and pooled state [B, C]: what has an error
+    "embedding": lambda model, tokens, pooled: image_embedding(model, pooled),
+    "tokens": lambda model, tokens, pooled: tokens,
+}
 _EXACT = ()  # compares nothing with exact attention, which runs
 
 
@@ -27,7 +31,7 @@ class Errors(typing.NamedTuple):
 
     Attributes:
       of_layers: `[depth, K]`, of the attention output on the exact inputs.
-      predicted: `[depth, K]`, of the embedding, if only that block is approximated.
+      predicted: `[depth, K]`, of the output, if only that block is approximated.
     """
 
     of_layers: np.ndarray
@@ -41,19 +45,22 @@ class Blockwise:
       depth: its blocks.
     """
 
-    def __init__(self, model, batches):
-        """Of a model with exact attention and `evals.data.Batch`es, which are kept."""
-        self._model, self._batches = nnx.split(model), batches
+    def __init__(self, model, batches, output):
+        """Of a model with exact attention, `evals.data.Batch`es, and a name of `OUTPUTS`."""
+        self._model, self._batches, self._output = nnx.split(model), batches, output
         self._blocks = [nnx.split(block) for block in vision_tower(model).encoder.blocks]
-        self._exact = [None] * len(batches)  # embeddings [B, P], once computed
+        self._exact = [None] * len(batches)  # outputs, once computed
         self.depth = len(self._blocks)
 
-    def errors(self, candidates) -> Errors:
-        """The `Errors` of K FNAConfigs, whose layers mean nothing here.
+    def errors(self, candidates, methods) -> Errors:
+        """The `Errors` of K FNAConfigs, whose layers mean nothing here, and the method of each.
 
-        A layer's error is measured for all of them, that of the embedding for the most accurate in
-        each block; those of the others are taken to be as much larger as their layer's.
+        A layer's error is measured for all of them; that of the output for the most accurate of
+        each method in each block, and taken to be as much larger for the others as their layer's.
+        By method: centroid attention, for one, has the class token right where FNA has not, and in
+        the last block a class embedding depends on nothing else.
         """
+        members = [np.flatnonzero([m == method for m in methods]) for method in set(methods)]
         found = []
         blocks = len(self._batches) * self.depth
         with tqdm.tqdm(total=blocks, desc="comparing", unit="block", leave=False) as bar:
@@ -63,38 +70,43 @@ class Blockwise:
                     x, errors = self._step(inputs[-1], batch, block, tuple(candidates))
                     inputs.append(x)
                     of_layers.append(batch.select(errors.T).mean(axis=0))
-                self._exact[number] = _finish(*self._model, inputs.pop())
+                self._exact[number] = self._finish(inputs.pop())
                 of_layers, predicted = np.array(of_layers), np.zeros((self.depth, len(candidates)))
                 for block, x in enumerate(inputs):
-                    best = of_layers[block].argmin()
-                    x = self._step(x, batch, block, candidates[best])[0]
-                    error = self._error(x, number, [_EXACT] * (self.depth - block - 1)).mean()
-                    # Where the best one is exact the layers' errors are as good a guess as any.
-                    least = of_layers[block, best]
-                    predicted[block] = of_layers[block] * (error / least if least else 1)
+                    for of_method in members:
+                        layer_errors = of_layers[block, of_method]
+                        best = candidates[of_method[layer_errors.argmin()]]
+                        rest = [best, *[_EXACT] * (self.depth - block - 1)]
+                        error = self._error(x, number, rest).mean()
+                        # Where the best is exact the layers' errors are as good a guess as any.
+                        scale = error / layer_errors.min() if layer_errors.min() else 1
+                        predicted[block, of_method] = scale * layer_errors
                     bar.update()
                 found.append((of_layers, predicted))
         weights = [batch.real.sum() for batch in self._batches]
         return Errors(*(np.average(parts, axis=0, weights=weights) for parts in zip(*found)))
 
-    def embedding_error(self, choice) -> float:
-        """The relative error of the embedding with one FNAConfig, or None, for each block.
+    def output_errors(self, choice) -> np.ndarray:
+        """The relative errors of the output with one FNAConfig, or None, for each block, `[M]`.
 
-        To be called after `errors`. The mean over images.
+        Of the M images of all batches. To be called after `errors`.
         """
         attentions = [_EXACT if fna is None else fna for fna in choice]
         errors = [
             self._error(_embed(*self._model, batch.images), number, attentions)
             for number, batch in enumerate(self._batches)
         ]
-        return float(np.concatenate(errors).mean())
+        return np.concatenate(errors)
 
     def _error(self, x, number, attentions):
-        """Of the embeddings of a batch `[B']`, from tokens x in front of the last blocks."""
+        """Of the output of a batch `[B']`, from tokens x in front of the last blocks."""
         batch, first = self._batches[number], self.depth - len(attentions)
         for block, attention in enumerate(attentions, start=first):
             x = self._step(x, batch, block, attention)[0]
-        return batch.select(relative_error(_finish(*self._model, x), self._exact[number]))
+        return batch.select(relative_error(self._finish(x), self._exact[number]))
+
+    def _finish(self, x):
+        return _finish(*self._model, x, self._output)
 
     def _step(self, x, batch, block, attention):
         blockdef, state = self._blocks[block]
@@ -108,10 +120,10 @@ def _embed(graphdef, state, images):
     return vision_tower(nnx.merge(graphdef, state)).embed(images)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _finish(graphdef, state, x):
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _finish(graphdef, state, x, output):
     model = nnx.merge(graphdef, state)
-    return image_embedding(model, vision_tower(model).finish(x)[1])
+    return OUTPUTS[output](model, *vision_tower(model).finish(x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -20,19 +20,20 @@ from evals.jobs.opening import (
     open_named,
 )
 from evals.jobs.settings import check_choice, check_counts
-from evals.jobs.tune.blockwise import Blockwise
+from evals.jobs.tune.blockwise import OUTPUTS, Blockwise
 from evals.jobs.tune.choice import furthest_within, greedy_path
 from evals.jobs.tune.report import format_report
 from evals.jobs.tuned import write_tuned
-from evals.running.devices import data_parallel, own_slots
-from evals.running.embed import OUTPUTS, Embedder
+from evals.running.devices import data_parallel, joined, over_batches, own_slots
+from evals.running.embed import OUTPUTS as EMBEDDINGS
 from evals.running.pretrained import Backbone
 from evals.running.timing import time_in_turns
 from evals.running.workdir import claim_workdir
-from evals.tasks.fidelity import fidelity
 from fna_jax import FNAConfig
-from models.registry import vision_config
+from models.attends import relative_error
+from models.registry import did_you_mean, vision_config
 
+_SURE = 2  # standard errors of the mean error that have to fit into the budget, too
 _NO_LAYERS = (0,)  # of a candidate, which belongs to no block yet
 
 
@@ -50,7 +51,7 @@ class Choice(typing.NamedTuple):
     Attributes:
       blocks: a `Candidate`, or None for exact attention.
       layer_errors: of those, on the exact inputs; 0 for exact attention.
-      error: of the embedding, on the images that decided.
+      error: of the output, on the images that decided.
     """
 
     blocks: tuple[Candidate | None, ...]
@@ -131,20 +132,25 @@ def make_candidates(settings, backbone: Backbone, num_tokens) -> list[Candidate]
 
 
 def choose(candidates, backbone: Backbone, images, config) -> Choice:
-    """The most saving choice on the greedy path whose error on the images is within the budget."""
+    """The most saving choice on the greedy path that keeps the budget on the images.
+
+    And, by the spread between them, probably on others.
+    """
     depth = vision_config(backbone.model.config).encoder.depth
     if not candidates:
         return Choice((None,) * depth, (0.0,) * depth, 0.0)
-    found = list(batches(images, backbone.preprocess, min(config.batch_size, len(images))))
-    walk = Blockwise(backbone.model, found)
-    errors = walk.errors([candidate.fna for candidate in candidates])
-    path = greedy_path(errors.predicted, np.array([candidate.saved for candidate in candidates]))
+    read = list(batches(images, backbone.preprocess, min(config.batch_size, len(images))))
+    walk = Blockwise(backbone.model, read, config.output)
+    methods, fnas, saved = zip(*candidates)
+    errors = walk.errors(fnas, methods)
+    path = greedy_path(errors.predicted, np.array(saved))
     measured = {path[0]: 0.0}  # exact
 
     def error_of(choice):
-        fnas = [None if index is None else candidates[index].fna for index in choice]
-        measured[choice] = walk.embedding_error(fnas)
-        return measured[choice]
+        of_blocks = [None if index is None else fnas[index] for index in choice]
+        found = walk.output_errors(of_blocks)
+        measured[choice] = float(found.mean())
+        return measured[choice] + _SURE * found.std() / np.sqrt(max(len(found) - 1, 1))
 
     chosen = furthest_within(path, error_of, config.budget)
     return Choice(
@@ -158,17 +164,19 @@ def choose(candidates, backbone: Backbone, images, config) -> Choice:
 
 
 def measure(backbone: Backbone, fnas, images, config) -> dict:
-    """The error of the embedding on images, and the times of the vision tower, exact and tuned.
+    """The error of the output on images, and the times of the vision tower, exact and tuned.
 
     Without any approximation the error is zero, and nothing is timed.
     """
     if not fnas:
         return {"error_held_out": 0.0, "times": {}}
     view = backbone.with_attention(fnas)
-    error = fidelity(view, images, Embedder(config.batch_size))["embedding_error"]
+    run = data_parallel(functools.partial(_errors, config.output), (backbone.model, view.model))
+    parts = over_batches(run, images, backbone.preprocess, config.batch_size, desc="held out")
+    error = float(joined(parts)[1].mean())
     batch = first_batch(images, backbone.preprocess, min(config.batch_size, len(images))).images
     runs = {
-        name: functools.partial(_run, data_parallel(OUTPUTS["pooled"], which.model), batch)
+        name: functools.partial(_run, data_parallel(EMBEDDINGS["pooled"], which.model), batch)
         for name, which in (("exact", backbone), ("tuned", view))
     }
     timings = time_in_turns(runs, repeats=config.repeats, progress="timing")
@@ -189,6 +197,9 @@ def check_settings(config) -> None:
     image_sources(config.images)
     if config.budget < 0:
         raise ValueError(f"--config.budget must be at least 0, got {config.budget}")
+    if config.output not in OUTPUTS:
+        known = f"{', '.join(OUTPUTS)}{did_you_mean(config.output, OUTPUTS)}"
+        raise ValueError(f"--config.output={config.output!r} is none of {known}")
     for name in ("methods", "num_landmarks", "windows", "near"):
         check_choice(config.candidates[name], f"candidates.{name}")
     if "random" in config.candidates.methods:
@@ -206,6 +217,14 @@ def _open(config):
         sized = backbone.preprocess.at_size(config.image_size)
         backbone = dataclasses.replace(backbone, preprocess=sized)
     return backbone, images
+
+
+def _errors(output, exact_and_tuned, images, rng):
+    """Relative errors `[B]` of an output; random keys are for others."""
+    del rng
+    found = [(model, model(images)) for model in exact_and_tuned]
+    exact, tuned = (OUTPUTS[output](model, seen.tokens, seen.pooled) for model, seen in found)
+    return relative_error(tuned, exact)
 
 
 def _run(run, batch):

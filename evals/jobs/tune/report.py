@@ -30,16 +30,17 @@ def format_report(record, fnas, file) -> str:
 
 def verdict(record) -> str:
     """What the choice costs and gains, in a few honest sentences."""
-    budget, tokens = record["config"]["budget"], f"{record['num_tokens']:,} tokens"
+    budget, output = record["config"]["budget"], record["config"]["output"]
+    tokens = f"{record['num_tokens']:,} tokens"
     if not record["num_candidates"]:
         return f"Exact attention in all blocks: at {tokens} no candidate saves arithmetic."
     if record["counted_speedup"] == 1:
         return (
             f"Exact attention in all blocks: none of {record['num_candidates']} candidates that "
-            f"save arithmetic at {tokens} keeps the error of the embedding within {budget:g}."
+            f"save arithmetic at {tokens} keeps the error of the {output} within {budget:g}."
         )
     said = [
-        f"Error of the image embedding: {record['error_held_out']:.4f} on "
+        f"Error of the {output}: {record['error_held_out']:.4f} on "
         f"{record['num_held_out']} images held out, {record['error_deciding']:.4f} on the "
         f"{record['num_deciding']} that decided; the budget is {budget:g}."
     ]
