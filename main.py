@@ -29,6 +29,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "pretrained": "evals.jobs.pretrained.report:pretrained_report",
     "speed": "evals.jobs.speed:speed_report",
     "sweep": "evals.jobs.sweep.report:sweep_report",
+    "tune": "evals.jobs.tune.job:tune_report",
     "train": "training.contrastive:training_report",
 }
 

@@ -43,6 +43,9 @@ def get_config():
     config.fna.exclude = config_dict.placeholder(str)
     config.fna.inverse_steps = 6
     config.fna.centroid = centroid_settings()
+    # A tune.json that --config tune.py wrote for this model, as one more method; the fields above
+    # do not touch it. With --config.fna.methods="()" it is the only one.
+    config.fna.tuned = config_dict.placeholder(str)
     return config
 
 

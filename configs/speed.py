@@ -25,6 +25,7 @@ def get_config():
     config.fna.features = "q"
     config.fna.resample = False
     config.fna.centroid = eval_config.centroid_settings()
+    config.fna.tuned = config_dict.placeholder(str)  # a tune.json, timed in the whole tower alone
     # Sides of square grids of patches, at which one attention layer is timed for the break-even.
     config.grids = (8, 12, 16, 24, 32, 48)
     return config

@@ -62,6 +62,7 @@ MISTAKES = {
         ["--config", "pretrained.py", "--config.half=all"],
         "half must be one of report, choose, got 'all'",
     ),
+    "budget": (["--config", "tune.py", "--config.budget=-1"], "budget must be at least 0, got -1"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

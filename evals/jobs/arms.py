@@ -6,6 +6,7 @@ import itertools
 import ml_collections
 
 from evals.jobs.strategies import Strategy
+from evals.jobs.tuned import TUNED, read_tuned
 from fna_jax import FNAConfig
 from models.registry import did_you_mean
 
@@ -24,7 +25,10 @@ METHOD_NAMES = {
     "centroid": "centroid, farthest point",
     "kmeans": "centroid, k-means",
     "windows": "centroid, windows",
+    TUNED: "tuned",
 }
+
+WITHOUT_NUMBER = ("exact", TUNED)  # of landmarks
 
 
 def kind_of(method) -> str:
@@ -37,7 +41,8 @@ class Arm:
     """One way to run a model.
 
     Attributes:
-      fna: the settings of the approximation; None for exact attention.
+      fna: the settings of the approximation, a tuple of some for different blocks, or none of
+        them, or None, for exact attention.
       method: what a config calls it, a key of `METHOD_NAMES`.
       seed: of random landmarks; None for others.
       image_size: side of the square images, pixels; None for the checkpoint's own preprocessing.
@@ -45,12 +50,19 @@ class Arm:
       name: what its results are called, in the names of files, too.
     """
 
-    fna: FNAConfig | None = None
+    fna: FNAConfig | tuple[FNAConfig, ...] | None = None
     method: str = "exact"
     seed: int | None = None
     image_size: int | None = None
     strategy: Strategy | None = None
     name: str = "exact"
+
+    @property
+    def fnas(self) -> tuple[FNAConfig, ...]:
+        """The settings of all its approximations."""
+        if self.fna is None:
+            return ()
+        return self.fna if isinstance(self.fna, tuple) else (self.fna,)
 
     def view(self, backbone):
         """The `evals.running.pretrained.Backbone` run so.
@@ -65,7 +77,11 @@ class Arm:
 
 
 def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
-    """Exact attention, then every method, number of landmarks and seed of the settings."""
+    """Exact attention, every method, number of landmarks and seed of the settings, and `tuned`.
+
+    Raises:
+      FileNotFoundError, ValueError: settings that no model, or this one, could run.
+    """
     arms, others = [Arm()], dict(exclude=fna.exclude, inverse_steps=fna.inverse_steps)
     for method, num_landmarks in itertools.product(fna.methods, fna.num_landmarks):
         settings = settings_of(
@@ -80,6 +96,8 @@ def make_arms(fna: ml_collections.ConfigDict, depth: int) -> list[Arm]:
         for seed in fna.seeds if method == "random" else [None]:
             suffix = "" if seed is None else f"-seed{seed}"
             arms.append(Arm(settings, method, seed, name=f"{method}-{num_landmarks}{suffix}"))
+    if fna.tuned is not None:
+        arms.append(Arm(read_tuned(fna.tuned, depth), TUNED, name=TUNED))
     return arms
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from evals.jobs.tuned import TUNED
 from fna_jax import FNAConfig
 from fna_jax.layers import LLOYD_STEPS
 from models.configs import EncoderConfig
@@ -41,18 +42,23 @@ class VisionCost:
         return total / (total - self.replaced + self.fna)
 
 
-def vision_cost(encoder: EncoderConfig, num_tokens: int, fna: FNAConfig) -> VisionCost:
-    """Counts for a vision encoder and the number of its tokens."""
+def vision_cost(encoder: EncoderConfig, num_tokens: int, fna) -> VisionCost:
+    """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple."""
     width = encoder.width
     mlp_matrices = 3 if encoder.gated_mlp else 2
     exact = 2 * num_tokens**2 * width
-    approximate = _nystrom if fna.approximation == "nystrom" else _centroid
+    count = {"nystrom": _nystrom, "centroid": _centroid}
+    fnas = _several(fna)
     return VisionCost(
         linear=encoder.depth * num_tokens * width * (4 * width + mlp_matrices * encoder.mlp_dim),
         attention=encoder.depth * exact,
-        replaced=len(fna.layers) * exact,
-        fna=approximate(encoder, num_tokens, fna),
+        replaced=sum(len(one.layers) for one in fnas) * exact,
+        fna=sum(count[one.approximation](encoder, num_tokens, one) for one in fnas),
     )
+
+
+def _several(fna) -> tuple[FNAConfig, ...]:
+    return fna if isinstance(fna, tuple) else (fna,)
 
 
 def _nystrom(encoder, num_tokens, fna):
@@ -98,19 +104,28 @@ def advice(encoder, num_tokens, fnas) -> str:
     Args:
       encoder: of the model.
       num_tokens: of an image.
-      fnas: settings, those of one approximation after the other.
+      fnas: settings, those of one approximation after the other; a tuple for a tuned model's.
     """
+    if not fnas:
+        return "Attention is exact in all blocks: there is nothing to gain."
     costs = [vision_cost(encoder, num_tokens, fna) for fna in fnas]
-    one = costs[0]
+    one, blocks = costs[0], sum(len(fna.layers) for fna in _several(fnas[0]))
     counted = {}
     for cost, fna in zip(costs, fnas):
+        if isinstance(fna, tuple):
+            counted[TUNED] = [f"{cost.speedup:.2f}"]
+            continue
         gains = counted.setdefault(fna.approximation, [])
         gains.append(f"{cost.speedup:.2f} (S = {fna.num_landmarks})")
-    whose = {"nystrom": "FNA's own work", "centroid": "centroid attention's"}
+    whose = {
+        "nystrom": "FNA's own work",
+        "centroid": "centroid attention's",
+        TUNED: "that of the tuned settings",
+    }
     counted = "; ".join(f"{whose[name]}: {', '.join(gains)}" for name, gains in counted.items())
     text = (
         f"At {num_tokens} tokens attention is {100 * one.attention_share:.0f} % of this vision "
-        f"tower's arithmetic. Without it in {len(fnas[0].layers)} of {encoder.depth} blocks it "
+        f"tower's arithmetic. Without it in {blocks} of {encoder.depth} blocks it "
         f"would be at most {one.most_speedup:.2f} times faster; counting {counted}."
     )
     if max(cost.speedup for cost in costs) < 1.1:

@@ -3,6 +3,7 @@
 import jax
 import ml_collections
 
+from evals import data as readers
 from evals.data import batches
 from evals.data.datasets import open_data
 from evals.running.pretrained import (
@@ -14,6 +15,9 @@ from evals.running.pretrained import (
 from evals.running.workdir import ROOT, claim_workdir, environment, run_points
 from evals.tasks.table import TASKS
 from models.registry import vision_tower
+
+_SCENES = "digit scenes"
+_NUM_SCENES = 64
 
 
 def open_named(config, how=open_backbone):
@@ -30,6 +34,32 @@ def open_model_of(config) -> Backbone:
 def open_data_of(config) -> dict:
     """The data of the tasks of a config by kind; None for what there is none of."""
     return {kind: open_data(kind, config) for kind in {TASKS[name].data for name in config.tasks}}
+
+
+def image_sources(images) -> tuple[str, ...]:
+    """What a config's `images` name: "digit scenes", or folders and files.
+
+    Raises:
+      ValueError: it is no text, nor a tuple of some.
+    """
+    sources = images if isinstance(images, tuple) else (images,)
+    if not sources or not all(isinstance(source, str) and source for source in sources):
+        raise ValueError(
+            f"--config.images must be '{_SCENES}', a folder, a file, or a tuple of folders and "
+            f"files, got {images!r}"
+        )
+    return sources
+
+
+def open_images(config):
+    """Paths of the images that a config names, or embedded digit scenes, uint8 arrays.
+
+    Raises:
+      FileNotFoundError: a path that does not exist, or a folder without images.
+    """
+    if config.images == _SCENES:
+        return readers.multiple_digit_scenes(config.num_images or _NUM_SCENES).images
+    return readers.image_files(config.images, limit=config.num_images)
 
 
 def first_batch(images, preprocess, batch_size):
@@ -63,7 +93,9 @@ def check_num_landmarks(number, num_tokens, *, of="an image") -> None:
         )
 
 
-def run_jobs(jobs, backbone: Backbone, config: ml_collections.ConfigDict, workdir) -> dict:
+def run_jobs(
+    jobs, backbone: Backbone, config: ml_collections.ConfigDict, workdir, **identity
+) -> dict:
     """`describe`, and as `points` the records of jobs, kept in `workdir` and found there again.
 
     Args:
@@ -71,11 +103,12 @@ def run_jobs(jobs, backbone: Backbone, config: ml_collections.ConfigDict, workdi
       backbone: the model that they run.
       config: of the run.
       workdir: its folder.
+      **identity: what else must be the same for results to belong together.
 
     Raises:
       ValueError: the folder holds a run with other settings.
     """
-    workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
+    workdir = claim_workdir(config, workdir, model_sha256=backbone.fingerprint(), **identity)
     return describe(backbone, config) | {"points": run_points(jobs, workdir / "points")}
 
 

@@ -13,8 +13,9 @@ from flax import nnx
 import models
 from evals.jobs.arms import METHOD_NAMES, blocks_of, settings_of
 from evals.jobs.cost import vision_cost
-from evals.jobs.opening import open_named
+from evals.jobs.opening import check_num_landmarks, open_named
 from evals.jobs.settings import check_counts
+from evals.jobs.tuned import TUNED, read_tuned
 from evals.running.pretrained import EMBEDDED_MODEL, open_model
 from evals.running.timing import time_in_turns
 from evals.running.workdir import ROOT, claim_workdir, environment, write_atomically
@@ -37,8 +38,9 @@ def speed_report(config, workdir) -> str:
     images = jnp.ones((config.batch_size, *_image_size(config, model), 3), jnp.float32)
     num_tokens = jax.eval_shape(tower.embed, images).shape[1]
     fnas = _fna_settings(config, model, num_tokens)
+    tuned = _tuned_settings(config, model, num_tokens)
     folder = claim_workdir(config, workdir)
-    arms = _time_model(model, images, fnas, config.repeats)
+    arms = _time_model(model, images, fnas | tuned, config.repeats)
     encoder = tower.config.encoder
     layers = [_time_layer(model.config, tower, side, fnas, config) for side in config.grids]
     record = {
@@ -53,7 +55,7 @@ def speed_report(config, workdir) -> str:
         "layers": layers,
         "environment": environment(),
     }
-    for name, fna in fnas.items():
+    for name, fna in (fnas | tuned).items():
         if name in arms:
             arms[name]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
     record["advice"] = advice(record)
@@ -242,6 +244,17 @@ def _fna_settings(config, model, num_tokens):
     for fna in fnas.values():
         models.with_attention(model, fna)  # knows the blocks
     return fnas
+
+
+def _tuned_settings(config, model, num_tokens):
+    """The settings that were tuned for this model by their name; nothing without any."""
+    if config.fna.tuned is None:
+        return {}
+    tuned = read_tuned(config.fna.tuned, len(models.vision_tower(model).encoder.blocks))
+    models.with_attention(model, tuned)  # knows the class token
+    for fna in tuned:
+        check_num_landmarks(fna.num_landmarks, num_tokens)
+    return {TUNED: tuned}
 
 
 def _check_settings(config):

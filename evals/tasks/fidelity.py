@@ -30,10 +30,15 @@ def fidelity(backbone, images, embedder: Embedder, *, rng=None) -> dict:
     }
 
 
+def image_embedding(model, pooled):
+    """An image's embedding from its pooled state `[B, C]`: projected, if the model has texts."""
+    project = getattr(model, "vision_projection", lambda pooled: pooled)
+    return project(pooled)
+
+
 def _errors(model, images, rng):
     """Relative errors of the attention outputs `[B, L]` and of the embeddings `[B]`."""
-    project = getattr(model, "vision_projection", lambda pooled: pooled)
     exact = model(images, rng=rng, compare=True)  # runs exactly
     approximate = model(images, rng=rng)
-    error = relative_error(project(approximate.pooled), project(exact.pooled))
+    error = relative_error(*(image_embedding(model, x.pooled) for x in (approximate, exact)))
     return exact.attention_error.T, error

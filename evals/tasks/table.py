@@ -70,7 +70,7 @@ def jobs_of(arms, tasks, backbone, data, embedder, config) -> list:
     for arm in arms:
         for name in tasks:
             task = TASKS[name]
-            if data[task.data] is None or (task.of_fna and arm.fna is None):
+            if data[task.data] is None or (task.of_fna and not arm.fna):
                 continue
             run = functools.partial(
                 run_task, name, backbone, arm, data[task.data], embedder, **config.get(name, {})

@@ -6,14 +6,20 @@ import ml_collections
 import numpy as np
 
 import models
-from evals import data as readers
 from evals.data.notices import printable
 from evals.jobs.analysis.measure import Plan, measure
 from evals.jobs.analysis.page import render
 from evals.jobs.analysis.pictures import draw
 from evals.jobs.analysis.results import count_table, in_words, summarize
 from evals.jobs.landmark_map import cluster_maps, displayable, landmark_points
-from evals.jobs.opening import check_num_landmarks, describe, num_tokens_of, open_named
+from evals.jobs.opening import (
+    check_num_landmarks,
+    describe,
+    image_sources,
+    num_tokens_of,
+    open_images,
+    open_named,
+)
 from evals.jobs.settings import check_counts
 from evals.jobs.tables import headline
 from evals.running.pretrained import Backbone
@@ -23,8 +29,6 @@ from fna_jax.config import parse_blocks
 from models.interventions import check_block
 from models.registry import vision_config
 
-_SCENES = "digit scenes"
-_NUM_SCENES = 64
 _COUNTS = ("num_images", "batch_size", "max_sinks", "num_examples", "num_landmarks")
 _MOST_EXAMPLES = 16  # matplotlib takes a second for each
 
@@ -72,12 +76,7 @@ def check_settings(config) -> None:
         )
     if config.detector not in ("norm", "attention"):
         raise ValueError(f"--config.detector must be norm or attention, got {config.detector!r}")
-    sources = _sources(config.images)
-    if not sources or not all(isinstance(source, str) and source for source in sources):
-        raise ValueError(
-            f"--config.images must be '{_SCENES}', a folder, a file, or a tuple of folders and "
-            f"files, got {config.images!r}"
-        )
+    image_sources(config.images)
 
 
 def make_plan(config, depth) -> Plan:
@@ -102,17 +101,6 @@ def make_plan(config, depth) -> Plan:
             f"--config.first_block={first_block} comes after --config.block={block}, which decides"
         )
     return Plan(block, first_block, blocks, config.detector, config.max_sinks)
-
-
-def open_images(config):
-    """Paths of the user's images, or embedded digit scenes, uint8 arrays.
-
-    Raises:
-      FileNotFoundError: a path that does not exist, or a folder without images.
-    """
-    if config.images == _SCENES:
-        return readers.multiple_digit_scenes(config.num_images or _NUM_SCENES).images
-    return readers.image_files(config.images, limit=config.num_images)
 
 
 def views(backbone: Backbone, images, num_landmarks) -> list[Backbone]:
@@ -142,9 +130,10 @@ def write(workdir, results, example_names, pictures) -> str:
     for picture, png in pngs:
         write_atomically(workdir / f"{picture.name}.png", png)
     write_atomically(workdir / "analysis.json", json.dumps(results, indent=2, allow_nan=False))
+    sources = ", ".join(image_sources(results["config"]["images"]))
     facts = {
         "model": results["model"],
-        "images": f"{results['num_images']} of {', '.join(_sources(results['config']['images']))}",
+        "images": f"{results['num_images']} of {sources}",
         "drawn": ", ".join(example_names),
         "blocks": f"0 to {len(results['norms']['median']) - 2}; tokens are judged in block "
         f"{results['block']}, sinks masked from block {results['first_block']} on; massive "
@@ -160,10 +149,6 @@ def write(workdir, results, example_names, pictures) -> str:
     ]
     files = ", ".join(f"{picture.name}.png" for picture in pictures)
     return "\n\n".join([*lines, f"Written to {workdir}: index.html, analysis.json, {files}"])
-
-
-def _sources(images):
-    return images if isinstance(images, tuple) else (images,)
 
 
 def _example_names(images, measured):

@@ -4,7 +4,7 @@ import jax
 import ml_collections
 
 from evals.data.datasets import open_data
-from evals.jobs.arms import METHOD_NAMES, make_arms
+from evals.jobs.arms import METHOD_NAMES, WITHOUT_NUMBER, make_arms
 from evals.jobs.cost import advice
 from evals.jobs.landmark_map import displayable, landmark_points
 from evals.jobs.opening import (
@@ -16,6 +16,7 @@ from evals.jobs.opening import (
     run_jobs,
 )
 from evals.jobs.settings import check_choice, check_data_settings, check_tasks
+from evals.jobs.tuned import TUNED
 from evals.running.embed import open_embedder
 from evals.tasks.table import jobs_of
 from models.registry import vision_config
@@ -36,14 +37,23 @@ def evaluate(config: ml_collections.ConfigDict, workdir) -> dict:
     encoder = vision_config(backbone.model.config).encoder
     arms = make_arms(config.fna, encoder.depth)
     num_tokens = num_tokens_of(backbone, open_data("images", config))
-    fnas = {(arm.fna.approximation, arm.fna.num_landmarks): arm.fna for arm in arms if arm.fna}
-    for fna in fnas.values():
-        backbone.with_attention(fna)  # knows the blocks
-        check_num_landmarks(fna.num_landmarks, num_tokens)
+    for arm in arms:
+        arm.view(backbone)  # knows the blocks
+        for fna in arm.fnas:
+            check_num_landmarks(fna.num_landmarks, num_tokens)
+    # Of methods with equal costs one; the tuned settings are named by none of these.
+    alike = {
+        tuple((one.approximation, one.num_landmarks) for one in arm.fnas)
+        + (arm.method == TUNED,): arm.fna
+        for arm in arms
+        if arm.fna
+    }
     embedder, data = open_embedder(config, workdir), open_data_of(config)
     jobs = jobs_of(arms, config.tasks, backbone, data, embedder, config)
-    results = run_jobs(jobs, backbone, config, workdir)
-    return results | {"advice": advice(encoder, num_tokens, [*fnas.values()])}
+    # The file of tuned settings may change where it lies.
+    tuned = {arm.method: repr(arm.fna) for arm in arms if arm.method == TUNED}
+    results = run_jobs(jobs, backbone, config, workdir, **tuned)
+    return results | {"advice": advice(encoder, num_tokens, [*alike.values()])}
 
 
 def landmark_examples(config, *, num_images=6):
@@ -55,7 +65,9 @@ def landmark_examples(config, *, num_images=6):
     near_16 = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     points = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
-        of_fna = arm.fna is not None and arm.fna.approximation == "nystrom"
+        if arm.method in WITHOUT_NUMBER:
+            continue
+        of_fna = arm.fna.approximation == "nystrom"
         if not of_fna or arm.fna.num_landmarks != near_16 or arm.method in points:
             continue
         rng = None if arm.seed is None else jax.random.key(arm.seed)
@@ -69,5 +81,7 @@ def check_settings(config) -> None:
     """Raises ValueError for a number out of range, a repetition, or a setting nothing would use."""
     check_tasks(config.tasks)
     check_data_settings(config)
-    for name in ("methods", "num_landmarks", "seeds"):
+    # With tuned settings there need be no other method.
+    some = () if config.fna.tuned is not None and not config.fna.methods else ("methods",)
+    for name in (*some, "num_landmarks", "seeds"):
         check_choice(config.fna[name], f"fna.{name}")

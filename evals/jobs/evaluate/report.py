@@ -7,7 +7,7 @@ import re
 import matplotlib
 import numpy as np
 
-from evals.jobs.arms import METHOD_NAMES
+from evals.jobs.arms import METHOD_NAMES, WITHOUT_NUMBER
 from evals.jobs.evaluate.job import evaluate, landmark_examples
 from evals.jobs.evaluate.segmentation_picture import draw_segmentation, segmentation_examples
 from evals.jobs.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
@@ -28,6 +28,8 @@ _COLOURS = {
     "centroid": "#2a8a4a",
     "kmeans": "#7a4fa3",
     "windows": "#c1272d",
+    "exact": "#444444",
+    "tuned": "#b8860b",
 }
 
 
@@ -111,13 +113,13 @@ def write_report(results, workdir, *, landmarks) -> str:
 
 
 def plot_quality(rows, file):
-    """Accuracy and error against the number of landmarks; exact, if measured, as a line."""
+    """Accuracy and error against the number of landmarks; what has none, as lines."""
     panels = [h for h in (*ACCURACIES, "embedding error") if any(h in row for row in rows)]
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
     for axis, heading in zip(axes[0], panels):
         for method, colour in _COLOURS.items():
             mine = [row for row in rows if row["method"] == method and heading in row]
-            if not mine:
+            if not mine or method in WITHOUT_NUMBER:
                 continue
             x = [row["num_landmarks"] for row in mine]
             y = np.array([row[heading] for row in mine])
@@ -125,8 +127,9 @@ def plot_quality(rows, file):
             axis.plot(x, y, "o-", color=colour, label=METHOD_NAMES[method])
             axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
         for row in rows:
-            if row["method"] == "exact" and heading in row:
-                axis.axhline(row[heading], color="#444444", linestyle="--", label="exact")
+            if (method := row["method"]) in WITHOUT_NUMBER and heading in row:
+                options = dict(color=_COLOURS[method], linestyle="--", label=METHOD_NAMES[method])
+                axis.axhline(row[heading], **options)
         sizes = sorted({row["num_landmarks"] for row in rows if row["num_landmarks"]})
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])

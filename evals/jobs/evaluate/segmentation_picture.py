@@ -8,7 +8,7 @@ import numpy as np
 
 from evals.data import IGNORED, read_image
 from evals.data.datasets import open_data
-from evals.jobs.arms import METHOD_NAMES, make_arms
+from evals.jobs.arms import METHOD_NAMES, WITHOUT_NUMBER, make_arms
 from evals.jobs.opening import open_model_of
 from evals.running.embed import open_embedder
 from evals.running.workdir import save_figure
@@ -39,7 +39,7 @@ def segmentation_examples(config, workdir, *, num_images=4):
     label_maps = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
         title = METHOD_NAMES[arm.method]
-        title += "" if arm.fna is None else f"\nS = {arm.fna.num_landmarks}"
+        title += "" if arm.method in WITHOUT_NUMBER else f"\nS = {arm.fna.num_landmarks}"
         if title in label_maps:
             continue
         view, rng = arm.view(backbone), None if arm.seed is None else jax.random.key(arm.seed)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from configs import eval as eval_config
-from evals.jobs.arms import METHOD_NAMES, METHODS, make_arms
+from evals.jobs.arms import METHOD_NAMES, METHODS, WITHOUT_NUMBER, make_arms
 from fna_jax import FNAConfig
 
 
@@ -27,7 +27,7 @@ def test_every_method_takes_the_settings_that_it_has_a_use_for():
         dataclasses.replace(of_keys, partition="kmeans"),
         dataclasses.replace(near, partition="windows"),
     ]
-    assert METHOD_NAMES.keys() == {"exact", *METHODS}
+    assert METHOD_NAMES.keys() == {*WITHOUT_NUMBER, *METHODS}
 
 
 def test_an_unknown_method_is_refused_with_the_likely_one():

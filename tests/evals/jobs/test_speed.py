@@ -6,6 +6,8 @@ import pytest
 
 from configs.speed import get_config
 from evals.jobs.speed import advice, break_even, speed_report
+from evals.jobs.tuned import write_tuned
+from fna_jax import FNAConfig
 
 
 def layer(tokens, **speedups):
@@ -39,6 +41,8 @@ def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):
     config.model, config.grids, config.repeats = str(small_model), (2, 9), 1
     config.image_size, config.dtype = (32, 64), "bfloat16"
     config.fna.num_landmarks = (4, 900)
+    config.fna.tuned = str(tmp_path / "tune.json")
+    write_tuned(config.fna.tuned, [FNAConfig("0", 8)], 2, {})
     text = speed_report(config, tmp_path)
     record = json.loads((tmp_path / "speed.json").read_text())
     assert record["num_tokens"] == 33 and record["dtype"] == "bfloat16"
@@ -46,12 +50,14 @@ def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):
         "exact",
         "FNA, farthest point, S = 4",
         "centroid, farthest point, S = 4",
+        "tuned",
         "no attention",
     ]  # 900 is too many
     assert [layer["tokens"] for layer in record["layers"]] == [5, 82]
     for said in (
         "| exact | ",
         "| FNA, farthest point, S = 4 | ",
+        "| tuned | ",
         "| 82 tokens | ",
         "One layer breaks even with",
     ):

@@ -1,0 +1,1 @@
+"""The attention for a model under an error budget: `--config tune.py`."""
