@@ -69,6 +69,17 @@ class Choice(typing.NamedTuple):
             dataclasses.replace(fna, layers=tuple(blocks)) for fna, blocks in layers.items()
         )
 
+    def described(self) -> list[dict]:
+        """Of each block its method, layer error, and multiply-adds saved, for the json."""
+        return [
+            {
+                "method": "exact" if chosen is None else chosen.method,
+                "layer_error": error,
+                "saved": 0 if chosen is None else chosen.saved,
+            }
+            for chosen, error in zip(self.blocks, self.layer_errors)
+        ]
+
 
 def tune_report(config, workdir) -> str:
     """Chooses, measures, writes `tune.json` into `workdir`, and returns the text to print.
@@ -92,14 +103,7 @@ def tune_report(config, workdir) -> str:
         "num_deciding": len(deciding),
         "num_held_out": len(held_out),
         "error_deciding": choice.error,
-        "blocks": [
-            {
-                "method": "exact" if chosen is None else chosen.method,
-                "layer_error": error,
-                "saved": 0 if chosen is None else chosen.saved,
-            }
-            for chosen, error in zip(choice.blocks, choice.layer_errors)
-        ],
+        "blocks": choice.described(),
         "attention_multiply_adds": cost.attention,
         "counted_speedup": cost.speedup,
         "counted_attention_speedup": cost.attention / (cost.attention - cost.replaced + cost.fna),
