@@ -5,10 +5,11 @@ import json
 import pathlib
 import re
 
-from evals.jobs.arms import METHOD_NAMES
+from evals.jobs.arms import METHOD_NAMES, METHODS, settings_of
 from evals.jobs.strategies import STRATEGIES
 from evals.tasks.table import TASKS
-from fna_jax.landmarks import METHODS
+from fna_jax import landmarks
+from fna_jax.config import PARTITIONS
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -25,8 +26,12 @@ def test_every_task_has_a_test():
     assert len(TASKS) >= 7 and imported.issuperset(task.run.__name__ for task in TASKS.values())
 
 
-def test_every_choice_of_landmarks_has_a_name():
-    assert METHOD_NAMES.keys() == set(METHODS)
+def test_every_choice_of_landmarks_and_clusters_is_a_method_with_a_name():
+    chosen = [settings_of(name, {}, layers=(0,), num_landmarks=8) for name in METHODS]
+    values = lambda field, kind: {getattr(fna, field) for fna in chosen if kind in str(fna)}
+    assert values("method", "nystrom") == set(landmarks.METHODS)
+    assert values("partition", "centroid") == set(PARTITIONS)
+    assert set(METHODS) < METHOD_NAMES.keys()
 
 
 def test_every_strategy_is_measured():

@@ -12,7 +12,7 @@ from convert.errors import ConversionError
 from convert.originals import prepare_libraries
 from convert.siglip import parse_config
 from fna_jax import FNAConfig
-from models.attends import LandmarkAttention
+from models.attends import ApproximateAttention
 from models.siglip import VARIANTS
 from tests import zoo
 from tests.conftest import random_images, rel_max_error
@@ -48,7 +48,9 @@ def test_images_without_a_patch_or_of_another_shape_raise(siglip, shape):
 def test_nothing_is_guaranteed_where_nothing_is_in_front(siglip):
     x = np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)
     with_prefix, without = (
-        LandmarkAttention(fna, siglip.vision.num_prefix, None, False).select(x, None, None, None)
+        ApproximateAttention(fna, 0, (4, 4), siglip.vision.num_prefix, None, False).select(
+            x, None, None, None
+        )
         for fna in (FNA, dataclasses.replace(FNA, guarantee_prefix=False))
     )
     np.testing.assert_array_equal(with_prefix.indices, without.indices)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import tokenizers
-from evals.pretrained import open_pretrained
 
 from convert.__main__ import main
+from evals.running.pretrained import open_pretrained
 from tests import zoo
 
 
