@@ -31,6 +31,11 @@ def forward(model, images, tokens=None, capture=None):
     return model(images, tokens=tokens, capture=capture)
 
 
+@jax.jit
+def compare(model, images, tokens=None):
+    return model(images, tokens=tokens, compare=True)
+
+
 @functools.cache
 def tokens_of(family):
     """A token set of two images, prefix tokens among them."""
@@ -165,7 +170,7 @@ def test_captured_attention_is_that_after_the_intervention():
     tokens = tokens_of("clip")
     masked = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->T", "mask")})
     capture = models.Capture(attention=(BLOCK,))
-    attention = masked(random_images(), tokens=tokens, capture=capture).captured.attention[BLOCK]
+    attention = forward(masked, random_images(), tokens, capture).captured.attention[BLOCK]
     assert np.all(attention[np.broadcast_to(tokens[:, None], attention.shape)] == 0)
     np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-6)
 
@@ -201,7 +206,7 @@ def test_fna_honours_removed_columns(mode):
     # In mode "sink" the rows of T pay T itself, and are not exact.
     expected, output = (last_output(view, tokens=tokens)[~tokens] for view in (masked, both))
     assert rel_max_error(output, expected) < 1e-3  # inverse, float32
-    result = both(random_images(), tokens=tokens, compare=True)
+    result = compare(both, random_images(), tokens)
     assert not np.take_along_axis(tokens, np.asarray(result.landmarks.indices), 1).any()
     if mode == "mask":
         assert np.all(result.attention_error < 1e-3)  # of masked FNA against masked exact
@@ -252,14 +257,14 @@ def test_landmarks_for_later_blocks_leave_out_what_these_do_not_read():
 
 def test_what_is_zero_in_both_is_no_error():
     off = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->X")})
-    error = models.with_attention(off, FNA)(random_images(), compare=True).attention_error
+    error = compare(models.with_attention(off, FNA), random_images()).attention_error
     np.testing.assert_array_equal(error, np.zeros((1, 2)))
 
 
 def test_a_block_with_fna_has_no_attention_to_observe():
     capture = models.Capture(observe=lambda seen: seen.weights())
     with pytest.raises(ValueError, match="forms no attention matrix"):
-        models.with_attention(tiny("clip"), FNA)(random_images(), capture=capture)
+        forward(models.with_attention(tiny("clip"), FNA), random_images(), capture=capture)
 
 
 def test_gradients_pass_an_adaptive_model():
