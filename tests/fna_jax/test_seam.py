@@ -394,10 +394,14 @@ def test_centroid_attention_is_a_choice(settings):
     fields = {name: v for name, v in settings.items() if name not in ("grid", "guarantee")}
     config = FNAConfig((0,), **CENTROID | fields)
     states = {"q": query, "k": key, "v": value}
-    clusters = partition_in_layer(states, config, None, **of_layer)
-    expected = attend_in_layer(query, key, value, clusters, config, **of_layer)
-    out = attend(query, key, value, mask=mask[:, None, None])
-    np.testing.assert_array_equal(out, expected)
+
+    @jax.jit
+    def both(states):
+        clusters = partition_in_layer(states, config, None, **of_layer)
+        out = attend(*states.values(), mask=mask[:, None, None])
+        return out, attend_in_layer(*states.values(), clusters, config, **of_layer)
+
+    assert rel_max_error(*both(states)) < 2e-6
     assert hash(attend) == hash(dataclasses.replace(attend))
 
 
