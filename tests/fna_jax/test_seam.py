@@ -393,15 +393,15 @@ def test_centroid_attention_is_a_choice(settings):
     of_layer = dict(grid=(3, 5), num_prefix=prefix, key_mask=mask)
     fields = {name: v for name, v in settings.items() if name not in ("grid", "guarantee")}
     config = FNAConfig((0,), **CENTROID | fields)
-    states = {"q": query, "k": key, "v": value}
 
     @jax.jit
-    def both(states):
+    def both(query, key, value):
+        states = {"q": query, "k": key, "v": value}
         clusters = partition_in_layer(states, config, None, **of_layer)
-        out = attend(*states.values(), mask=mask[:, None, None])
-        return out, attend_in_layer(*states.values(), clusters, config, **of_layer)
+        out = attend(query, key, value, mask=mask[:, None, None])
+        return out, attend_in_layer(query, key, value, clusters, config, **of_layer)
 
-    assert rel_max_error(*both(states)) < 2e-6
+    assert rel_max_error(*both(query, key, value)) < 2e-6
     assert hash(attend) == hash(dataclasses.replace(attend))
 
 
