@@ -25,6 +25,6 @@ def get_config():
 
     config.fna = eval_config.get_config().fna
     config.fna.num_landmarks = (32, 64, 128)
-    config.fna.methods = ("fps",)
+    config.fna.methods = ("fps", "centroid")
     config.fna.seeds = (0,)
     return config

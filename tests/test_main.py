@@ -35,7 +35,10 @@ MISTAKES = {
     "layers": (["--config", "eval.py", "--config.fna.layers=3:9"], "blocks 0 to 5"),
     "landmarks": (["--config", "eval.py", "--config.fna.num_landmarks=a"], "num_landmarks"),
     "too_many": (["--config", "eval.py", "--config.fna.num_landmarks=300"], "257 tokens"),
-    "method": (["--config", "eval.py", "--config.fna.methods=fsp"], "method must be one of"),
+    "method": (
+        ["--config", "eval.py", "--config.fna.methods=fsp"],
+        "unknown method 'fsp'; did you mean 'fps'?",
+    ),
     "strategy": (
         ["--config", "masking.py", "--config.strategies=masive-sink"],
         "unknown 'masive-sink'; did you mean 'massive-sink'?",
@@ -206,7 +209,7 @@ def readme_rows():
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in text.splitlines()
-        if line.startswith(("| exact |", "| FNA, "))
+        if line.startswith(("| exact |", "| FNA, ", "| centroid, "))
     ]
     return {(row[0], row[1]): row[2:] for row in rows}
 
