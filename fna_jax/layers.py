@@ -27,12 +27,9 @@ def partition_in_layer(
     Raises:
       ValueError: as in `select_in_layer` and `assign_clusters`.
     """
-    if clusters is not None and not config.resample:
-        if not config.refine:
-            return clusters
-        points = layer_points(states, config.features)
-        return kmeans_clusters(points, clusters, steps=config.refine, key_mask=key_mask)
     points = layer_points(states, config.features)
+    if clusters is not None and not config.resample:
+        return kmeans_clusters(points, clusters, steps=config.refine, key_mask=key_mask)
     if config.partition == "landmarks":
         alone = num_prefix if config.guarantee_prefix else 0
         landmarks = select_in_layer(

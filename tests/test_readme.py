@@ -12,6 +12,7 @@ from benchmarks import tables, zoo
 from benchmarks.rows import read_rows
 from evals.jobs.evaluate.report import format_table
 from evals.jobs.masking.report import format_masking
+from evals.jobs.pretrained.report import format_table as format_pretrained
 from evals.jobs.sweep.report import format_sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def test_the_table_of_whole_models_tells_the_committed_medians():
 @pytest.mark.parametrize(
     "folder, file, table",
     [
+        ("pretrained", "pretrained.json", format_pretrained),
         ("digit_scenes_classification", "results.json", format_table),
         ("digit_scenes_segmentation", "results.json", format_table),
         ("digit_scenes_sweep", "sweep.json", format_sweep),
