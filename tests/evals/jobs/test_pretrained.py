@@ -31,7 +31,7 @@ def short_settings(model):
     config = importlib.import_module("configs.pretrained").get_config()
     config.model, config.image_sizes = str(model), (SIZE,)
     config.num_pictures, config.repeats = 1, 1
-    config.fna.num_landmarks = (8,)
+    config.fna.num_landmarks, config.fna.methods = (8,), ("fps",)
     return config
 
 
