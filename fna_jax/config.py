@@ -23,7 +23,7 @@ class FNAConfig:
       num_landmarks: S, guaranteed tokens included. In the partitions "kmeans" and "windows" at most
         so many windows of the image, as square as they go; class token and registers come on top.
       features: what landmarks are chosen on: "input", the block's input before its layer norm, or
-        "q", "k", "v", the projected states averaged over heads. For centroids "k" is best.
+        "q", "k", "v", the projected states averaged over heads.
       method: "fps", farthest point sampling, or "random", which needs an `rng` in the model's call.
       resample: choose landmarks or clusters anew in each block (more accurate, dearer); otherwise
         those of the first block serve all.
