@@ -212,8 +212,17 @@ def landmark_kernel(landmark_query, landmark_key, valid, scale):
 
 
 def _gather_tokens(x, indices):
-    """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`."""
-    return jnp.take_along_axis(x, indices[..., None, None], axis=-3)
+    """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`.
+
+    On a TPU by a product with ones and zeros, as exact: a gather copies x into another layout.
+    """
+    gather = lambda x, indices: jnp.take_along_axis(x, indices[..., None, None], axis=-3)
+
+    def product(x, indices):
+        one_hot = jax.nn.one_hot(indices, x.shape[-3], dtype=x.dtype)
+        return jnp.einsum("...sn,...nhd->...shd", one_hot, x, precision=_HIGHEST)
+
+    return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
 
 
 def _default_scale(query, scale):
