@@ -19,6 +19,8 @@ _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
 # On a CPU heads go one by one from this many logits each, which then stay in its caches.
 _HEAD_LOGITS = 2**18
+# What a TPU holds at a time: 96 of the 128 MiB of its vector memory. Others go to HBM and back.
+_VMEM_LOGITS = 3 * 2**23
 
 
 def softmax_attention(
@@ -71,9 +73,12 @@ def softmax_attention(
 
 
 def over_heads(attend, states, of_images, *, num_logits):
-    """`attend(*states, of_images)`, on a CPU head by head if each has many logits, `[B, …, K, D]`.
+    """`attend(*states, of_images)`, part by part where its logits are many, `[B, …, K, D]`.
 
-    Each head is read and written where it lies: to bring all heads of a long sequence in front
+    A CPU goes head by head if each has many logits. A TPU goes image by image if all logits do not
+    fit into its vector memory, and head by head if those of one image do not either.
+
+    Each part is read and written where it lies: to bring all heads of a long sequence in front
     first would cost as much as a product. On one device the images too go one by one; on several
     the batch may be split over them, and stays whole, for to take one image out would move all.
 
@@ -85,26 +90,38 @@ def over_heads(attend, states, of_images, *, num_logits):
     """
     first = states[0]
     batch, num_groups = first.shape[0], first.shape[-2]
-    if num_logits < _HEAD_LOGITS or _is_split(first, axis=-2):
+    if _is_split(first, axis=-2):
         return attend(*states, of_images)
-    apart = jax.device_count() == 1 and not _is_split(first, axis=0)
+    images = jax.device_count() == 1 and not _is_split(first, axis=0)
+    by_heads = functools.partial(_part_by_part, attend, images=images, heads=True)
+    by_images = functools.partial(_part_by_part, attend, images=True, heads=False)
+    # An unknown number of images, under jax.export, is many.
+    fits = lambda parts: isinstance(parts, int) and parts * num_logits <= _VMEM_LOGITS
+    cpu = by_heads if num_logits >= _HEAD_LOGITS else attend
+    tpu = by_images if images and fits(num_groups) else by_heads
+    tpu = attend if fits(batch * num_groups) else tpu
+    if cpu is tpu is attend:
+        return attend(*states, of_images)
+    return jax.lax.platform_dependent(*states, of_images, cpu=cpu, tpu=tpu, default=attend)
 
-    def head_by_head(*arguments):
-        *states, of_images = arguments
 
-        def one(index, output):
-            image, head = (index // num_groups, index % num_groups) if apart else (0, index)
-            of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if apart else x
-            take = lambda x: jax.lax.dynamic_slice_in_dim(of_image(x), head, 1, axis=x.ndim - 2)
-            mine = attend(*map(take, states), jax.tree.map(of_image, of_images))
-            place = (image, *[0] * (mine.ndim - 3), head, 0)
-            return jax.lax.dynamic_update_slice(output, mine, place)
+def _part_by_part(attend, *arguments, images, heads):
+    """`over_heads` with images one by one, or heads, or both."""
+    *states, of_images = arguments
+    batch, num_groups = states[0].shape[0], states[0].shape[-2]
 
-        output = full_of(attend, *arguments, fill=0)
-        return jax.lax.fori_loop(0, batch * num_groups if apart else num_groups, one, output)
+    def one(index, output):
+        image, head = (index // num_groups, index % num_groups) if heads else (index, 0)
+        image, head = (image, head) if images else (0, index)
+        of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if images else x
+        of_head = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, x.ndim - 2) if heads else x
+        mine = attend(*(of_head(of_image(x)) for x in states), jax.tree.map(of_image, of_images))
+        place = (image, *[0] * (mine.ndim - 3), head, 0)
+        return jax.lax.dynamic_update_slice(output, mine, place)
 
-    arguments = (*states, of_images)
-    return jax.lax.platform_dependent(*arguments, cpu=head_by_head, default=attend)
+    output = full_of(attend, *arguments, fill=0)
+    parts = (batch if images else 1) * (num_groups if heads else 1)
+    return jax.lax.fori_loop(0, parts, one, output)
 
 
 def _is_split(x, axis):
@@ -148,7 +165,7 @@ def map_row_blocks(function, rows, num_keys, *, least=None):
     if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
         return function(rows)
     block = max(_BLOCK_LOGITS // max(num_keys, 1), least or _MIN_ROWS)
-    if num_rows <= block:
+    if num_rows < 2 * block:  # one block of up to twice the size costs less than to cut and join
         return function(rows)
     num_blocks = -(-num_rows // block)
     block = -(-num_rows // num_blocks)  # even blocks: little padding
