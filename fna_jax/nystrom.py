@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
 from fna_jax.landmarks import Landmarks
-from fna_jax.softmax import cudnn_obstacle, softmax_attention
+from fna_jax.softmax import cudnn_obstacle, softmax_attention, take_tokens
 
 IMPLEMENTATIONS = (None, "xla")  # of FNA
 
@@ -88,8 +88,8 @@ def landmark_key_value(
     scale = _default_scale(query, scale)
     query, key, value = (zero_padding(x, key_mask) for x in (query, key, value))
 
-    landmark_query = _gather_tokens(query, landmarks.indices)  # [*B, S, H, D]
-    landmark_key = _gather_tokens(key, landmarks.indices)  # [*B, S, K, D]
+    landmark_query = take_tokens(query, landmarks.indices)  # [*B, S, H, D]
+    landmark_key = take_tokens(key, landmarks.indices)  # [*B, S, K, D]
     landmark_key = spread_heads(landmark_key, query.shape[-2])
 
     kernel = landmark_kernel(landmark_query, landmark_key, landmarks.valid, scale)  # A
@@ -209,20 +209,6 @@ def landmark_kernel(landmark_query, landmark_key, valid, scale):
         jax.nn.softmax(logits, axis=-1),
         jnp.eye(valid.shape[-1], dtype=dtype),
     )
-
-
-def _gather_tokens(x, indices):
-    """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`.
-
-    On a TPU by a product with ones and zeros, as exact: a gather copies x into another layout.
-    """
-    gather = lambda x, indices: jnp.take_along_axis(x, indices[..., None, None], axis=-3)
-
-    def product(x, indices):
-        one_hot = jax.nn.one_hot(indices, x.shape[-3], dtype=x.dtype)
-        return jnp.einsum("...sn,...nhd->...shd", one_hot, x, precision=_HIGHEST)
-
-    return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
 
 
 def _default_scale(query, scale):

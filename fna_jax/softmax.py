@@ -24,7 +24,16 @@ _VMEM_LOGITS = 3 * 2**23
 
 
 def softmax_attention(
-    query, key, value, *, scale, key_mask=None, log_mass=None, removed=None, renormalise=True
+    query,
+    key,
+    value,
+    *,
+    scale,
+    key_mask=None,
+    log_mass=None,
+    removed=None,
+    renormalise=True,
+    added=None,
 ):
     """`softmax(scale Q Kᵀ + log m) V` by blocks of queries; zero for a query that has no keys.
 
@@ -34,8 +43,9 @@ def softmax_attention(
       removed: which entries of the matrix to leave out: a function of query positions `[1, T']`
         that returns bool `[B, 1, T', M]`, the batch flat.
       renormalise: as in `softmax_weights`.
+      added: what each query gets besides: x `[*B, S, H, D]`, and whose of x int `[*B, T]`.
     """
-    *batch, num_queries, num_heads, head_dim = query.shape
+    *batch, num_queries, num_heads, _ = query.shape
     num_keys, num_groups = key.shape[-3:-1]
     shared = num_heads // num_groups  # query heads per key head
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
@@ -43,16 +53,21 @@ def softmax_attention(
     if key_mask is not None:
         log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
     log_mass = None if log_mass is None else flat(log_mass)[:, None, None, :]
-    # Query heads that share a key head are further queries of one head: [B, T · H/K, K, D].
-    query = flat(query).reshape(-1, num_queries, num_groups, shared, head_dim)
-    query = jnp.swapaxes(query, 2, 3).reshape(-1, num_queries * shared, num_groups, head_dim)
+    merge = functools.partial(_merge_shared, num_groups=num_groups)
+    query = merge(flat(query))
     positions = None if removed is None else jnp.arange(num_queries * shared)[None] // shared
+    others, whose = (), None
+    if added is not None:
+        others, whose = (merge(flat(added[0])),), flat(added[1])[..., None] * shared
+        whose = (whose + jnp.arange(shared)[None, None]).reshape(-1, num_queries * shared)
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def attend(query, key, value, log_mass):
+    def attend(query, key, value, *others_and_of_images):
+        *others, (log_mass, whose) = others_and_of_images
+
         def rows(block):
-            query, positions = block
+            query, positions, whose = block
             logits = scale * product("bthd,bmhd->bhtm", query, key)
             if log_mass is not None:
                 logits += log_mass
@@ -60,16 +75,43 @@ def softmax_attention(
             weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
             output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
             output = output / total  # once per row, not once per weight
-            return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
+            output = jnp.swapaxes(output, 1, 2)  # [B, T, K, D]
+            for x in others:
+                output += take_tokens(x, whose)
+            return output.astype(value.dtype)
 
-        return map_row_blocks(rows, (query, positions), num_keys)
+        return map_row_blocks(rows, (query, positions, whose), num_keys)
 
     num_rows = num_queries * shared
     known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
     num_logits = num_rows * num_keys if known and removed is None else 0
-    output = over_heads(attend, (query, key, value), log_mass, num_logits=num_logits)
+    states = query, key, value, *others
+    output = over_heads(attend, states, (log_mass, whose), num_logits=num_logits)
     output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
+
+
+def _merge_shared(x, num_groups):
+    """`[B, T, H, D]` to `[B, T · H/K, K, D]`: heads that share a key head as tokens of one."""
+    batch, num_tokens, num_heads, dim = x.shape
+    shared = num_heads // num_groups
+    x = jnp.swapaxes(x.reshape(batch, num_tokens, num_groups, shared, dim), 2, 3)
+    return x.reshape(batch, num_tokens * shared, num_groups, dim)
+
+
+def take_tokens(x, indices):
+    """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`.
+
+    On a TPU by a product with ones and zeros, as exact: a gather copies x into another layout.
+    """
+    gather = lambda x, indices: jnp.take_along_axis(x, indices[..., None, None], axis=-3)
+
+    def product(x, indices):
+        one_hot = jax.nn.one_hot(indices, x.shape[-3], dtype=x.dtype)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("...sn,...nhd->...shd", one_hot, x, precision=highest)
+
+    return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
 
 
 def over_heads(attend, states, of_images, *, num_logits):
