@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fna_jax import fast_nystrom_attention, select_landmarks, softmax
+from fna_jax import fast_nystrom_attention, nystrom, select_landmarks, softmax
 from tests.conftest import random_qkv, rel_max_error
 
 
@@ -67,3 +67,29 @@ def test_a_tpu_goes_by_images_or_heads_where_logits_do_not_fit(room, parts, on_t
     x = jnp.zeros((2, 8, 3, 2))
     softmax.softmax_attention(x, x, x, scale=1.0)  # 64 logits of each of 3 heads of 2 images
     assert taken == ([] if parts is None else [parts])
+
+
+def passes(a, b, precision):
+    """A float32 product as a TPU makes it: in one pass of bfloat16, in three, or as it is."""
+    exact = lambda a, b: np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    if precision == jax.lax.Precision.HIGHEST:
+        return jnp.asarray(exact(a, b), jnp.float32)
+    half = lambda x: np.asarray(x, jnp.bfloat16).astype(np.float32)
+    coarse, product = (half(a), half(b)), exact(half(a), half(b))
+    if precision == jax.lax.Precision.HIGH:
+        product += exact(coarse[0], half(b - coarse[1])) + exact(half(a - coarse[0]), coarse[1])
+    return jnp.asarray(product, jnp.float32)
+
+
+@pytest.mark.parametrize("num_landmarks, tolerance", [(64, 2e-5), (256, 2e-3)])
+def test_the_rough_inverse_is_closer_than_half_precision_is(num_landmarks, tolerance, monkeypatch):
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, num_landmarks, 64))
+    logits = (2 * query) @ (query + key).T / 8  # like tokens attend to each other
+    kernel = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    kernel = jnp.asarray(kernel / kernel.sum(axis=-1, keepdims=True), jnp.float32)
+    exact = kernel @ (nystrom.newton_schulz_inverse(kernel) @ value)
+    monkeypatch.setattr(jnp, "matmul", passes)
+    with jax.disable_jit():
+        rough = nystrom._newton_schulz(kernel, nystrom.tpu_passes(6))
+    assert rel_max_error(kernel @ (rough @ value), exact) < tolerance  # bfloat16 itself: 4e-3
