@@ -26,9 +26,9 @@ _SHARDING = {  # columns of results/sharding.csv, their headings and decimals
     "centroid_gmacs": ("centroid", 1),
     "qkvo_gb": ("query, key, value, output, GB", 3),
     "communicated_mb": ("FNA, MB communicated", 2),
-    "messages": ("messages", 0),
+    "messages": ("FNA, messages", 0),
     "centroid_mb": ("centroid, MB communicated", 2),
-    "centroid_messages": ("messages", 0),
+    "centroid_messages": ("centroid, messages", 0),
 }
 _MODELS = {
     "speedup": "times faster than exact",
