@@ -206,7 +206,7 @@ def towers(landmarks, dtype) -> dict:
     """Whole vision towers for one image, by name, and the shapes of weights and image."""
     arms = {}
     for name, (model, side, blocks) in _TOWERS.items():
-        tower = models.registry.vision_tower(_abstract(model, dtype))
+        model = _abstract(model, dtype)
         image = jax.ShapeDtypeStruct((1, side, side, 3), dtype)
         fna = FNAConfig(tuple(blocks), landmarks)
         settings = {
@@ -217,7 +217,8 @@ def towers(landmarks, dtype) -> dict:
             ),
         }
         for attention, config in settings.items():
-            graphdef, state = nnx.split(models.with_attention(tower, config))
+            tower = models.registry.vision_tower(models.with_attention(model, config))
+            graphdef, state = nnx.split(tower)
             run = lambda state, image, graphdef=graphdef: nnx.merge(graphdef, state)(image).tokens
             arms[f"{name}, {attention}"] = run, (state, image)
     return arms

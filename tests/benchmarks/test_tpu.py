@@ -147,3 +147,9 @@ def test_the_estimate_is_near_the_peaks(what):
     row = tpu.compile_for("v5e", function, specs)
     assert row["compiles"] == "yes" and row["guessed"] == 0
     assert 1e-6 * row["estimate_us"] == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.accelerator
+def test_towers_are_traced():
+    for function, specs in tpu.towers(64, "bfloat16").values():
+        assert jax.eval_shape(function, *specs).dtype == jnp.bfloat16
