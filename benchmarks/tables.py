@@ -28,7 +28,16 @@ _MODELS = {
 
 
 def main():
-    for table in (attention, centroids, landmarks, models, memory, scaling):
+    for table in (
+        attention,
+        centroids,
+        equal_error,
+        landmarks,
+        models,
+        memory,
+        recommended,
+        scaling,
+    ):
         file = ROOT / "results" / f"{table.__name__}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
@@ -52,6 +61,19 @@ def centroids(rows) -> str:
         for row in rows
     ]
     return markdown_table(["tokens", "S", "attention", "ms", "times FNA's"], lines)
+
+
+def equal_error(rows) -> str:
+    """Centroid attention in a layer, and how its time compares with FNA's of the same error."""
+    lines = []
+    for row in rows:
+        ratios = [_ratio(row.get(f"times_{other}"), 2) for other in ("fna", "torch")]
+        lines.append(
+            [f"{int(row['tokens']):,}", row["arm"], _ratio(row["error"], 3)]
+            + [_milliseconds(row["median_ms"]), *ratios]
+        )
+    headings = ["tokens", "attention", "layer error", "ms", "times FNA's", "times PyTorch's"]
+    return markdown_table(headings, lines)
 
 
 def landmarks(rows) -> str:
@@ -87,6 +109,22 @@ def memory(rows) -> str:
     return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
 
 
+def recommended(rows) -> str:
+    """What was chosen on some photographs for each ceiling of the error, shown on others."""
+    lines = []
+    for row in rows:
+        if row["half"] == "report":
+            lines.append(
+                [f"{int(row['tokens']):,}", row["below"], row["first"], row["second"]]
+                + [_spread(row, field) for field in ("class_token_error", "patch_error")]
+                + [_milliseconds(row["median_ms"]), _ratio(row["speedup"], 2)]
+                + [_ratio(row["counted_speedup"], 2)]
+            )
+    headings = ["tokens", "chosen for an error of", "first half of the blocks", "second half"]
+    headings += ["class token error", "patch error", "ms", "times exact", "by counting"]
+    return markdown_table(headings, lines)
+
+
 def scaling(rows) -> str:
     """Of each arm the power of N that its time grows with, and from where on it is faster."""
     laws = {row["arm"]: row for row in rows if row["sweep"] == "tokens"}
@@ -95,6 +133,11 @@ def scaling(rows) -> str:
         for arm, row in laws.items()
     ]
     return markdown_table(["attention", "exponent of N", "faster than exact from N ="], lines)
+
+
+def _spread(row, field):
+    mean, spread = _ratio(row.get(field), 3), _ratio(row.get(f"{field}_spread"), 3)
+    return f"{mean} ± {spread}" if spread else mean
 
 
 def _milliseconds(value):
