@@ -61,6 +61,7 @@ CANDIDATES = {  # the fields of an FNAConfig beside its layers
     "windows 64, near": _WINDOWS | dict(num_landmarks=64, windows=64),
     "windows 144, near 3 × 3": _WINDOWS | dict(num_landmarks=144, windows=144, near=1),
 }
+_STYLES = {"first half alone": "^C0", "second half alone": "vC1", "on other photographs": "oC2"}
 
 
 def main(argv=None):
@@ -109,26 +110,25 @@ def measure(pairs, backbone, half, pixels, arguments) -> list[dict]:
     files = photographs(half)[: getattr(arguments, half)]
     images = [np.asarray(read_image(file, preprocess))[None] for file in files]
     encoder = vision_config(backbone.model.config).encoder
-    fnas = {pair: configs_of(pair, encoder.depth) for pair in pairs}
-    arms, tokens = {}, {}
+    arms, tokens = {}, {pair: {} for pair in pairs}
     for pair in pairs:
-        tokens[pair] = {}
-        arms[pair] = _in_rounds(backbone.with_attention(fnas[pair]).model, images, tokens[pair])
+        view = backbone.with_attention(configs_of(pair, encoder.depth))
+        arms[_named(pair)] = _in_rounds(view.model, images, tokens[pair])
     # An arm's first call and its warm-up see a photograph each.
     repeats = max(len(images) - 2, 1)
     timings = time_in_turns(arms, repeats=repeats, progress=f"{half}, {pixels} px")
-    outputs = {
-        pair: np.concatenate([tokens[pair][i] for i in range(len(images))]) for pair in timings
-    }
-    exact = outputs[EXACT, EXACT]
-    prefix, rows = vision_tower(backbone.model).num_prefix, []
-    for pair, timing in timings.items():
-        counted = vision_cost(encoder, exact.shape[1], tuple(fnas[pair])).speedup
-        row = {"half": half, "pixels": pixels, "tokens": exact.shape[1]}
-        row |= {"first": pair[0], "second": pair[1], "photographs": len(images)}
+    ran = [pair for pair in pairs if _named(pair) in timings]
+    outputs = {pair: np.concatenate([tokens[pair][i] for i in range(len(images))]) for pair in ran}
+    exact, rows = outputs[EXACT, EXACT], []
+    fixed = {"half": half, "pixels": pixels, "tokens": exact.shape[1], "photographs": len(images)}
+    for pair in ran:
+        row = fixed | {"first": pair[0], "second": pair[1], "repeats": repeats}
+        prefix = vision_tower(backbone.model).num_prefix
         row |= _error_columns(token_errors(outputs[pair], exact, prefix))
-        row |= {"repeats": repeats, **timing_columns(timing, compiled=True)}
-        row |= {"speedup": round(timing.speedup(timings[EXACT, EXACT]), 3)}
+        timing, fna = timings[_named(pair)], tuple(configs_of(pair, encoder.depth))
+        row |= timing_columns(timing, compiled=True)
+        row |= {"speedup": round(timing.speedup(timings[_named((EXACT, EXACT))]), 3)}
+        counted = vision_cost(encoder, exact.shape[1], fna).speedup
         rows.append(row | {"counted_speedup": round(counted, 3)})
     return rows
 
@@ -165,41 +165,34 @@ def draw(rows, file):
     figure = Figure(figsize=(5.2 * len(sizes), 4.6), layout="constrained")
     for axis, pixels in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes):
         mine = [row for row in rows if int(row["pixels"]) == pixels]
-        for kind, (wanted, style) in _KINDS.items():
-            points = [(_time(row), float(row["error"])) for row in mine if wanted(row)]
-            axis.plot(*zip(*points, strict=True), style, ms=5, label=kind) if points else None
-        reported = [row for row in mine if row["half"] == "report" and float(row["error"])]
-        for row in reported:
-            place = dict(xytext=(5, 3), textcoords="offset points", fontsize=7)
-            text = f"{row['first']} | {row['second']}"
-            axis.annotate(text, (_time(row), float(row["error"])), **place)
-        (exact, *_) = (_time(row) for row in mine if float(row["error"]) == 0)
-        axis.axvline(exact, color="grey", lw=1, ls=":")
+        for row in mine:
+            _draw_row(axis, row)
         axis.set_yscale("log")
         axis.set_title(f"{pixels} px, {int(mine[0]['tokens']):,} tokens")
         axis.set_xlabel("milliseconds of the whole model; dotted: exact")
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("error: the larger of class token's and patches'")
-    figure.axes[0].legend(fontsize=8)
+    handles = [figure.axes[0].plot([], [], style)[0] for style in _STYLES.values()]
+    figure.legend(handles, _STYLES, loc="outside lower center", ncols=len(_STYLES), fontsize=8)
     save_figure(figure, file)
 
 
-_KINDS = {  # what a point is: whether a row is one, and how it is drawn
-    "first half alone": (lambda row: _is_alone(row, "second"), "^C0"),
-    "second half alone": (lambda row: _is_alone(row, "first"), "vC1"),
-    "reported, on other photographs": (
-        lambda row: row["half"] == "report" and float(row["error"]) > 0,
-        "oC2",
-    ),
-}
+def _draw_row(axis, row):
+    reported, time, error = row["half"] == "report", float(row["median_ms"]), float(row["error"])
+    if error == 0:  # exact attention, which has no place on this scale
+        if reported:
+            axis.axvline(time, color="grey", linewidth=1, linestyle=":")
+        return
+    first, second, shown = _STYLES.values()
+    style = shown if reported else first if row["second"] == EXACT else second
+    axis.plot(time, error, style, markersize=5)
+    if reported:
+        place = dict(xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axis.annotate(_named((row["first"], row["second"])), (time, error), **place)
 
 
-def _is_alone(row, other):
-    return row["half"] == "choose" and row[other] == EXACT and float(row["error"]) > 0
-
-
-def _time(row):
-    return float(row["median_ms"])
+def _named(pair):
+    return " | ".join(pair)
 
 
 def _in_rounds(model, images, tokens):
