@@ -4,8 +4,8 @@
 
 Queries, keys and values are those of the second half of the blocks on photographs (of the half
 "choose"). An error is `‖approximate − exact‖ / ‖exact‖` of a layer's output, the mean over blocks
-and photographs. For each number of clusters FNA gets the most landmarks (in steps of 8) with which
-it is no more accurate, which can only make it faster. All choose their clusters or landmarks within
+and photographs. For each number of clusters FNA gets the most landmarks (in steps of 8, up to 256) with
+which it is no more accurate, so that it is faster than it would be at the same error. All choose their clusters or landmarks within
 the time: FNA on the queries averaged over heads, as PyTorch's with torch-quickfps, centroid
 attention on such keys. Arms of a size run in one process, in turns; `times_…` is the time over the
 other's in the same rounds.
@@ -34,7 +34,7 @@ from models import Capture
 from models.attends import relative_error
 from models.registry import vision_config, vision_tower
 
-_STEP, _MOST = 8, 512  # FNA's landmarks are multiples of one, up to the other
+_STEP, _MOST = 8, 256  # FNA's landmarks are multiples of one, up to the other
 _PARTITIONS = {"landmarks": "farthest points", "kmeans": "k-means from windows"}
 _BLOCK = (0,)  # of settings, which here belong to no block
 
@@ -136,7 +136,7 @@ def mean_error(layers, config, **place) -> float:
 
 
 def as_inaccurate(error_of, error, num_tokens) -> int:
-    """The most landmarks, a multiple of 8 up to 512, whose error is no smaller than `error`.
+    """The most landmarks, a multiple of 8 up to 256, whose error is no smaller than `error`.
 
     The errors are taken to fall with the number; 8 where even their error is smaller.
     """

@@ -7,7 +7,7 @@ from benchmarks import equal_error
 from tests.evals.conftest import write_image
 
 
-@pytest.mark.parametrize("error, landmarks", [(2.0, 8), (1 / 8, 8), (0.06, 16), (1e-4, 512)])
+@pytest.mark.parametrize("error, landmarks", [(2.0, 8), (1 / 8, 8), (0.06, 16), (1e-4, 256)])
 def test_fna_gets_the_most_landmarks_with_which_it_is_no_more_accurate(error, landmarks):
     asked = []
 

@@ -449,11 +449,12 @@ def test_blocks_of_queries_and_heads_change_nothing(split, monkeypatch):
         loss = lambda *x: sum(jnp.sum(jnp.sin(y)) for y in both(*x))
         return jax.jit(lambda *x: (both(*x), jax.grad(loss, (0, 1, 2))(*x)))
 
-    assert "while" not in value_and_gradient().lower(*qkv).as_text()
+    loops = lambda: value_and_gradient().lower(*qkv).as_text().count("stablehlo.while")
+    of_inverse = loops()
     direct = jax.tree.leaves(value_and_gradient()(*qkv))
     for name, number in SPLITS[split].items():
         monkeypatch.setattr(softmax_module, name, number)
-    assert "while" in value_and_gradient().lower(*qkv).as_text()
+    assert loops() > of_inverse
     blocked = jax.tree.leaves(value_and_gradient()(*qkv))
     for a, b in zip(blocked, direct):
         assert rel_max_error(a, b) < 5e-6
