@@ -4,11 +4,11 @@
 
 Queries, keys and values are those of the second half of the blocks on photographs (of the half
 "choose"). An error is `‖approximate − exact‖ / ‖exact‖` of a layer's output, the mean over blocks
-and photographs. For each number of clusters FNA gets the most landmarks (in steps of 8, up to 256) with
-which it is no more accurate, so that it is faster than it would be at the same error. All choose their clusters or landmarks within
-the time: FNA on the queries averaged over heads, as PyTorch's with torch-quickfps, centroid
-attention on such keys. Arms of a size run in one process, in turns; `times_…` is the time over the
-other's in the same rounds.
+and photographs. For each number of clusters FNA gets the most landmarks, in steps of 8 and up to
+256, with which it is no more accurate; it is slower where the errors are equal. All choose their
+clusters or landmarks within the time: FNA on the queries averaged over heads, as PyTorch's with
+torch-quickfps, centroid attention on such keys. Arms of a size run in one process, in turns;
+`times_…` is the time over the other's in the same rounds.
 """
 
 import functools
