@@ -5,11 +5,13 @@ import argparse
 import numpy as np
 import pytest
 
+import models.registry
 from benchmarks import recommended
 from benchmarks.recommended import CANDIDATES, EXACT, PAPER
 from benchmarks.rows import write_rows
 from evals.running.pretrained import open_backbone
 from fna_jax.config import config_by_block
+from models.recommendation import recommended_for
 from tests.evals.conftest import write_image
 
 
@@ -28,6 +30,9 @@ def test_every_candidate_runs_in_one_half_and_the_other_stays_exact():
     for first, second in pairs:
         blocks = config_by_block(recommended.configs_of((first, second), 7))
         assert [*blocks] == [0, 1, 2] * (first != EXACT) + [3, 4, 5, 6] * (second != EXACT)
+    encoder = models.registry.FAMILIES["dinov2"].variants["dinov2-vit-s-14"].encoder
+    shown = tuple(recommended.configs_of(recommended.RECOMMENDED, encoder.depth))
+    assert shown == recommended_for(encoder, 4097, error=0.2)
     assert recommended.one_half(["FNA 64"]) == [(EXACT, EXACT), PAPER]
 
 
@@ -69,7 +74,7 @@ def test_one_size_can_be_measured_alone(rows_of, monkeypatch, tmp_path, capsys):
     write_rows(tmp_path / "out" / "rows.csv", earlier)
     candidates = ["--candidates", "centroid 16", "--ceilings", "0.04"]
     rows = rows_of(recommended, "--pixels", 42, *candidates)
-    assert [row["pixels"] for row in rows] == ["28"] + ["42"] * 5
+    assert [row["pixels"] for row in rows] == ["28"] + ["42"] * 6
     chosen = [row for row in rows if row["below"]]
     assert [(row["half"], row["first"], row["second"]) for row in chosen] == [
         ("report", EXACT, "centroid 16")
