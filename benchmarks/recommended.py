@@ -62,17 +62,19 @@ CANDIDATES = {  # the fields of an FNAConfig beside its layers
     "k-means 64, near": _NEAR | dict(num_landmarks=64, partition="kmeans"),
     "windows 64, near": _WINDOWS | dict(num_landmarks=64, windows=64),
     "windows 144, near 3 × 3": _WINDOWS | dict(num_landmarks=144, windows=144, near=1),
+    "k-means 144, near 3 × 3": _HANDED_ON
+    | dict(num_landmarks=144, partition="kmeans", windows=144, near=1),
 }
 _FEATURES = "centroid 64", "centroid 64, on q", "centroid 64, on input"
 FIRST = (  # in the first half of the blocks attention is local
-    *("FNA 256", *_FEATURES),
+    *_FEATURES,
     *("centroid 32, near", "centroid 64, near", "centroid 64, near, 144", "k-means 64, near"),
-    *("windows 64, near", "windows 144, near 3 × 3"),
+    *("windows 64, near", "windows 144, near 3 × 3", "k-means 144, near 3 × 3"),
 )
 SECOND = (
     *("FNA 64", "FNA 256", *_FEATURES),
     *("centroid 16", "centroid 32", "centroid 128", "centroid 64, kept", "k-means 64"),
-    *("centroid 64, near", "windows 144, near 3 × 3"),
+    "centroid 64, near",
 )
 _STYLES = {"first half alone": "^C0", "second half alone": "vC1", "on other photographs": "oC2"}
 
