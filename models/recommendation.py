@@ -10,18 +10,21 @@ from .registry import family_of, vision_config
 
 _LEAST_TOKENS = 1000  # the fewest that were measured
 _LEAST_SHARE = 0.2  # of attention in the blocks' arithmetic, for a gain of a tenth in half of them
+_FEW_TOKENS = 2500  # below, 3 × 3 of 144 windows are small products that take long
 
 
 def recommended(model, num_tokens, *, error=0.2) -> tuple[FNAConfig, ...]:
     """Settings for `models.with_attention`, or none where exact attention is the one to take.
 
-    The fastest of three whose error is below a ceiling. All of them are centroid attention on keys,
-    with clusters that are handed on from block to block and refined by a Lloyd step:
+    The fastest of four whose error is below a ceiling. All of them are centroid attention on keys,
+    with clusters that are handed on from block to block and refined by a Lloyd step. In the first
+    half of the blocks attention is local, and they have a near field there:
 
-    - 0.16: 64 clusters, in the first half of the blocks with a near field of 64 windows, for
-      attention is local there;
-    - 0.06: 64 clusters in the second half of the blocks;
-    - 0.03: 128 clusters there.
+    - 0.16: 64 clusters in all blocks, near in the first half the own of 64 windows;
+    - 0.12: the same below 2,500 tokens; above, in the first half 144 clusters by k-means from as
+      many windows, near the 3 × 3 around;
+    - 0.06: 64 clusters in the second half, exact attention in the first;
+    - 0.03: 128 clusters in the second half.
 
     Read off `results/recommended.csv` (`python -m benchmarks.recommended`), which has the errors of
     a DINOv2 ViT-S/14's class token and patch tokens on photographs. How far they hold for another
@@ -51,8 +54,11 @@ def recommended_for(encoder: EncoderConfig, num_tokens, error) -> tuple[FNAConfi
     middle = encoder.depth // 2
     settings = dict(features="k", approximation="centroid", refine=1)
     later = functools.partial(FNAConfig, f"{middle}:{encoder.depth}", **settings)
-    if error >= 0.16 and middle:
-        return FNAConfig(f"0:{middle}", 64, windows=64, **settings), later(64)
+    if error >= 0.12 and middle:
+        near = dict(num_landmarks=144, partition="kmeans", windows=144, near=1)
+        if error >= 0.16 or num_tokens < _FEW_TOKENS:
+            near = dict(num_landmarks=64, windows=64)
+        return FNAConfig(f"0:{middle}", **near, **settings), later(64)
     if error >= 0.06:
         return (later(64),)
     return (later(128),) if error >= 0.03 else ()

@@ -31,8 +31,9 @@ def test_every_candidate_runs_in_one_half_and_the_other_stays_exact():
         blocks = config_by_block(recommended.configs_of((first, second), 7))
         assert [*blocks] == [0, 1, 2] * (first != EXACT) + [3, 4, 5, 6] * (second != EXACT)
     encoder = models.registry.FAMILIES["dinov2"].variants["dinov2-vit-s-14"].encoder
-    shown = tuple(recommended.configs_of(recommended.RECOMMENDED, encoder.depth))
-    assert shown == recommended_for(encoder, 4097, error=0.2)
+    for pair, error in zip(recommended.RECOMMENDED, (0.16, 0.12), strict=True):
+        shown = tuple(recommended.configs_of(pair, encoder.depth))
+        assert shown == recommended_for(encoder, 4097, error)
     assert recommended.one_half(["FNA 64"]) == [(EXACT, EXACT), PAPER]
 
 
@@ -74,7 +75,7 @@ def test_one_size_can_be_measured_alone(rows_of, monkeypatch, tmp_path, capsys):
     write_rows(tmp_path / "out" / "rows.csv", earlier)
     candidates = ["--candidates", "centroid 16", "--ceilings", "0.04"]
     rows = rows_of(recommended, "--pixels", 42, *candidates)
-    assert [row["pixels"] for row in rows] == ["28"] + ["42"] * 6
+    assert [row["pixels"] for row in rows] == ["28"] + ["42"] * 7
     chosen = [row for row in rows if row["below"]]
     assert [(row["half"], row["first"], row["second"]) for row in chosen] == [
         ("report", EXACT, "centroid 16")
