@@ -40,7 +40,7 @@ from models.registry import vision_config, vision_tower
 
 EXACT = "exact"
 PAPER = EXACT, "FNA 64"
-RECOMMENDED = (  # by `models.recommended`, for errors of 0.16 and 0.12
+RECOMMENDED = (  # by `models.recommended`, for errors of 0.2 and 0.15
     ("centroid 64, near", "centroid 64"),
     ("k-means 144, near 3 × 3", "centroid 64"),
 )

@@ -10,7 +10,7 @@ from .registry import family_of, vision_config
 
 _LEAST_TOKENS = 1000  # the fewest that were measured
 _LEAST_SHARE = 0.2  # of attention in the blocks' arithmetic, for a gain of a tenth in half of them
-_FEW_TOKENS = 2500  # below, 3 × 3 of 144 windows are small products that take long
+_MANY_TOKENS = 2500  # below, 3 × 3 of 144 windows are small products, which take long
 
 
 def recommended(model, num_tokens, *, error=0.2) -> tuple[FNAConfig, ...]:
@@ -20,15 +20,16 @@ def recommended(model, num_tokens, *, error=0.2) -> tuple[FNAConfig, ...]:
     with clusters that are handed on from block to block and refined by a Lloyd step. In the first
     half of the blocks attention is local, and they have a near field there:
 
-    - 0.16: 64 clusters in all blocks, near in the first half the own of 64 windows;
-    - 0.12: the same below 2,500 tokens; above, in the first half 144 clusters by k-means from as
-      many windows, near the 3 × 3 around;
-    - 0.06: 64 clusters in the second half, exact attention in the first;
-    - 0.03: 128 clusters in the second half.
+    - 0.2: 64 clusters in all blocks, near in the first half the own of 64 windows;
+    - 0.15, from 2,500 tokens on: 64 in the second half, in the first 144 by k-means from as many
+      windows, near the 3 × 3 around;
+    - 0.1: 64 clusters in the second half, exact attention in the first;
+    - 0.05: 128 clusters in the second half.
 
     Read off `results/recommended.csv` (`python -m benchmarks.recommended`), which has the errors of
-    a DINOv2 ViT-S/14's class token and patch tokens on photographs. How far they hold for another
-    model, `main.py --config pretrained.py` tells, and `--config tune.py` finds what is best for it.
+    a DINOv2 ViT-S/14's class token and patch tokens at 1,025 and 4,097 tokens: the settings were
+    chosen on some photographs, and the ceilings hold for the mean over others. How far they do for
+    another model, `main.py --config pretrained.py` tells; `--config tune.py` finds what suits it.
 
     Args:
       model: of this zoo.
@@ -52,13 +53,13 @@ def recommended_for(encoder: EncoderConfig, num_tokens, error) -> tuple[FNAConfi
     if num_tokens < _LEAST_TOKENS or encoder.attention_share(num_tokens) < _LEAST_SHARE:
         return ()
     middle = encoder.depth // 2
-    settings = dict(features="k", approximation="centroid", refine=1)
-    later = functools.partial(FNAConfig, f"{middle}:{encoder.depth}", **settings)
-    if error >= 0.12 and middle:
-        near = dict(num_landmarks=144, partition="kmeans", windows=144, near=1)
-        if error >= 0.16 or num_tokens < _FEW_TOKENS:
-            near = dict(num_landmarks=64, windows=64)
-        return FNAConfig(f"0:{middle}", **near, **settings), later(64)
-    if error >= 0.06:
-        return (later(64),)
-    return (later(128),) if error >= 0.03 else ()
+    first, later = f"0:{middle}", f"{middle}:{encoder.depth}"
+    settings = functools.partial(FNAConfig, features="k", approximation="centroid", refine=1)
+    if error >= 0.2 and middle:
+        return settings(first, 64, windows=64), settings(later, 64)
+    if error >= 0.15 and middle and num_tokens >= _MANY_TOKENS:
+        near = settings(first, 144, partition="kmeans", windows=144, near=1)
+        return near, settings(later, 64)
+    if error >= 0.1:
+        return (settings(later, 64),)
+    return (settings(later, 128),) if error >= 0.05 else ()
