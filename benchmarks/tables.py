@@ -37,6 +37,8 @@ _MODELS = {
     "times_hugging_face": "time / Hugging Face's",
     "compile_s": "compile s",
 }
+_PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
+_PAIR += ("ms", "times exact", "by counting")
 
 
 def main():
@@ -124,18 +126,18 @@ def memory(rows) -> str:
 
 def recommended(rows) -> str:
     """What was chosen on some photographs for each ceiling of the error, shown on others."""
-    lines = []
-    for row in rows:
-        if row["half"] == "report":
-            lines.append(
-                [f"{int(row['tokens']):,}", row["below"], row["first"], row["second"]]
-                + [_spread(row, field) for field in ("class_token_error", "patch_error")]
-                + [_milliseconds(row["median_ms"]), _ratio(row["speedup"], 2)]
-                + [_ratio(row["counted_speedup"], 2)]
-            )
-    headings = ["tokens", "chosen for an error of", "first half of the blocks", "second half"]
-    headings += ["class token error", "patch error", "ms", "times exact", "by counting"]
-    return markdown_table(headings, lines)
+    lines = [
+        [f"{int(row['tokens']):,}", row["below"], *_of_pair(row)]
+        for row in rows
+        if row["half"] == "report"
+    ]
+    return markdown_table(["tokens", "chosen for an error of", *_PAIR], lines)
+
+
+def candidates(rows) -> str:
+    """What that was chosen among: attentions in one half of the blocks."""
+    lines = [[f"{int(row['tokens']):,}", *_of_pair(row)] for row in rows if row["half"] == "choose"]
+    return markdown_table(["tokens", *_PAIR], lines)
 
 
 def scaling(rows) -> str:
@@ -156,6 +158,12 @@ def sharding(rows) -> str:
         if int(row["devices"]) > 1
     ]
     return markdown_table([heading for heading, _ in _SHARDING.values()], lines)
+
+
+def _of_pair(row):
+    errors = [_spread(row, field) for field in ("class_token_error", "patch_error")]
+    speeds = [_ratio(row[field], 2) for field in ("speedup", "counted_speedup")]
+    return [row["first"], row["second"], *errors, _milliseconds(row["median_ms"]), *speeds]
 
 
 def _spread(row, field):

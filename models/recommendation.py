@@ -13,15 +13,15 @@ _LEAST_SHARE = 0.2  # of attention in the blocks' arithmetic, for a gain of a te
 _MANY_TOKENS = 2500  # below, 3 × 3 of 144 windows are small products, which take long
 
 
-def recommended(model, num_tokens, *, error=0.2) -> tuple[FNAConfig, ...]:
+def recommended(model, num_tokens, *, error=0.25) -> tuple[FNAConfig, ...]:
     """Settings for `models.with_attention`, or none where exact attention is the one to take.
 
     The fastest of four whose error is below a ceiling. All of them are centroid attention on keys,
     with clusters that are handed on from block to block and refined by a Lloyd step. In the first
     half of the blocks attention is local, and they have a near field there:
 
-    - 0.2: 64 clusters in all blocks, near in the first half the own of 64 windows;
-    - 0.15, from 2,500 tokens on: 64 in the second half, in the first 144 by k-means from as many
+    - 0.25: 64 clusters in all blocks, near in the first half the own of 64 windows;
+    - 0.2, from 2,500 tokens on: 64 in the second half, in the first 144 by k-means from as many
       windows, near the 3 × 3 around;
     - 0.1: 64 clusters in the second half, exact attention in the first;
     - 0.05: 128 clusters in the second half.
@@ -55,9 +55,9 @@ def recommended_for(encoder: EncoderConfig, num_tokens, error) -> tuple[FNAConfi
     middle = encoder.depth // 2
     first, later = f"0:{middle}", f"{middle}:{encoder.depth}"
     settings = functools.partial(FNAConfig, features="k", approximation="centroid", refine=1)
-    if error >= 0.2 and middle:
+    if error >= 0.25 and middle:
         return settings(first, 64, windows=64), settings(later, 64)
-    if error >= 0.15 and middle and num_tokens >= _MANY_TOKENS:
+    if error >= 0.2 and middle and num_tokens >= _MANY_TOKENS:
         near = settings(first, 144, partition="kmeans", windows=144, near=1)
         return near, settings(later, 64)
     if error >= 0.1:
