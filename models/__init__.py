@@ -14,6 +14,7 @@ from .interventions import (
     check_with_fna,
     checked_interventions,
 )
+from .recommendation import recommended
 from .registry import create, list_models, vision_tower
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "detectors",
     "list_models",
     "load",
+    "recommended",
     "save",
     "vision_tower",
     "with_attention",

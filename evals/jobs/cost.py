@@ -44,13 +44,11 @@ class VisionCost:
 
 def vision_cost(encoder: EncoderConfig, num_tokens: int, fna) -> VisionCost:
     """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple."""
-    width = encoder.width
-    mlp_matrices = 3 if encoder.gated_mlp else 2
-    exact = 2 * num_tokens**2 * width
+    exact = 2 * num_tokens**2 * encoder.width
     count = {"nystrom": _nystrom, "centroid": _centroid}
     fnas = _several(fna)
     return VisionCost(
-        linear=encoder.depth * num_tokens * width * (4 * width + mlp_matrices * encoder.mlp_dim),
+        linear=encoder.depth * num_tokens * encoder.linear_cost,
         attention=encoder.depth * exact,
         replaced=sum(len(one.layers) for one in fnas) * exact,
         fna=sum(count[one.approximation](encoder, num_tokens, one) for one in fnas),
