@@ -24,7 +24,7 @@ def get_config():
     config.repeats = 5  # rounds in which all attentions are timed in turns
 
     config.fna = eval_config.get_config().fna
-    config.fna.num_landmarks = (32, 64, 128)
-    config.fna.methods = ("fps", "centroid")
+    config.fna.num_landmarks = (32, 64)
+    config.fna.methods = ("fps", "centroid", "tome", "drop", "smaller")
     config.fna.seeds = (0,)
     return config
