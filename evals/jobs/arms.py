@@ -23,6 +23,7 @@ METHODS = {  # what a config calls a method: the fields of its FNAConfig
 # What people would use instead of another attention: exact attention among fewer tokens.
 INSTEAD = ("tome", "drop", "random_drop", "smaller")
 _RANDOM = ("random", "random_drop")
+NAMED_LAYERS = ("second half", "all")
 METHOD_NAMES = {
     "exact": "exact",
     "fps": "FNA, farthest point",
@@ -61,23 +62,19 @@ def kind_of(method) -> str:
 
 
 def described(name) -> dict:
-    """What the name of an arm of `make_arms` says, seeds aside: `method`, `num_landmarks`, `kept`.
+    """What the name of an arm of `make_arms` says, seeds aside: `method`, `num_landmarks` or None.
 
-    The last is in percent of the tokens. What an arm does not have is None.
+    And of `INSTEAD` `kept`, in percent of the tokens.
     """
-    method, _, strength = name.partition("-")
-    strength = int(strength.partition("-")[0]) if strength else None
-    fields = {"num_landmarks": None, "kept": None}
-    if strength is not None:
-        fields["kept" if method in INSTEAD else "num_landmarks"] = strength
-    return {"method": method, **fields}
+    method, number, *_ = [*name.split("-"), ""]
+    if method in INSTEAD:
+        return {"method": method, "num_landmarks": None, "kept": int(number)}
+    return {"method": method, "num_landmarks": int(number or 0) or None}
 
 
 def strength(row) -> str:
     """In a table's column S the number of landmarks, or the share of the tokens that are kept."""
-    if row["kept"] is not None:
-        return f"{row['kept']} %"
-    return str(row["num_landmarks"] or "")
+    return f"{row['kept']} %" if "kept" in row else str(row["num_landmarks"] or "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,4 +234,6 @@ def settings_of(method, centroid, **fields) -> FNAConfig:
 def blocks_of(layers, depth):
     """What a config calls layers, as `FNAConfig` takes it: "second half" or "all" of so many, or
     blocks."""
-    return {"second half": f"{depth // 2}:{depth}", "all": f"0:{depth}"}.get(layers, layers)
+    if layers not in NAMED_LAYERS:
+        return layers
+    return f"{depth // 2 if layers == 'second half' else 0}:{depth}"

@@ -103,6 +103,6 @@ def _first_seeds(arms):
 def _title(arm):
     row = described(arm.name)
     text, number = METHOD_NAMES[arm.method], strength(row)
-    if row["kept"] is not None:
+    if "kept" in row:
         return f"{text}\n{number} kept"
     return f"{text}\nS = {number}" if number else text

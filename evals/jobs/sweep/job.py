@@ -8,7 +8,16 @@ import jax
 import ml_collections
 
 from evals.data.datasets import open_data
-from evals.jobs.arms import INSTEAD, Arm, blocks_of, instead, kind_of, seeds_of, settings_of
+from evals.jobs.arms import (
+    INSTEAD,
+    NAMED_LAYERS,
+    Arm,
+    blocks_of,
+    instead,
+    kind_of,
+    seeds_of,
+    settings_of,
+)
 from evals.jobs.opening import (
     check_num_landmarks,
     first_batch,
@@ -192,7 +201,7 @@ def check_settings(config) -> None:
         if size != _OWN_SIZE and size < 1:
             raise ValueError(f"--config.grid.image_sizes: {size} pixels are no image")
     for layers in config.grid.layers:
-        if layers != "second half":
+        if layers not in NAMED_LAYERS:
             parse_blocks(layers, "--config.grid.layers")
 
 

@@ -55,7 +55,7 @@ def test_what_people_use_instead_keeps_a_share_of_the_tokens():
     assert (random.seed, other.seed, smaller.pixels) == (3, 4, 0.4)
     assert [arm.name for arm in (tome, other)] == ["tome-40", "random_drop-40-seed4"]
     assert described(other.name) == {"method": "random_drop", "num_landmarks": None, "kept": 40}
-    assert described("fps-8") == {"method": "fps", "num_landmarks": 8, "kept": None}
+    assert described("fps-8") == {"method": "fps", "num_landmarks": 8}
     assert [strength(described(name)) for name in ("tome-40", "fps-8", "exact")] == [
         "40 %",
         "8",
