@@ -19,7 +19,7 @@ def get_config():
     config.half = "report"
     config.num_photographs = config_dict.placeholder(int)  # the first ones; default: all 11
     config.num_pictures = 4  # photographs that are drawn
-    config.image_sizes = (224, 518)  # sides in pixels; 1036 takes some minutes
+    config.image_sizes = (518,)  # sides in pixels, or (224, 518, 1036), which takes a while
     config.batch_size = 1
     config.repeats = 5  # rounds in which all attentions are timed in turns
 

@@ -60,7 +60,7 @@ class Remaining:
     def spread(self, x):
         """What each token of the image is in, of x `[B, n, C]`: `[B, N, C]`; NaN if dropped."""
         assignment = self.clusters.assignment[..., None]
-        own = jnp.take_along_axis(x, jnp.maximum(assignment, 0), axis=1)
+        own = _take(x, jnp.maximum(assignment, 0))
         return jnp.where(assignment >= 0, own, jnp.nan)
 
 
@@ -204,10 +204,10 @@ class TokenDropping:
         is_kept = kept[:, :, None] == np.arange(num_tokens)[None, None]  # [B, n, N]
         slots = jnp.argmax(is_kept, axis=1).astype(jnp.int32)
         assignment = jnp.where(jnp.any(is_kept, axis=1), slots, -1)
-        take = lambda x: jnp.take_along_axis(x, kept[..., None], axis=1)
+        take = lambda x: _take(x, kept[..., None])
         return take, Remaining(
             Clusters(assignment, kept.shape[1], num_prefix),
-            jnp.take_along_axis(remaining.size, kept, axis=1),
+            _take(remaining.size, kept),
             take(remaining.places),
         )
 
@@ -221,15 +221,15 @@ class Pairs(typing.NamedTuple):
     """Which tokens are merged: places in the first and the second set of patches.
 
     Attributes:
-      kept: int32 `[B, A − r]`, those of the first set that stay, ascending.
       gone: int32 `[B, r]`, those of the first set that are merged.
       into: int32 `[B, r]`, the ones of the second set that take them.
+      kept: int32 `[B, A − r]`, those of the first set that stay, ascending.
       num_prefix: P, tokens in front of both.
     """
 
-    kept: jax.Array
     gone: jax.Array
     into: jax.Array
+    kept: jax.Array
     num_prefix: int
 
 
@@ -248,11 +248,14 @@ def match(points, size, r, num_prefix) -> Pairs:
     similarity = jnp.einsum("bad,bcd->bac", first, second, precision=_HIGHEST)
     real = (first_size[:, :, None] > 0) & (second_size[:, None, :] > 0)
     similarity = jnp.where(real, similarity, -jnp.inf)
+    most = jnp.max(similarity, axis=-1, keepdims=True)  # [B, A, 1]
+    # What argmax gives, which is many times slower on a CPU.
+    numbers = np.arange(similarity.shape[-1], dtype=np.int32)[None, None]
+    nearest = jnp.min(jnp.where(similarity == most, numbers, numbers.size - 1), axis=-1)
     # Sorted, for top_k would gather a batch that is split over devices.
-    order = jnp.argsort(-jnp.max(similarity, axis=-1), axis=-1)
+    order = jnp.argsort(-most[..., 0], axis=-1)
     gone, kept = order[:, :r], jnp.sort(order[:, r:], axis=-1)
-    into = jnp.take_along_axis(jnp.argmax(similarity, axis=-1), gone, axis=-1)
-    return Pairs(kept, gone, into, num_prefix)
+    return Pairs(gone, _take(nearest, gone), kept, num_prefix)
 
 
 def merge(x, size, pairs):
@@ -265,25 +268,19 @@ def merge(x, size, pairs):
 def merged(remaining, pairs) -> Remaining:
     """What is left after `merge`."""
     before, num_prefix = remaining.clusters, pairs.num_prefix
-    num_kept = pairs.kept.shape[1]
-    numbers = np.arange(before.num_clusters, dtype=np.int32)
-    zeros = per_token(remaining.places, 0, jnp.int32)  # [B, n]
-    prefix, first, second = _sets(zeros + numbers[None], num_prefix)
-    # Of the first set in the order (gone, kept), then as they stood.
-    place = jnp.concatenate(
-        [
-            num_prefix + num_kept + pairs.into,
-            num_prefix + numbers[None, :num_kept] + zeros[:, :num_kept],
-        ],
-        axis=1,
-    )
-    stood = jnp.argsort(jnp.concatenate([pairs.gone, pairs.kept], axis=1), axis=1)
-    first = jnp.take_along_axis(place, stood, axis=1)
-    second = num_prefix + num_kept + zeros[:, : second.shape[1]] + numbers[None, : second.shape[1]]
-    place = jnp.concatenate([prefix, first, second], axis=1)
-    apart = np.concatenate([x[0] for x in _sets(numbers[None], num_prefix)])
-    place = jnp.take_along_axis(place[:, np.argsort(apart)], before.assignment, axis=1)
-    num_left = before.num_clusters - pairs.gone.shape[1]
+    num_gone, num_kept = pairs.gone.shape[1], pairs.kept.shape[1]
+    numbers = np.arange(num_gone + num_kept, dtype=np.int32)[None, None]
+    gone = pairs.gone[:, :, None]  # [B, r, 1]
+    into = jnp.max(jnp.where(gone == numbers, pairs.into[:, :, None], -1), axis=1)  # [B, A]
+    moved_up = numbers[:, 0] - jnp.sum(gone < numbers, axis=1)
+    first = num_prefix + jnp.where(into >= 0, num_kept + into, moved_up)
+    # A token stood in the prefix, or at some place of one of the sets.
+    stood = before.assignment
+    place = (stood - num_prefix) // 2
+    of_first = _take(first, jnp.clip(place, 0, numbers.size - 1))
+    place = jnp.where(stood % 2 == 0, of_first, num_prefix + num_kept + place)
+    place = jnp.where(stood < num_prefix, stood, place)
+    num_left = before.num_clusters - num_gone
     return Remaining(
         Clusters(place.astype(jnp.int32), num_left, num_prefix),
         _sums(remaining.size[..., None], pairs)[..., 0],
@@ -300,10 +297,15 @@ def _sets(x, num_prefix):
 def _sums(x, pairs):
     """x `[B, n, C]` with what goes added to what takes it, `[B, n − r, C]`."""
     prefix, first, second = _sets(x, pairs.num_prefix)
-    take = lambda indices: jnp.take_along_axis(first, indices[..., None], axis=1)
     into = jax.nn.one_hot(pairs.into, second.shape[1], dtype=x.dtype)  # [B, r, …]
-    second += jnp.einsum("brs,brc->bsc", into, take(pairs.gone), precision=_HIGHEST)
-    return jnp.concatenate([prefix, take(pairs.kept), second], axis=1)
+    gone, kept = (_take(first, indices[..., None]) for indices in (pairs.gone, pairs.kept))
+    second += jnp.einsum("brs,brc->bsc", into, gone, precision=_HIGHEST)
+    return jnp.concatenate([prefix, kept, second], axis=1)
+
+
+def _take(x, indices):
+    """Of x `[B, n, …]` what is at the indices, all of which are there: quick to compile."""
+    return jnp.take_along_axis(x, indices, axis=1, mode="promise_in_bounds")
 
 
 def _number(count, num_tokens) -> int:
