@@ -72,23 +72,29 @@ def main(argv=None):
 
 def launches(arguments):
     """Rows of what is launched, by ahead-of-time compilation for an H100."""
-    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
-    )
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    device = h100()
+    sharding = jax.sharding.SingleDeviceSharding(device)
     rows = []
     for num_tokens in arguments.tokens:
         for dtype in ("bfloat16", "float32"):
             sizes = sizes_of(num_tokens, dtype, arguments)
             shapes = layers.shapes(*sizes.values(), sharding)
-            with jax.default_device(topology.devices[0]):  # what chooses kernels looks there
+            with jax.default_device(device):  # what chooses kernels looks there
                 programs = compiled_together(layer_functions(sizes), *shapes)
             for name, (program, seconds) in programs.items():
                 row = {"arm": name, **sizes, "launches": count_launches(program.as_text())}
                 rows.append(row | {"temporary_mb": megabytes(program), "compile_s": seconds})
                 print(*rows[-1].values(), sep="\t", flush=True)
     write_rows(str(arguments.output).replace("gpu.csv", "gpu_launches.csv"), rows)
+
+
+def h100():
+    """A device that programs can be compiled for, which is not there."""
+    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
+    )
+    return topology.devices[0]
 
 
 def measure(arguments):

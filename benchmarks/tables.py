@@ -37,10 +37,22 @@ _MODELS = {
     "times_hugging_face": "time / Hugging Face's",
     "compile_s": "compile s",
 }
+_PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
+_PAIR += ("ms", "times exact", "by counting")
 
 
 def main():
-    for table in (attention, centroids, landmarks, models, memory, scaling, sharding):
+    for table in (
+        attention,
+        centroids,
+        equal_error,
+        landmarks,
+        models,
+        memory,
+        recommended,
+        scaling,
+        sharding,
+    ):
         file = ROOT / "results" / f"{table.__name__}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
@@ -64,6 +76,19 @@ def centroids(rows) -> str:
         for row in rows
     ]
     return markdown_table(["tokens", "S", "attention", "ms", "times FNA's"], lines)
+
+
+def equal_error(rows) -> str:
+    """Centroid attention in a layer, and how its time compares with FNA's of the same error."""
+    lines = []
+    for row in rows:
+        ratios = [_ratio(row.get(f"times_{other}"), 2) for other in ("fna", "torch")]
+        lines.append(
+            [f"{int(row['tokens']):,}", row["arm"], _ratio(row["error"], 3)]
+            + [_milliseconds(row["median_ms"]), *ratios]
+        )
+    headings = ["tokens", "attention", "layer error", "ms", "times FNA's", "times PyTorch's"]
+    return markdown_table(headings, lines)
 
 
 def landmarks(rows) -> str:
@@ -99,6 +124,22 @@ def memory(rows) -> str:
     return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
 
 
+def recommended(rows) -> str:
+    """What was chosen on some photographs for each ceiling of the error, shown on others."""
+    lines = [
+        [f"{int(row['tokens']):,}", row["below"], *_of_pair(row)]
+        for row in rows
+        if row["half"] == "report"
+    ]
+    return markdown_table(["tokens", "chosen for an error of", *_PAIR], lines)
+
+
+def candidates(rows) -> str:
+    """What that was chosen among: attentions in one half of the blocks."""
+    lines = [[f"{int(row['tokens']):,}", *_of_pair(row)] for row in rows if row["half"] == "choose"]
+    return markdown_table(["tokens", *_PAIR], lines)
+
+
 def scaling(rows) -> str:
     """Of each arm the power of N that its time grows with, and from where on it is faster."""
     laws = {row["arm"]: row for row in rows if row["sweep"] == "tokens"}
@@ -117,6 +158,17 @@ def sharding(rows) -> str:
         if int(row["devices"]) > 1
     ]
     return markdown_table([heading for heading, _ in _SHARDING.values()], lines)
+
+
+def _of_pair(row):
+    errors = [_spread(row, field) for field in ("class_token_error", "patch_error")]
+    speeds = [_ratio(row[field], 2) for field in ("speedup", "counted_speedup")]
+    return [row["first"], row["second"], *errors, _milliseconds(row["median_ms"]), *speeds]
+
+
+def _spread(row, field):
+    mean, spread = _ratio(row.get(field), 3), _ratio(row.get(f"{field}_spread"), 3)
+    return f"{mean} ± {spread}" if spread else mean
 
 
 def _milliseconds(value):

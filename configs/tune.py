@@ -23,7 +23,8 @@ def get_config():
     config.repeats = 7  # rounds in which the exact and the tuned model are timed in turns
 
     # Every combination is a candidate in every block, if it saves arithmetic. A method that chooses
-    # landmarks or clusters does so anew in each block.
+    # landmarks or clusters does so anew in each block. In the end clusters are handed on from block
+    # to block and refined, if that keeps the budget.
     config.candidates = ml_collections.ConfigDict()
     config.candidates.methods = ("fps", "centroid", "kmeans", "windows")  # of configs/eval.py
     config.candidates.num_landmarks = (16, 32, 64, 128)

@@ -16,6 +16,7 @@ from .interventions import (
     check_with_fna,
     checked_interventions,
 )
+from .recommendation import recommended
 from .reductions import TokenDropping, TokenMerging
 from .registry import create, list_models, vision_tower
 
@@ -29,6 +30,7 @@ __all__ = [
     "detectors",
     "list_models",
     "load",
+    "recommended",
     "save",
     "vision_tower",
     "with_attention",

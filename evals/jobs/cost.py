@@ -48,12 +48,11 @@ class VisionCost:
 
 def vision_cost(encoder: EncoderConfig, num_tokens: int, fna) -> VisionCost:
     """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple."""
-    width = encoder.width
-    exact = 2 * num_tokens**2 * width
+    exact = 2 * num_tokens**2 * encoder.width
     count = {"nystrom": _nystrom, "centroid": _centroid}
     fnas = _several(fna)
     return VisionCost(
-        linear=encoder.depth * _linear(encoder, num_tokens, num_tokens),
+        linear=encoder.depth * num_tokens * encoder.linear_cost,
         attention=encoder.depth * exact,
         replaced=sum(len(one.layers) for one in fnas) * exact,
         fna=sum(count[one.approximation](encoder, num_tokens, one) for one in fnas),
@@ -75,25 +74,19 @@ def reduced_cost(encoder: EncoderConfig, num_tokens: int, num_prefix: int, reduc
             left = reduction.left(here, num_tokens, num_prefix)
             choice = _dropping if reduction.drops else _merging
             total += choice(encoder, here, left, reduction)
-        total += 2 * here**2 * encoder.width + _linear(encoder, here, left)
+        total += 2 * here**2 * encoder.width + left * encoder.linear_cost
+        total += (here - left) * 4 * encoder.width**2  # projected, but no MLP
         here = left
     return total
-
-
-def _linear(encoder, num_tokens, num_left):
-    """Of a block's projections, and of its MLP on the tokens that are left."""
-    mlp = (3 if encoder.gated_mlp else 2) * encoder.width * encoder.mlp_dim
-    return 4 * num_tokens * encoder.width**2 + num_left * mlp
 
 
 def _merging(encoder, here, left, merging):
     """Of all similarities between two halves, and of what is added to one of them."""
     del merging
-    if left == here:
+    gone, half = here - left, here // 2
+    if not gone:
         return 0
-    return (here // 2) ** 2 * (encoder.width // encoder.num_heads) + (here - left) * (
-        here // 2
-    ) * encoder.width
+    return half**2 * (encoder.width // encoder.num_heads) + gone * half * encoder.width
 
 
 def _dropping(encoder, here, left, dropping):
