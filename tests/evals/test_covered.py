@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 
-from evals.jobs.arms import METHOD_NAMES, METHODS, settings_of
+from evals.jobs.arms import INSTEAD, METHOD_NAMES, METHODS, settings_of
 from evals.jobs.strategies import STRATEGIES
 from evals.tasks.table import TASKS
 from fna_jax import landmarks
@@ -31,7 +31,7 @@ def test_every_choice_of_landmarks_and_clusters_is_a_method_with_a_name():
     methods = {fna.method for fna in chosen if fna.approximation == "nystrom"}
     partitions = {fna.partition for fna in chosen if fna.approximation == "centroid"}
     assert methods == set(landmarks.METHODS) and partitions == set(PARTITIONS)
-    assert set(METHODS) < METHOD_NAMES.keys()
+    assert {*METHODS, *INSTEAD} < METHOD_NAMES.keys()
 
 
 def test_every_strategy_is_measured():

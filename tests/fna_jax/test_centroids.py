@@ -122,12 +122,15 @@ def test_padding_changes_nothing_and_is_finite(windows):
     assert rel_max_error(np.where(mask[..., None, None], unmasked, 0), reference) < 2e-6
 
 
-@pytest.mark.parametrize("windows", WINDOWS)
-def test_exact_if_every_token_is_its_own_cluster(windows):
+@pytest.mark.parametrize(
+    ("windows", "residual"), [*((windows, True) for windows in WINDOWS), ("none", False)]
+)
+def test_exact_if_every_token_is_its_own_cluster(windows, residual):
     qkv = random_qkv(3, tokens=TOKENS)
     assignment = np.stack([np.random.default_rng(b).permutation(TOKENS) for b in range(2)])
     clusters = Clusters(jnp.asarray(assignment, jnp.int32), TOKENS)
-    assert rel_max_error(centroid(*qkv, clusters, windows=WINDOWS[windows]), exact(*qkv)) < 2e-6
+    out = centroid(*qkv, clusters, windows=WINDOWS[windows], residual=residual)
+    assert rel_max_error(out, exact(*qkv)) < 2e-6
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
