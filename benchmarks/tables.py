@@ -18,6 +18,17 @@ _LAYER = {  # arms of results/attention.csv, and what the table calls them
     "FNA, input sampled": "FNA, input sampled",
     "FNA, input sampled, torch with quickfps": "FNA, input sampled, PyTorch",
 }
+_GPU = {  # arms of results/gpu.csv
+    "exact": "exact, ms",
+    "exact, torch": "exact, PyTorch",
+    "exact, xla": "exact, XLA alone",
+    "FNA, q sampled": "FNA",
+    "FNA, landmarks given": "FNA, landmarks given",
+    "FNA, landmarks given, xla": "FNA, landmarks given, XLA alone",
+    "FNA, landmarks given, torch": "FNA, landmarks given, PyTorch",
+    "centroid, k-means from windows": "centroid",
+    "centroid, k-means, near field": "centroid, near field",
+}
 _SHARDING = {  # columns of results/sharding.csv, their headings and decimals
     "landmarks": ("S", 0),
     "devices": ("devices", 0),
@@ -46,6 +57,8 @@ def main():
         attention,
         centroids,
         equal_error,
+        gpu,
+        gpu_towers,
         landmarks,
         models,
         memory,
@@ -53,7 +66,7 @@ def main():
         scaling,
         sharding,
     ):
-        file = ROOT / "results" / f"{table.__name__}.csv"
+        file = ROOT / "results" / f"{table.__name__.removesuffix('_towers')}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
 
@@ -89,6 +102,31 @@ def equal_error(rows) -> str:
         )
     headings = ["tokens", "attention", "layer error", "ms", "times FNA's", "times PyTorch's"]
     return markdown_table(headings, lines)
+
+
+def gpu(rows) -> str:
+    """Milliseconds of one layer on a GPU: a line for each dtype and size, a column for each arm."""
+    rows = [row for row in rows if row["part"] == "layer"]
+    arms = [arm for arm in _GPU if any(row["arm"] == arm for row in rows)]
+    lines = []
+    for size in dict.fromkeys((row["dtype"], row["tokens"], row["batch"]) for row in rows):
+        dtype, tokens, batch = size
+        mine = (row for row in rows if (row["dtype"], row["tokens"], row["batch"]) == size)
+        found = {row["arm"]: row["median_ms"] for row in mine}
+        cells = [_ratio(found.get(arm), 2) for arm in arms]
+        lines.append([dtype, f"{int(tokens):,}", batch, *cells])
+    return markdown_table(["dtype", "tokens", "images", *(_GPU[arm] for arm in arms)], lines)
+
+
+def gpu_towers(rows) -> str:
+    """Milliseconds of whole towers on a GPU: a line for each arm."""
+    lines = [
+        [f"{row['model']}, {row['pixels']} px, {row['dtype']}: {row['arm']}"]
+        + [_milliseconds(row["median_ms"]), _ratio(row["times_exact"], 2)]
+        for row in rows
+        if row["part"] == "tower"
+    ]
+    return markdown_table(["model", "ms", "times faster than exact"], lines)
 
 
 def landmarks(rows) -> str:
