@@ -24,7 +24,7 @@ def recommended(model, num_tokens, *, error=0.25) -> tuple[FNAConfig, ...]:
     - 0.2, from 2,500 tokens on: 64 in the second half, in the first 144 by k-means from as many
       windows, near the 3 × 3 around;
     - 0.1: 64 clusters in the second half, exact attention in the first;
-    - 0.05: 128 clusters in the second half.
+    - 0.06: 128 clusters in the second half.
 
     Read off `results/recommended.csv` (`python -m benchmarks.recommended`), which has the errors of
     a DINOv2 ViT-S/14's class token and patch tokens at 1,025 and 4,097 tokens: the settings were
@@ -62,4 +62,4 @@ def recommended_for(encoder: EncoderConfig, num_tokens, error) -> tuple[FNAConfi
         return near, settings(later, 64)
     if error >= 0.1:
         return (settings(later, 64),)
-    return (settings(later, 128),) if error >= 0.05 else ()
+    return (settings(later, 128),) if error >= 0.06 else ()
