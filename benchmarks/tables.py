@@ -123,10 +123,12 @@ def gpu_towers(rows) -> str:
     lines = [
         [f"{row['model']}, {row['pixels']} px, {row['dtype']}: {row['arm']}"]
         + [_milliseconds(row["median_ms"]), _ratio(row["times_exact"], 2)]
+        + [_ratio(row.get("counted_times_exact"), 2), _milliseconds(row.get("temporary_mb"))]
         for row in rows
         if row["part"] == "tower"
     ]
-    return markdown_table(["model", "ms", "times faster than exact"], lines)
+    columns = ["model", "ms", "times faster than exact", "by counting", "temporary MB"]
+    return markdown_table(columns, lines)
 
 
 def landmarks(rows) -> str:
