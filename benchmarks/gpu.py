@@ -15,6 +15,8 @@ after `--seconds` is left out, and said so. PyTorch's arms take part where it se
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -32,10 +34,17 @@ import models
 from benchmarks import layers, peers
 from benchmarks.attention import blocking, random_states
 from benchmarks.launches import count_launches
-from benchmarks.models import hugging_face, run, sized_config
+from benchmarks.models import attentions, hugging_face, run, sized_config
 from benchmarks.rows import benchmark_parser, timing_columns, write_rows
+from evals.jobs.cost import vision_cost
 from evals.running.timing import time_in_turns
-from fna_jax import FNAConfig, exact_attention, newton_schulz_inverse, select_landmarks
+from fna_jax import (
+    FNAConfig,
+    exact_attention,
+    fast_nystrom_attention,
+    newton_schulz_inverse,
+    select_landmarks,
+)
 
 TOKENS = (1025, 4097, 16385, 65537)  # 32², 64², 128² and 256² patches
 TOWERS = (("clip-vit-l-14", 448), ("clip-vit-l-14", 896))
@@ -64,26 +73,29 @@ def main(argv=None):
 
 def launches(arguments):
     """Rows of what is launched, by ahead-of-time compilation for an H100."""
-    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
-    )
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    device = h100()
+    sharding = jax.sharding.SingleDeviceSharding(device)
     rows = []
     for num_tokens in arguments.tokens:
         for dtype in ("bfloat16", "float32"):
             sizes = sizes_of(num_tokens, dtype, arguments)
             shapes = layers.shapes(*sizes.values(), sharding)
-            functions = layers.functions(num_tokens, arguments.landmarks, arguments.landmarks)
-            for name, function in functions.items():
-                start = time.perf_counter()
-                compiled = jax.jit(function).lower(*shapes).compile()
-                row = {"arm": name, **sizes, "launches": count_launches(compiled.as_text())}
-                row["temporary_mb"] = megabytes(compiled)
-                row["compile_s"] = round(time.perf_counter() - start, 2)
-                rows.append(row)
-                print(*row.values(), sep="\t", flush=True)
+            with jax.default_device(device):  # what chooses kernels looks there
+                programs = compiled_together(layer_functions(sizes), *shapes)
+            for name, (program, seconds) in programs.items():
+                row = {"arm": name, **sizes, "launches": count_launches(program.as_text())}
+                rows.append(row | {"temporary_mb": megabytes(program), "compile_s": seconds})
+                print(*rows[-1].values(), sep="\t", flush=True)
     write_rows(str(arguments.output).replace("gpu.csv", "gpu_launches.csv"), rows)
+
+
+def h100():
+    """A device that programs can be compiled for, which is not there."""
+    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
+    )
+    return topology.devices[0]
 
 
 def measure(arguments):
@@ -150,9 +162,12 @@ def error_rows(arguments):
         on_cpu = jax.device_put((states, inputs, landmarks), cpu)
         with jax.enable_x64(True), jax.default_device(cpu):
             doubles = [x.astype(jnp.float64) for x in on_cpu[0]]
-            right = {name: np.asarray(f(*doubles, on_cpu[2])) for name, f in functions.items()}
-        for name, function in functions.items():
-            error = np.asarray(jax.jit(function)(*states, landmarks), np.float64) - right[name]
+            right = {
+                name: np.asarray(jax.jit(f)(*doubles, on_cpu[2])) for name, f in functions.items()
+            }
+        programs = compiled_together(functions, *states, landmarks)
+        for name, (program, _) in programs.items():
+            error = np.asarray(program(*states, landmarks), np.float64) - right[name]
             error = np.linalg.norm(error) / np.linalg.norm(right[name])
             yield {"part": "error", "arm": name, **sizes, "error": float(f"{error:.2g}")}
         with jax.default_device(cpu):
@@ -165,27 +180,32 @@ def layer_rows(sizes, arguments):
     states = random_states(sizes["batch"], sizes["tokens"], argparse.Namespace(**sizes))
     indices = select_landmarks(states[-1], sizes["landmarks"]).indices
     calls = max(1, 2**16 // (sizes["batch"] * sizes["tokens"]))
-    functions = layers.functions(sizes["tokens"], sizes["landmarks"], sizes["landmarks"])
-    functions["exact, as written for all devices"] = xla_attention
-    compiled, memory = {}, {}
-    for name, function in functions.items():
-        try:
-            program = jax.jit(function).lower(*states, indices).compile()
-        except RuntimeError as error:
-            print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
-            continue
-        compiled[name] = blocking(program, *states, indices, calls=calls)
-        memory[name] = megabytes(program)
+    programs = compiled_together(layer_functions(sizes), *states, indices)
+    compiled = {
+        name: blocking(program, *states, indices, calls=calls)
+        for name, (program, _) in programs.items()
+    }
     eager = peers.attention_arms(*states, indices, calls=calls)
     timings = time_in_turns(compiled | eager, repeats=arguments.repeats)
     for name, timing in timings.items():
         row = {"part": "layer", "arm": name, **sizes, **times(timing, calls)}
-        yield row | ({"temporary_mb": memory[name]} if name in memory else {})
+        if name in programs:
+            program, seconds = programs[name]
+            row |= {"compile_s": seconds, "temporary_mb": megabytes(program)}
+        yield row
 
 
-def xla_attention(query, key, value, *_):
-    """Exact attention without cuDNN."""
-    return exact_attention(query, key, value, implementation="xla")
+def layer_functions(sizes) -> dict:
+    """The arms of `layers.functions`, and those of them that kernels serve without kernels."""
+    functions = layers.functions(sizes["tokens"], sizes["landmarks"], sizes["landmarks"])
+    functions["exact, pallas"] = lambda q, k, v, *_: exact_attention(
+        q, k, v, implementation="pallas"
+    )
+    functions["exact, xla"] = lambda q, k, v, *_: exact_attention(q, k, v, implementation="xla")
+    functions["FNA, landmarks given, xla"] = lambda q, k, v, _, s: fast_nystrom_attention(
+        q, k, v, s, implementation="xla"
+    )
+    return functions
 
 
 def piece_rows(arguments):
@@ -218,42 +238,67 @@ def tower_rows(name, pixels, dtype, arguments):
     config = sized_config(name, pixels, dtype)
     (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
     model = family.model(config, rngs=nnx.Rngs(0))
-    depth = models.registry.vision_config(config).encoder.depth
+    encoder = models.registry.vision_config(config).encoder
     images = jax.random.normal(jax.random.key(0), (arguments.batch, pixels, pixels, 3))
-    arms = {}
-    for arm, settings in tower_settings(depth, arguments.landmarks).items():
-        tower = models.vision_tower(models.with_attention(model, settings))
-        arms[arm] = blocking(run, *nnx.split(tower), images)
-    sizes = {"model": name, "pixels": pixels, "batch": arguments.batch, "dtype": dtype}
-    arms |= hugging_face(config, images)
-    timings = time_in_turns(arms, repeats=arguments.repeats)
+    second_half = FNAConfig(range(encoder.depth // 2, encoder.depth), arguments.landmarks)
+    settings = attentions(second_half, encoder.depth)
+    towers = {
+        arm: nnx.split(models.vision_tower(models.with_attention(model, configs)))
+        for arm, configs in settings.items()
+    }
+    functions = {arm: functools.partial(run, graph) for arm, (graph, _) in towers.items()}
+    state = towers["exact"][1]  # the weights are those of all
+    programs = compiled_together(functions, state, images)
+    compiled = {arm: blocking(program, state, images) for arm, (program, _) in programs.items()}
+    num_tokens = jax.eval_shape(models.vision_tower(model).embed, images).shape[1]
+    sizes = {"model": name, "pixels": pixels, "tokens": num_tokens}
+    sizes |= {"batch": arguments.batch, "dtype": dtype}
+    timings = time_in_turns(compiled | hugging_face(config, images), repeats=arguments.repeats)
     exact = timings["exact"]
     for arm, timing in timings.items():
         row = {"part": "tower", "arm": arm, **sizes, **times(timing, 1)}
+        if arm in programs:
+            program, seconds = programs[arm]
+            row |= {"compile_s": seconds, "temporary_mb": megabytes(program)}
+        if configs := settings.get(arm):
+            counted = vision_cost(encoder, num_tokens, configs).speedup
+            row["counted_times_exact"] = round(counted, 3)
         yield row | {"times_exact": round(timing.speedup(exact), 3)}
 
 
-def tower_settings(depth, num_landmarks) -> dict:
-    """The arms of a tower."""
-    half = range(depth // 2, depth)
-    centroid = functools.partial(
-        FNAConfig, num_landmarks=num_landmarks, features="k", approximation="centroid"
-    )
-    return {
-        "exact": None,
-        "FNA, second half": FNAConfig(half, num_landmarks),
-        "centroid, k-means, second half": centroid(half, partition="kmeans"),
-        "centroid, k-means, all": [
-            centroid(range(depth // 2), partition="kmeans", windows=num_landmarks),
-            centroid(half, partition="kmeans"),
-        ],
-    }
+def compiled_together(functions, *arguments) -> dict:
+    """Of each function its program for these arguments and the seconds to compile, four at a time.
+
+    One that needs more memory than there is, or another device, is left out, and said so.
+    """
+    lowered = {}
+    for name, function in functions.items():
+        with left_out(name):
+            lowered[name] = jax.jit(function).lower(*arguments)
+
+    def compile_one(name):
+        start = time.perf_counter()
+        with left_out(name):
+            return lowered[name].compile(), round(time.perf_counter() - start, 2)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        programs = dict(zip(lowered, pool.map(compile_one, lowered)))
+    return {name: program for name, program in programs.items() if program}
+
+
+@contextlib.contextmanager
+def left_out(name):
+    """Says on stderr what cannot run, and goes on behind."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
 def times(timing, calls) -> dict:
     """Columns of the time of one of the calls of a run."""
     timing = dataclasses.replace(timing, seconds=timing.seconds / calls)
-    return {"calls": calls} | timing_columns(timing, compiled=timing.compile_seconds > 0)
+    return {"calls": calls} | timing_columns(timing, compiled=False)
 
 
 def megabytes(program) -> float:

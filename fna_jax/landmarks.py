@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fna_jax.carries import per_token
+from fna_jax.kernels import gpu_obstacle
 
 METHODS = ("fps", "random")
 
@@ -79,6 +80,13 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
     else:
         eligible = checked_mask(eligible, points.shape[:1], "eligible")
         distance = jnp.where(eligible, jnp.inf, -jnp.inf)
+    if gpu_obstacle(points) is None:
+        from fna_jax.kernels.farthest import farthest_points  # Pallas takes long to import
+
+        points = jax.lax.stop_gradient(points)  # integers come of them
+        half = points.dtype in (jnp.bfloat16, jnp.float16)
+        points = points if half else points.astype(jnp.float32)
+        return farthest_points(points, distance, num_samples=num_samples)
     sample = functools.partial(_farthest_points, num_samples=num_samples)
     in_float32 = lambda points, distance, **kw: sample(points.astype(jnp.float32), distance, **kw)
     at_most = lambda size, bound: isinstance(size, int) and size <= bound  # unknown under export

@@ -6,12 +6,12 @@ dimension.
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 
 from fna_jax.carries import full_of
+from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle
 
 # The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
 # queries, which keeps memory linear in the number of keys.
@@ -19,6 +19,7 @@ _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
 # On a CPU heads go one by one from this many logits each, which then stay in its caches.
 _HEAD_LOGITS = 2**18
+_KERNEL_DTYPES = ("float32", "bfloat16", "float16")
 # What a TPU holds at a time: 96 of the 128 MiB of its vector memory. Others go to HBM and back.
 _VMEM_LOGITS = 3 * 2**23
 
@@ -34,8 +35,9 @@ def softmax_attention(
     removed=None,
     renormalise=True,
     added=None,
+    implementation=None,
 ):
-    """`softmax(scale Q Kᵀ + log m) V` by blocks of queries; zero for a query that has no keys.
+    """`softmax(scale Q Kᵀ + log m) V`; zero for a query that has no keys.
 
     Args:
       query, key, value, scale, key_mask: as in `attention.exact_attention`.
@@ -44,14 +46,42 @@ def softmax_attention(
         that returns bool `[B, 1, T', M]`, the batch flat.
       renormalise: as in `softmax_weights`.
       added: what each query gets besides: x `[*B, S, H, D]`, and whose of x int `[*B, T]`.
+      implementation: "xla", by blocks of queries; "pallas", in one kernel of an NVIDIA GPU; None,
+        that where it can run.
+
+    Raises:
+      ValueError: an implementation that cannot run.
     """
+    if key_mask is not None:
+        log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
+    plain = functools.partial(_by_blocks, scale=scale, removed=removed, renormalise=renormalise)
+    if implementation != "xla":
+        obstacle = flash_obstacle(query, key, value, scale, removed)
+        if obstacle is None:
+            fused = functools.partial(_in_one_kernel, scale=scale)
+            out = differentiated_as(plain, fused)(query, key, value, log_mass)
+            return out if added is None else out + take_tokens(*added).astype(out.dtype)
+        if implementation == "pallas":
+            raise ValueError(f"implementation='pallas' cannot run: {obstacle}; use None or 'xla'")
+    return plain(query, key, value, log_mass, added)
+
+
+def _in_one_kernel(query, key, value, log_mass, *, scale):
+    from fna_jax.kernels.flash import flash_attention  # Pallas takes long to import
+
+    flat = lambda x, rank: x.reshape(-1, *x.shape[x.ndim - rank :])
+    log_mass = jnp.zeros(key.shape[:-2]) if log_mass is None else log_mass
+    states = (flat(x, 3) for x in (query, key, value))
+    out = flash_attention(*states, flat(log_mass, 1).astype(jnp.float32), scale=scale)
+    return out.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renormalise):
     *batch, num_queries, num_heads, _ = query.shape
     num_keys, num_groups = key.shape[-3:-1]
     shared = num_heads // num_groups  # query heads per key head
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
     key, value = flat(key), flat(value)
-    if key_mask is not None:
-        log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
     log_mass = None if log_mass is None else flat(log_mass)[:, None, None, :]
     merge = functools.partial(_merge_shared, num_groups=num_groups)
     query = merge(flat(query))
@@ -228,8 +258,7 @@ def map_row_blocks(function, rows, num_keys, *, least=None):
 def cudnn_obstacle(query, value, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is like "gfx90a"
-    if not re.fullmatch(r"\d+\.\d+", capability) or float(capability) < 8.0:
+    if (compute_capability(device) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {query.dtype}"
@@ -239,4 +268,19 @@ def cudnn_obstacle(query, value, key_mask):
         return f"values must have the head dimension {query.shape[-1]}, got {value.shape[-1]}"
     if key_mask is not None:
         return "a key mask would have to be spread over all queries"
+    return None
+
+
+def flash_obstacle(query, key, value, scale, removed):
+    """Why the kernel for NVIDIA GPUs cannot run here, or None."""
+    if obstacle := gpu_obstacle(query, key, value):
+        return obstacle
+    if removed is not None:
+        return "no entries of the matrix can be left out"
+    if isinstance(scale, jax.Array):
+        return "the scale must be a number, and is an array"
+    if not {x.dtype for x in (query, key, value)} <= {*map(jnp.dtype, _KERNEL_DTYPES)}:
+        return f"it needs {', '.join(_KERNEL_DTYPES)}, got {query.dtype}"
+    if (width := max(query.shape[-1], value.shape[-1])) > 128:
+        return f"the head dimension must be at most 128, got {width}"
     return None

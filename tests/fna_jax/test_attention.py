@@ -491,8 +491,8 @@ def test_memory_is_linear_in_the_tokens(function):
         (dict(key_mask=np.ones((2, 39), bool)), r"key_mask must be bool\[2, 40\].*bool\[2, 39\]"),
         (dict(key_mask=np.ones((2, 40), np.float32)), r"key_mask must be bool.*float32\[2, 40\]"),
         (dict(inverse_steps=-1), "at least 0, got -1"),
-        (dict(implementation="cudnn"), "implementation='xla' or None, got 'cudnn'"),
-        (dict(implementation="pallas"), "got 'pallas'"),
+        (dict(implementation="cudnn"), "implementation='xla', 'pallas' or None, got 'cudnn'"),
+        (dict(implementation="pallas"), "'pallas' cannot run: it needs an NVIDIA GPU"),
     ],
 )
 def test_fna_errors(function, change, message):
@@ -515,7 +515,7 @@ def test_cudnn_on_another_device_raises():
 
 def test_exact_attention_errors():
     qkv = random_qkv()
-    with pytest.raises(ValueError, match="None, 'xla' or 'cudnn', got 'flash'"):
+    with pytest.raises(ValueError, match="None, 'xla', 'cudnn' or 'pallas', got 'flash'"):
         exact_attention(*qkv, implementation="flash")
     with pytest.raises(ValueError, match=r"key_mask must be bool\[2, 40\].*bool\[40\]"):
         exact_attention(*qkv, key_mask=np.ones(40, bool))
