@@ -71,11 +71,13 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     rows = read_rows(arguments.output) if arguments.resume else []
     before = {_key(row): row["estimate_us"] for row in _rows_of(arguments.before)}
+    told = lambda row: row | ({"before_us": before.get(_key(row), "")} if before else {})
+    rows = [told(row) for row in rows]
     for labels, function, specs in tqdm.tqdm(_todo(arguments), unit="program"):
-        row = labels | compile_for(labels["chip"], function, specs)
-        row |= {"before_us": before.get(_key(row), "")} if before else {}
+        row = told(labels | compile_for(labels["chip"], function, specs))
         rows = [other for other in rows if _key(other) != _key(row)] + [row]
         write_rows(arguments.output, rows)  # what is done stays
+    write_rows(arguments.output, rows)
     print(as_markdown(rows))
 
 

@@ -129,8 +129,8 @@ def test_every_arm_has_a_row_and_other_rows_are_kept(rows_of, monkeypatch, tmp_p
     before.write_text((tmp_path / "out" / "rows.csv").read_text())
     columns["estimate_us"] = 1.0
     again = rows_of(tpu, *options, "--match", "flash", "--resume", "--before", before, plot=False)
-    assert len(again) == len(arms)
-    assert [row["arm"] for row in again if row["before_us"] == "2.0"] == ["exact, Pallas flash"]
+    assert len(again) == len(arms) and all(row["before_us"] == "2.0" for row in again)
+    assert [row["arm"] for row in again if row["estimate_us"] == "1.0"] == ["exact, Pallas flash"]
 
 
 @pytest.mark.accelerator
