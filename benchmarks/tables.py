@@ -41,6 +41,14 @@ _SHARDING = {  # columns of results/sharding.csv, their headings and decimals
     "centroid_mb": ("centroid, MB communicated", 2),
     "centroid_messages": ("centroid, messages", 0),
 }
+_TPU = {  # arms of results/tpu.csv
+    "exact": "exact, µs",
+    "exact, jax.nn": "jax.nn",
+    "exact, Pallas flash": "jax's Pallas flash",
+    "FNA, landmarks given": "FNA, landmarks given",
+    "FNA, q sampled": "FNA",
+    "centroids, k-means": "centroids, k-means",
+}
 _MODELS = {
     "speedup": "times faster than exact",
     "counted_speedup": "by counting",
@@ -65,6 +73,7 @@ def main():
         recommended,
         scaling,
         sharding,
+        tpu,
     ):
         file = ROOT / "results" / f"{table.__name__.removesuffix('_towers')}.csv"
         if file.exists():
@@ -129,6 +138,23 @@ def gpu_towers(rows) -> str:
     ]
     columns = ["model", "ms", "times faster than exact", "by counting", "temporary MB"]
     return markdown_table(columns, lines)
+
+
+def tpu(rows) -> str:
+    """Estimated microseconds of one layer on a TPU v5e: a line for each size."""
+    found = {(row["tokens"], row["arm"]): row for row in rows if row["chip"] == "v5e"}
+    lines = []
+    for tokens in dict.fromkeys(tokens for tokens, _ in found if tokens):
+        mine = [found[tokens, arm] for arm in _TPU]
+        times = [row["estimate_us"] or row["compiles"].split(":")[0] for row in mine]
+        lines.append([f"{int(tokens):,}", *map(_microseconds, times)])
+        lines[-1].append(_microseconds(mine[0]["floor_us"]))
+    return markdown_table(["tokens", *_TPU.values(), "arguments and results alone"], lines)
+
+
+def _microseconds(text):
+    """Without decimals; what is no number, as it is."""
+    return f"{float(text):,.0f}" if text[:1].isdigit() else text
 
 
 def landmarks(rows) -> str:

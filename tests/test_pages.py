@@ -139,6 +139,7 @@ TABLES = {  # each as the committed results make it
     "attention": lambda: tables.attention(rows("attention")),
     "models": lambda: tables.models(rows("models")),
     "sharding": lambda: tables.sharding(rows("sharding")),
+    "tpu": lambda: tables.tpu(rows("tpu")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
 }
 
