@@ -16,14 +16,15 @@ import models
 from training.companions import write_companions
 
 # Most of the time goes into compiling programs that run once, and half of that into making them
-# fast. XLA's own passes stay; LLVM does less, and where jaxlib still has both makers of loops, the
-# older one, which compiles twice as fast. 0 in the environment asks for all of it. Other processes
-# inherit it.
+# fast. XLA's own passes stay; LLVM does less, each program whole rather than in parts for cores
+# that have other tests to run, and where jaxlib still has both makers of loops, the older one,
+# which compiles twice as fast. 0 in the environment asks for all of it. Other processes inherit it.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = flags
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # What one process of a run has compiled, the others find: workers, and programs that tests start.
 # It saves compilations only: tracing, and with it what counts traces, is as without it.
