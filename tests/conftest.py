@@ -122,7 +122,9 @@ def small_model(tmp_path_factory):
         "clip-vit-b-32",
         rngs=nnx.Rngs(0),
         vision={"image_size": 64, "patch_size": 8, "encoder": encoder},
-        text={"vocab_size": 22, "context_length": 32, "eos_token_id": 2, "encoder": encoder},
+        text=dict(
+            vocab_size=22, context_length=32, eos_token_id=2, encoder=encoder | {"depth": 1}
+        ),
         projection_dim=16,
     )
     models.save(model, folder / "model", companions=write_companions(folder))
