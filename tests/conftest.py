@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 import models
-from training.companions import write_companions
 
 # Most of the time goes into compiling programs that run once, and half of that into making them
 # fast. XLA's own passes stay; LLVM does less, each program whole rather than in parts for cores
@@ -116,15 +115,15 @@ def clip():
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """The directory of a small untrained CLIP for digit scenes."""
+    from training.companions import write_companions  # which loads much that most do not need
+
     folder = tmp_path_factory.mktemp("small")
     encoder = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 32}
     model = models.create(
         "clip-vit-b-32",
         rngs=nnx.Rngs(0),
         vision={"image_size": 64, "patch_size": 8, "encoder": encoder},
-        text=dict(
-            vocab_size=22, context_length=32, eos_token_id=2, encoder=encoder | {"depth": 1}
-        ),
+        text=dict(vocab_size=22, context_length=32, eos_token_id=2, encoder=encoder | {"depth": 1}),
         projection_dim=16,
     )
     models.save(model, folder / "model", companions=write_companions(folder))
