@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import models
+import models.registry
 
 # Most of the time goes into compiling programs that run once, and half of that into making them
 # fast. XLA's own passes stay; LLVM does less, each program whole rather than in parts for cores
@@ -65,12 +65,12 @@ def random_qkv(seed=0, batch=(2,), tokens=40, heads=2, dim=8, kv_heads=None, dty
 
 
 def tiny_clip(seed=0, **overrides):
-    """A CLIP of 65 vision tokens (class token and 8 × 8 patches) and 4 vision blocks."""
+    """A CLIP of 65 vision tokens (class token and 8 × 8 patches) and 3 vision blocks."""
     settings = dict(
         vision=dict(
             image_size=32,
             patch_size=4,
-            encoder=dict(width=32, depth=4, num_heads=4, mlp_dim=64),
+            encoder=dict(width=32, depth=3, num_heads=4, mlp_dim=64),
         ),
         text=dict(
             vocab_size=99,
@@ -84,9 +84,9 @@ def tiny_clip(seed=0, **overrides):
 
 
 def with_settings(model, **overrides):
-    """The tiny CLIP with other settings and the weights of `model`, cast to `param_dtype`."""
-    abstract = nnx.eval_shape(lambda: tiny_clip(**overrides))
-    graphdef, state = nnx.split(abstract)
+    """`model` with other settings and its own weights, cast to `param_dtype`."""
+    config = models.registry.override(model.config, overrides)
+    graphdef, state = nnx.split(models.registry.abstract_model(type(model), config))
     cast = lambda x, like: x.astype(like.dtype)
     return nnx.merge(graphdef, jax.tree.map(cast, nnx.state(model), state))
 
