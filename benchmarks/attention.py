@@ -104,9 +104,15 @@ def jax_arms(query, key, value, inputs, indices) -> dict:
     return {name: blocking(jax.jit(function), *arguments) for name, function in arms.items()}
 
 
-def blocking(function, *arguments):
-    """An arm that calls the function and waits for its result."""
-    return lambda: jax.block_until_ready(function(*arguments))
+def blocking(function, *arguments, calls=1):
+    """An arm that calls the function so many times, as fast as they are taken, and waits."""
+
+    def run():
+        for _ in range(calls):
+            out = function(*arguments)
+        return jax.block_until_ready(out)
+
+    return run
 
 
 if __name__ == "__main__":

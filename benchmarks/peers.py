@@ -63,13 +63,14 @@ def as_tensor(x, dtype=None):
     return tensor.to(device(), getattr(library("torch"), str(dtype or x.dtype)))
 
 
-def blocking(function, *arguments):
-    """An arm that calls the function without gradients, and waits for the device."""
+def blocking(function, *arguments, calls=1):
+    """An arm that calls the function so many times without gradients, and waits for the device."""
     torch = library("torch")
 
     def run():
         with torch.inference_mode():
-            out = function(*arguments)
+            for _ in range(calls):
+                out = function(*arguments)
         if device() == "cuda":
             torch.cuda.synchronize()
         return out
@@ -77,28 +78,30 @@ def blocking(function, *arguments):
     return run
 
 
-def attention_arms(query, key, value, inputs, indices) -> dict:
+def attention_arms(query, key, value, inputs, indices, *, calls=1) -> dict:
     """Exact attention; FNA built on it; FNA with torch-quickfps, which is what its authors run.
 
     Args:
       query, key, value: `[B, N, H, D]`.
       inputs: `[B, N, C]`, which landmarks are sampled on; the first token is one.
       indices: int `[B, S]`, the landmarks where they are given.
+      calls: how many one run makes.
     """
     if device() is None:
         return {}
+    arm = functools.partial(blocking, calls=calls)
     states = _heads_first(query, key, value)
     num_landmarks = indices.shape[-1]
     indices = library("torch").from_numpy(np.array(indices, np.int64)).to(device())
     exact = library("torch").nn.functional.scaled_dot_product_attention
     arms = {
-        "exact, torch": blocking(exact, *states),
-        "FNA, landmarks given, torch": blocking(nystrom_attention, *states, indices),
+        "exact, torch": arm(exact, *states),
+        "FNA, landmarks given, torch": arm(nystrom_attention, *states, indices),
     }
     if sample := sampler(num_landmarks):
         inputs = as_tensor(inputs)
         fna = lambda: nystrom_attention(*states, sample(inputs.float()))
-        arms["FNA, input sampled, torch with quickfps"] = blocking(fna)
+        arms["FNA, input sampled, torch with quickfps"] = arm(fna)
     return arms
 
 

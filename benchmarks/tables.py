@@ -1,4 +1,4 @@
-"""The README's tables of speed and memory, from the committed result files.
+"""The pages' tables of speed and memory, from the committed result files.
 
     python -m benchmarks.tables
 
@@ -18,6 +18,18 @@ _LAYER = {  # arms of results/attention.csv, and what the table calls them
     "FNA, input sampled": "FNA, input sampled",
     "FNA, input sampled, torch with quickfps": "FNA, input sampled, PyTorch",
 }
+_SHARDING = {  # columns of results/sharding.csv, their headings and decimals
+    "landmarks": ("S", 0),
+    "devices": ("devices", 0),
+    "exact_gmacs": ("exact, giga multiply-adds", 0),
+    "fna_gmacs": ("FNA", 1),
+    "centroid_gmacs": ("centroid", 1),
+    "qkvo_gb": ("query, key, value, output, GB", 3),
+    "communicated_mb": ("FNA, MB communicated", 2),
+    "messages": ("FNA, messages", 0),
+    "centroid_mb": ("centroid, MB communicated", 2),
+    "centroid_messages": ("centroid, messages", 0),
+}
 _MODELS = {
     "speedup": "times faster than exact",
     "counted_speedup": "by counting",
@@ -28,7 +40,7 @@ _MODELS = {
 
 
 def main():
-    for table in (attention, centroids, landmarks, models, memory, scaling):
+    for table in (attention, centroids, landmarks, models, memory, scaling, sharding):
         file = ROOT / "results" / f"{table.__name__}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
@@ -95,6 +107,16 @@ def scaling(rows) -> str:
         for arm, row in laws.items()
     ]
     return markdown_table(["attention", "exponent of N", "faster than exact from N ="], lines)
+
+
+def sharding(rows) -> str:
+    """What one device computes, holds and is sent: a line for each S and number of devices."""
+    lines = [
+        [_ratio(row[column], digits) for column, (_, digits) in _SHARDING.items()]
+        for row in rows
+        if int(row["devices"]) > 1
+    ]
+    return markdown_table([heading for heading, _ in _SHARDING.values()], lines)
 
 
 def _milliseconds(value):

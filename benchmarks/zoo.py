@@ -116,7 +116,7 @@ def _version(package):
 
 
 def as_markdown(rows) -> str:
-    """The README's table: one line per model, its layouts beside each other."""
+    """The table of docs/convert.md: one line per model, its layouts beside each other."""
     lines = [
         "| family | models | parameters | layouts | max error | date |",
         "| --- | --- | ---: | --- | ---: | --- |",

@@ -103,8 +103,9 @@ def through_means(query, key, value, clusters, scale, real, *, residual, **over)
     """Centroid attention of `checked_inputs` without a near field, `[*B, N, H, D]`."""
     inputs = query, key, value, clusters, scale, real
     key, value, log_mass, lacking = _means_and_residual(*inputs, residual=residual, **over)
-    out = softmax_attention(query, key, value, scale=scale, log_mass=log_mass)
-    return out if lacking is None else out + _spread(lacking, clusters)
+    # Padding gets anything.
+    added = None if lacking is None else (lacking, jnp.maximum(clusters.assignment, 0))
+    return softmax_attention(query, key, value, scale=scale, log_mass=log_mass, added=added)
 
 
 def _means_and_residual(
@@ -131,11 +132,6 @@ def _token_means(clusters, *states, axis_name=None):
     means, masses = cluster_means(clusters, *joined, axis_name=axis_name)
     of_heads = lambda mean, x: mean.reshape(*mean.shape[:-1], *x.shape[-2:]).astype(x.dtype)
     return [of_heads(mean, x) for mean, x in zip(means, states)], masses
-
-
-def _spread(x, clusters):
-    """Of x `[*B, S, H, D]` each token's cluster's, `[*B, N, H, D]`; anything for padding."""
-    return jnp.take_along_axis(x, jnp.maximum(clusters.assignment, 0)[..., None, None], axis=-3)
 
 
 def _near_and_far(query, key, value, clusters, scale, real, *, windows, residual):

@@ -4,6 +4,7 @@ Shape letters: B batch, N tokens, S landmarks, C features of a token.
 """
 
 import dataclasses
+import functools
 import operator
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fna_jax.carries import per_token
+from fna_jax.kernels import gpu_obstacle
 
 METHODS = ("fps", "random")
 
@@ -70,23 +72,25 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
     if points.ndim != 2:
         raise ValueError(f"points must be [N, C], got shape {points.shape}; vmap over the batch")
     num_samples = checked_count(num_samples, points.shape[0])
-    points = points.astype(jnp.float32)
     if eligible is None:
         distance = per_token(points, jnp.inf, jnp.float32)
     else:
         eligible = checked_mask(eligible, points.shape[:1], "eligible")
         distance = jnp.where(eligible, jnp.inf, -jnp.inf)
+    if gpu_obstacle(points) is None:
+        from fna_jax.kernels.farthest import farthest_points  # Pallas takes long to import
 
-    def take_farthest(distance, _):
-        # distance [N]: squared, to the nearest point taken; inf before the first, -inf if barred.
-        index = jnp.argmax(distance)
-        found = distance[index] > -jnp.inf
-        to_index = jnp.sum(jnp.square(points - points[index][None]), axis=-1)
-        # Not jnp.minimum: a NaN feature must not unbar the points already taken.
-        distance = jnp.where(to_index < distance, to_index, distance)
-        return distance.at[index].set(-jnp.inf), jnp.where(found, index, -1).astype(jnp.int32)
-
-    return jax.lax.scan(take_farthest, distance, length=num_samples)[1]
+        points = jax.lax.stop_gradient(points)  # integers come of them
+        half = points.dtype in (jnp.bfloat16, jnp.float16)
+        points = points if half else points.astype(jnp.float32)
+        return farthest_points(points, distance, num_samples=num_samples)
+    sample = functools.partial(_farthest_points, num_samples=num_samples)
+    # The same sums. A TPU's vectors lie along the last axis: tokens fill them, features would have
+    # to be summed across, and half precision stays as small as it is. On a CPU tokens last are up
+    # to twenty times slower, and on a GPU of no use.
+    by_token = lambda points, distance: sample(points.astype(jnp.float32), distance)
+    by_feature = functools.partial(sample, tokens_last=True)
+    return jax.lax.platform_dependent(points, distance, tpu=by_feature, default=by_token)
 
 
 def select_landmarks(
@@ -181,6 +185,29 @@ def select_in_layer(
     return select_landmarks(
         points, num_landmarks, method=method, guarantee=guaranteed, exclude=exclude, rng=rng
     )
+
+
+def _farthest_points(points, distance, *, num_samples, tokens_last=False):
+    """`farthest_point_sampling` of points `[N, C]`, with the distances `[N]` to start from.
+
+    They are squared, to the nearest point taken: inf before the first, −inf where it is barred.
+    """
+    axis = 0 if tokens_last else -1
+    spread = points.T if tokens_last else points
+    positions = jnp.arange(points.shape[0])
+
+    def take_farthest(distance, _):
+        index = jnp.argmax(distance)
+        found = distance[index] > -jnp.inf
+        point = points[index].astype(jnp.float32)
+        point = point[:, None] if tokens_last else point[None]
+        to_index = jnp.sum(jnp.square(spread.astype(jnp.float32) - point), axis=axis)
+        # Not jnp.minimum: a NaN feature must not unbar the points already taken.
+        distance = jnp.where(to_index < distance, to_index, distance)
+        distance = jnp.where(positions == index, -jnp.inf, distance)
+        return distance, jnp.where(found, index, -1).astype(jnp.int32)
+
+    return jax.lax.scan(take_farthest, distance, length=num_samples)[1]
 
 
 def _random_sampling(rng, eligible, num_samples):

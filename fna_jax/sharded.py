@@ -31,7 +31,7 @@ from fna_jax.centroids import checked_inputs, through_means
 from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
 from fna_jax.clusters import Clusters, checked_landmarks, lloyd_steps, nearest_center
 from fna_jax.landmarks import Landmarks, checked_count, checked_mask
-from fna_jax.nystrom import landmark_kernel, newton_schulz_inverse
+from fna_jax.nystrom import inverse_of_kernel, landmark_kernel
 from fna_jax.softmax import softmax_attention
 from fna_jax.tokens import attention_logits
 
@@ -104,7 +104,7 @@ def fast_nystrom_attention(
     valid = _real_landmarks(landmarks, key_mask, key.shape[:-2], axis_name)
 
     kernel = landmark_kernel(landmark_query, landmark_key, valid, scale)  # A, on every device
-    inverse = newton_schulz_inverse(kernel, inverse_steps)  # Z
+    inverse = inverse_of_kernel(kernel, inverse_steps, query.dtype)  # Z
     of_keys = dict(scale=scale, key_mask=key_mask, axis_name=axis_name)
     summary = _summary(landmark_query, key, value, **of_keys)  # BV
     summary = jnp.where(valid[..., None, None], summary, 0)

@@ -6,12 +6,12 @@ dimension.
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 
 from fna_jax.carries import full_of
+from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle
 
 # The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
 # queries, which keeps memory linear in the number of keys.
@@ -19,12 +19,25 @@ _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
 # On a CPU heads go one by one from this many logits each, which then stay in its caches.
 _HEAD_LOGITS = 2**18
+_KERNEL_DTYPES = ("float32", "bfloat16", "float16")
+# What a TPU holds at a time: 96 of the 128 MiB of its vector memory. Others go to HBM and back.
+_VMEM_LOGITS = 3 * 2**23
 
 
 def softmax_attention(
-    query, key, value, *, scale, key_mask=None, log_mass=None, removed=None, renormalise=True
+    query,
+    key,
+    value,
+    *,
+    scale,
+    key_mask=None,
+    log_mass=None,
+    removed=None,
+    renormalise=True,
+    added=None,
+    implementation=None,
 ):
-    """`softmax(scale Q Kᵀ + log m) V` by blocks of queries; zero for a query that has no keys.
+    """`softmax(scale Q Kᵀ + log m) V`; zero for a query that has no keys.
 
     Args:
       query, key, value, scale, key_mask: as in `attention.exact_attention`.
@@ -32,25 +45,59 @@ def softmax_attention(
       removed: which entries of the matrix to leave out: a function of query positions `[1, T']`
         that returns bool `[B, 1, T', M]`, the batch flat.
       renormalise: as in `softmax_weights`.
+      added: what each query gets besides: x `[*B, S, H, D]`, and whose of x int `[*B, T]`.
+      implementation: "xla", by blocks of queries; "pallas", in one kernel of an NVIDIA GPU; None,
+        that where it can run.
+
+    Raises:
+      ValueError: an implementation that cannot run.
     """
-    *batch, num_queries, num_heads, head_dim = query.shape
+    if key_mask is not None:
+        log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
+    plain = functools.partial(_by_blocks, scale=scale, removed=removed, renormalise=renormalise)
+    if implementation != "xla":
+        obstacle = flash_obstacle(query, key, value, scale, removed)
+        if obstacle is None:
+            fused = functools.partial(_in_one_kernel, scale=scale)
+            out = differentiated_as(plain, fused)(query, key, value, log_mass)
+            return out if added is None else out + take_tokens(*added).astype(out.dtype)
+        if implementation == "pallas":
+            raise ValueError(f"implementation='pallas' cannot run: {obstacle}; use None or 'xla'")
+    return plain(query, key, value, log_mass, added)
+
+
+def _in_one_kernel(query, key, value, log_mass, *, scale):
+    from fna_jax.kernels.flash import flash_attention  # Pallas takes long to import
+
+    flat = lambda x, rank: x.reshape(-1, *x.shape[x.ndim - rank :])
+    log_mass = jnp.zeros(key.shape[:-2]) if log_mass is None else log_mass
+    states = (flat(x, 3) for x in (query, key, value))
+    out = flash_attention(*states, flat(log_mass, 1).astype(jnp.float32), scale=scale)
+    return out.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renormalise):
+    *batch, num_queries, num_heads, _ = query.shape
     num_keys, num_groups = key.shape[-3:-1]
     shared = num_heads // num_groups  # query heads per key head
     flat = lambda x: x.reshape(math.prod(batch), *x.shape[len(batch) :])
     key, value = flat(key), flat(value)
-    if key_mask is not None:
-        log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
     log_mass = None if log_mass is None else flat(log_mass)[:, None, None, :]
-    # Query heads that share a key head are further queries of one head: [B, T · H/K, K, D].
-    query = flat(query).reshape(-1, num_queries, num_groups, shared, head_dim)
-    query = jnp.swapaxes(query, 2, 3).reshape(-1, num_queries * shared, num_groups, head_dim)
+    merge = functools.partial(_merge_shared, num_groups=num_groups)
+    query = merge(flat(query))
     positions = None if removed is None else jnp.arange(num_queries * shared)[None] // shared
+    others, whose = (), None
+    if added is not None:
+        others, whose = (merge(flat(added[0])),), flat(added[1])[..., None] * shared
+        whose = (whose + jnp.arange(shared)[None, None]).reshape(-1, num_queries * shared)
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def attend(query, key, value, log_mass):
+    def attend(query, key, value, *others_and_of_images):
+        *others, (log_mass, whose) = others_and_of_images
+
         def rows(block):
-            query, positions = block
+            query, positions, whose = block
             logits = scale * product("bthd,bmhd->bhtm", query, key)
             if log_mass is not None:
                 logits += log_mass
@@ -58,22 +105,52 @@ def softmax_attention(
             weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
             output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
             output = output / total  # once per row, not once per weight
-            return jnp.swapaxes(output, 1, 2).astype(value.dtype)  # [B, T, K, D]
+            output = jnp.swapaxes(output, 1, 2)  # [B, T, K, D]
+            for x in others:
+                output += take_tokens(x, whose)
+            return output.astype(value.dtype)
 
-        return map_row_blocks(rows, (query, positions), num_keys)
+        return map_row_blocks(rows, (query, positions, whose), num_keys)
 
     num_rows = num_queries * shared
     known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
     num_logits = num_rows * num_keys if known and removed is None else 0
-    output = over_heads(attend, (query, key, value), log_mass, num_logits=num_logits)
+    states = query, key, value, *others
+    output = over_heads(attend, states, (log_mass, whose), num_logits=num_logits)
     output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
 
-def over_heads(attend, states, of_images, *, num_logits):
-    """`attend(*states, of_images)`, on a CPU head by head if each has many logits, `[B, …, K, D]`.
+def _merge_shared(x, num_groups):
+    """`[B, T, H, D]` to `[B, T · H/K, K, D]`: heads that share a key head as tokens of one."""
+    batch, num_tokens, num_heads, dim = x.shape
+    shared = num_heads // num_groups
+    x = jnp.swapaxes(x.reshape(batch, num_tokens, num_groups, shared, dim), 2, 3)
+    return x.reshape(batch, num_tokens * shared, num_groups, dim)
 
-    Each head is read and written where it lies: to bring all heads of a long sequence in front
+
+def take_tokens(x, indices):
+    """`x[s]` on the token axis: `[*B, N, H, D]` and `[*B, S]` to `[*B, S, H, D]`.
+
+    On a TPU by a product with ones and zeros, as exact: a gather copies x into another layout.
+    """
+    gather = lambda x, indices: jnp.take_along_axis(x, indices[..., None, None], axis=-3)
+
+    def product(x, indices):
+        one_hot = jax.nn.one_hot(indices, x.shape[-3], dtype=x.dtype)
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum("...sn,...nhd->...shd", one_hot, x, precision=highest)
+
+    return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
+
+
+def over_heads(attend, states, of_images, *, num_logits):
+    """`attend(*states, of_images)`, part by part where its logits are many, `[B, …, K, D]`.
+
+    A CPU goes head by head if each has many logits. A TPU goes image by image if all logits do not
+    fit into its vector memory, and head by head if those of one image do not either.
+
+    Each part is read and written where it lies: to bring all heads of a long sequence in front
     first would cost as much as a product. On one device the images too go one by one; on several
     the batch may be split over them, and stays whole, for to take one image out would move all.
 
@@ -85,26 +162,38 @@ def over_heads(attend, states, of_images, *, num_logits):
     """
     first = states[0]
     batch, num_groups = first.shape[0], first.shape[-2]
-    if num_logits < _HEAD_LOGITS or _is_split(first, axis=-2):
+    if _is_split(first, axis=-2):
         return attend(*states, of_images)
-    apart = jax.device_count() == 1 and not _is_split(first, axis=0)
+    images = jax.device_count() == 1 and not _is_split(first, axis=0)
+    by_heads = functools.partial(_part_by_part, attend, images=images, heads=True)
+    by_images = functools.partial(_part_by_part, attend, images=True, heads=False)
+    # An unknown number of images, under jax.export, is many.
+    fits = lambda parts: isinstance(parts, int) and parts * num_logits <= _VMEM_LOGITS
+    cpu = by_heads if num_logits >= _HEAD_LOGITS else attend
+    tpu = by_images if images and fits(num_groups) else by_heads
+    tpu = attend if fits(batch * num_groups) else tpu
+    if cpu is tpu is attend:
+        return attend(*states, of_images)
+    return jax.lax.platform_dependent(*states, of_images, cpu=cpu, tpu=tpu, default=attend)
 
-    def head_by_head(*arguments):
-        *states, of_images = arguments
 
-        def one(index, output):
-            image, head = (index // num_groups, index % num_groups) if apart else (0, index)
-            of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if apart else x
-            take = lambda x: jax.lax.dynamic_slice_in_dim(of_image(x), head, 1, axis=x.ndim - 2)
-            mine = attend(*map(take, states), jax.tree.map(of_image, of_images))
-            place = (image, *[0] * (mine.ndim - 3), head, 0)
-            return jax.lax.dynamic_update_slice(output, mine, place)
+def _part_by_part(attend, *arguments, images, heads):
+    """`over_heads` with images one by one, or heads, or both."""
+    *states, of_images = arguments
+    batch, num_groups = states[0].shape[0], states[0].shape[-2]
 
-        output = full_of(attend, *arguments, fill=0)
-        return jax.lax.fori_loop(0, batch * num_groups if apart else num_groups, one, output)
+    def one(index, output):
+        image, head = (index // num_groups, index % num_groups) if heads else (index, 0)
+        image, head = (image, head) if images else (0, index)
+        of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if images else x
+        of_head = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, x.ndim - 2) if heads else x
+        mine = attend(*(of_head(of_image(x)) for x in states), jax.tree.map(of_image, of_images))
+        place = (image, *[0] * (mine.ndim - 3), head, 0)
+        return jax.lax.dynamic_update_slice(output, mine, place)
 
-    arguments = (*states, of_images)
-    return jax.lax.platform_dependent(*arguments, cpu=head_by_head, default=attend)
+    output = full_of(attend, *arguments, fill=0)
+    parts = (batch if images else 1) * (num_groups if heads else 1)
+    return jax.lax.fori_loop(0, parts, one, output)
 
 
 def _is_split(x, axis):
@@ -148,7 +237,7 @@ def map_row_blocks(function, rows, num_keys, *, least=None):
     if not (isinstance(num_rows, int) and isinstance(num_keys, int)):  # symbolic, under jax.export
         return function(rows)
     block = max(_BLOCK_LOGITS // max(num_keys, 1), least or _MIN_ROWS)
-    if num_rows <= block:
+    if num_rows < 2 * block:  # one block of up to twice the size costs less than to cut and join
         return function(rows)
     num_blocks = -(-num_rows // block)
     block = -(-num_rows // num_blocks)  # even blocks: little padding
@@ -167,8 +256,7 @@ def map_row_blocks(function, rows, num_keys, *, least=None):
 def cudnn_obstacle(query, value, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; AMD's is like "gfx90a"
-    if not re.fullmatch(r"\d+\.\d+", capability) or float(capability) < 8.0:
+    if (compute_capability(device) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {query.dtype}"
@@ -178,4 +266,19 @@ def cudnn_obstacle(query, value, key_mask):
         return f"values must have the head dimension {query.shape[-1]}, got {value.shape[-1]}"
     if key_mask is not None:
         return "a key mask would have to be spread over all queries"
+    return None
+
+
+def flash_obstacle(query, key, value, scale, removed):
+    """Why the kernel for NVIDIA GPUs cannot run here, or None."""
+    if obstacle := gpu_obstacle(query, key, value):
+        return obstacle
+    if removed is not None:
+        return "no entries of the matrix can be left out"
+    if isinstance(scale, jax.Array):
+        return "the scale must be a number, and is an array"
+    if not {x.dtype for x in (query, key, value)} <= {*map(jnp.dtype, _KERNEL_DTYPES)}:
+        return f"it needs {', '.join(_KERNEL_DTYPES)}, got {query.dtype}"
+    if (width := max(query.shape[-1], value.shape[-1])) > 128:
+        return f"the head dimension must be at most 128, got {width}"
     return None

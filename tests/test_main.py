@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -13,9 +14,8 @@ import pytest
 from absl import flags
 
 import main
-from evals.jobs.evaluate.report import format_table
+from tests.pages import ROOT, commands, rows_of, table_like
 
-ROOT = pathlib.Path(__file__).parents[1]
 MISTAKES = {
     "config_name": (["--config", "evl.py"], "no config 'evl.py'; did you mean 'eval.py'?"),
     "no_config": ([], "which config?"),
@@ -202,22 +202,12 @@ def test_killed_evaluation_continues(small_model, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def readme_rows():
-    """The README's table of the embedded evaluation, its first one, by attention and S."""
-    text = (ROOT / "README.md").read_text()
-    text = text[text.index("| attention |") :].split("\n\n")[0]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith(("| exact |", "| FNA, ", "| centroid, "))
-    ]
-    return {(row[0], row[1]): row[2:] for row in rows}
-
-
-def test_the_readme_shows_the_committed_results():
-    results = json.loads((ROOT / "results" / "digit_scenes" / "results.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert format_table(results["table"]) in readme and results["advice"] in readme
+def test_the_commands_of_the_pages_are_understood(parsed):
+    typed = [shlex.split(line) for line in commands() if line.startswith("python main.py")]
+    assert {"eval.py", "speed.py"} <= {name for _, _, _, name, *_ in typed}
+    for _, _, *arguments in typed:
+        config = parsed(*arguments)
+        assert not isinstance(config, str), config  # else the line that says what is wrong
 
 
 def test_the_shipped_model_is_small():
@@ -226,18 +216,20 @@ def test_the_shipped_model_is_small():
 
 
 @pytest.mark.slow
-def test_the_readme_tells_what_the_embedded_evaluation_prints(tmp_path):
+def test_the_pages_tell_what_the_embedded_evaluation_prints(tmp_path):
     arguments = ["--config=configs/eval.py", "--config.fna.num_landmarks=16"]
     arguments += ["--config.fna.methods=fps", "--workdir", str(tmp_path / "run")]
     process = start(arguments, tmp_path)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert "| FNA, farthest point | 16 |" in stdout
+    printed = stdout[stdout.index("| attention |") :]
     table = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
     columns = ("zero-shot top-1 %", "image→text R@1 %", "text→image R@1 %")
-    expected = readme_rows()
+    expected = {(row["attention"], row["S"]): row for row in rows_of(table_like(printed))}
     for row, key in zip(table, [("exact", ""), ("FNA, farthest point", "16")], strict=True):
-        told = [float(cell) for cell in expected[key][:3]]
+        told = [float(expected[key][column]) for column in columns]
         # One image of 400 or three of 1,000 may fall otherwise where another CPU rounds otherwise.
         assert [row[column] for column in columns] == pytest.approx(told, abs=0.35)
-    assert table[1]["embedding error"] == pytest.approx(float(expected[key][3]), abs=2e-3)
+    error = float(expected[key]["embedding error"])
+    assert table[1]["embedding error"] == pytest.approx(error, abs=2e-3)

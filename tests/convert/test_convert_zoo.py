@@ -73,8 +73,7 @@ def test_fna_runs_in_every_family(loaded, case):
     depth = models.registry.vision_config(model.config).encoder.depth
     exact = stages(model, *inputs)["tokens"]
     num_tokens = exact.shape[1]
-    fna = FNAConfig(f"{depth - 1}:{depth}", num_tokens - 2, inverse_steps=2)
-    fast = models.with_attention(model, fna)
+    fast = models.with_attention(model, FNAConfig(f"{depth - 1}:{depth}", num_tokens - 2))
     approximate = forward(fast, inputs[0])
     _, num_prefix = kind(model)
     chosen = np.asarray(approximate.landmarks.indices)

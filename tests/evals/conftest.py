@@ -21,7 +21,6 @@ def short_settings(model):
     config.num_labelled_scenes, config.num_captioned_scenes = 12, 20
     config.num_fidelity_images, config.batch_size = 6, 8
     config.fna.num_landmarks, config.fna.seeds = (4, 8), (0, 1)
-    config.fna.inverse_steps = 1  # each is more to compile
     return config
 
 

@@ -1,4 +1,4 @@
-"""FNA in packages by others, as the README's table says; each is skipped where it is missing.
+"""FNA in packages by others, as docs/models.md says; each is skipped where it is missing.
 
 jimm, of nnx, comes with requirements-others.txt. gemma, whose SigLIP is of linen, asks for 2 GB,
 TensorFlow among them: `pip install gemma`, in an environment of its own.

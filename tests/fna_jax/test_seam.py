@@ -247,7 +247,7 @@ def test_settings_that_contradict_the_call_raise():
     x = INPUTS.reshape(2, TOKENS, HEADS, -1)
     with pytest.raises(ValueError, match=r"scale \(FastNystromAttention.scale is set too"):
         dataclasses.replace(FNA, scale=0.1)(x, x, x, scale=0.2)
-    with pytest.raises(ValueError, match="implementation='xla' or None, got 'cudnn'"):
+    with pytest.raises(ValueError, match="implementation='xla', 'pallas' or None, got 'cudnn'"):
         FNA(x, x, x, implementation="cudnn")
 
 

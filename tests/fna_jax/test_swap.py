@@ -205,7 +205,7 @@ class NnxEncoder(nnx.Module):
     ],
 )
 def test_nnx_chooses_by_path(only, chosen):
-    """As the README shows."""
+    """As docs/models.md shows."""
     model = NnxEncoder(rngs=nnx.Rngs(0))
     fast = nnx.with_attributes(model, only=only, attention_fn=FNA)
     assert [i for i, block in enumerate(fast.blocks) if block.attention_fn is FNA] == chosen

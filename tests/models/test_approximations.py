@@ -38,7 +38,7 @@ def test_with_each_token_its_own_cluster_every_family_is_exact(family):
 def test_blocks_have_settings_of_their_own():
     model = tiny("dinov2")
     near = FNAConfig((0,), 15, approximation="centroid", partition="windows", windows=4, near=1)
-    fna = FNAConfig((1,), 8, resample=True, inverse_steps=1)
+    fna = FNAConfig((1,), 8, resample=True)
     both = models.with_attention(model, [fna, near])
     output, errors = forward(both, IMAGES), compare(both, IMAGES).attention_error
     assert isinstance(output.landmarks, Landmarks)  # the last block's

@@ -18,7 +18,7 @@ encode_text = nnx.jit(lambda model, token_ids: model.encode_text(token_ids))
 forward = nnx.jit(lambda model, images, **kw: model(images, **kw))
 compare = nnx.jit(lambda model, images: model(images, compare=True))
 
-FNA = FNAConfig("1:3", 12, inverse_steps=2)  # few steps compile fast
+FNA = FNAConfig("1:3", 12, inverse_steps=2)
 IMAGES = random_images()
 
 

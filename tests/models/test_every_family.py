@@ -29,7 +29,7 @@ TINY = {
     "vit": ("vit-ti-16", SIZES | {"num_classes": 5}),
 }
 FAMILIES = pytest.mark.parametrize("family", TINY)
-FNA = FNAConfig("1:2", 8, inverse_steps=1)
+FNA = FNAConfig("1:2", 8)
 
 
 @functools.cache

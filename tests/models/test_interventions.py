@@ -17,7 +17,7 @@ from tests.conftest import random_images, rel_max_error
 from tests.models.test_every_family import FAMILIES, TINY, tiny
 
 BLOCK = 1  # of two, where the interventions are
-FNA = FNAConfig((BLOCK,), 8, inverse_steps=1)
+FNA = FNAConfig((BLOCK,), 8)
 DETECTORS = [  # thresholds that find something in random models
     MassiveByAttention(BLOCK, threshold=1.0),
     MassiveByNorm(BLOCK, min_ratio=1.001),

@@ -1,7 +1,6 @@
 """Weights restored onto a mesh of eight simulated devices, in a process of its own."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -9,9 +8,8 @@ import jax
 import pytest
 
 import models
-from tests.conftest import REFERENCES
+from tests.pages import ROOT, snippets
 
-ROOT = REFERENCES.parents[1]
 PROGRAM = """
 import sys
 import jax
@@ -23,14 +21,14 @@ from fna_jax import FNAConfig
 
 path, example = sys.argv[1:]
 assert len(jax.devices()) == 8
-readme = {}
-exec(example, readme)
-mesh = readme["mesh"]
+told = {}
+exec(example, told)
+mesh = told["mesh"]
 paths = []
 
 def last_axis(path, leaf):
     paths.append(path)
-    return readme["last_axis"](path, leaf)
+    return told["last_axis"](path, leaf)
 
 sharded = models.load(path, sharding=last_axis)
 assert "vision.encoder.blocks.0.mlp.fc1.kernel" in paths
@@ -58,9 +56,8 @@ with jax.default_matmul_precision("highest"):
 """
 
 
-def test_weights_go_where_the_readme_sends_them(small_model):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (example,) = (block for block in blocks if "sharding=" in block)
+def test_weights_go_where_the_pages_send_them(small_model):
+    (example,) = (code for code in snippets().values() if "sharding=" in code)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(small_model), example],

@@ -115,7 +115,8 @@ def write_report(results, workdir, *, landmarks) -> str:
 def plot_quality(rows, file):
     """Accuracy and error against the number of landmarks; what has none, as lines."""
     panels = [h for h in (*ACCURACIES, "embedding error") if any(h in row for row in rows)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False)
+    size = (4 * len(panels), 3.7)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, heading in zip(axes[0], panels):
         for method, colour in _COLOURS.items():
             mine = [row for row in rows if row["method"] == method and heading in row]
@@ -139,7 +140,8 @@ def plot_quality(rows, file):
         if heading == "embedding error":
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(*axes[0][0].get_legend_handles_labels())
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(panels), frameon=False)
     _save(figure, file)
 
 
@@ -152,7 +154,11 @@ def draw_landmarks(images, landmarks, file):
       file: where the PNG goes.
     """
     figure, axes = plt.subplots(
-        len(landmarks), len(images), figsize=(2 * len(images), 2.1 * len(landmarks)), squeeze=False
+        len(landmarks),
+        len(images),
+        figsize=(2 * len(images), 2.1 * len(landmarks)),
+        squeeze=False,
+        layout="constrained",
     )
     for row, (title, points_of_image) in zip(axes, landmarks.items()):
         row[0].set_ylabel(title)
@@ -185,6 +191,5 @@ def _flat(row):
 
 
 def _save(figure, file):
-    figure.tight_layout()
     save_figure(figure, file)
     plt.close(figure)

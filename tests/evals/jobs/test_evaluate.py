@@ -12,7 +12,7 @@ from PIL import Image
 
 import models
 from evals.data.datasets import open_data
-from evals.jobs.arms import make_arms
+from evals.jobs.arms import METHOD_NAMES, make_arms
 from evals.jobs.evaluate import report
 from evals.jobs.evaluate.job import evaluate, landmark_examples
 from evals.jobs.evaluate.report import format_table, table_rows, write_report
@@ -175,6 +175,20 @@ def test_exact_is_a_line_only_where_it_was_measured(finished, monkeypatch):
     assert exact_lines() == expected | {"embedding error": []}
     rows = [row for row in rows if row["method"] != "exact"]  # as with --config.tasks=fidelity
     assert not any(exact_lines().values())
+
+
+def test_the_legend_covers_no_panel(finished, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_save", lambda figure, file: figures.append(figure))
+    report.plot_quality(table_rows(finished[1]), "quality.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    assert not any(axis.get_legend() for axis in figure.axes)
+    (legend,) = figure.legends
+    labels = {text.get_text() for text in legend.get_texts()}
+    assert labels == {METHOD_NAMES[row["method"]] for row in table_rows(finished[1])}
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes)
 
 
 def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):

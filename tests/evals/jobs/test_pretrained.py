@@ -32,7 +32,6 @@ def short_settings(model):
     config.model, config.image_sizes = str(model), (SIZE,)
     config.num_pictures, config.repeats = 1, 1
     config.fna.num_landmarks, config.fna.methods = (8,), ("fps",)
-    config.fna.inverse_steps = 1
     return config
 
 

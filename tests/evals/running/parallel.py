@@ -25,7 +25,7 @@ from fna_jax import FNAConfig
 from models.tokenizer import load_tokenizer
 from training import contrastive
 
-_FPS, _RANDOM = (FNAConfig((1,), 8, method=name, inverse_steps=1) for name in ("fps", "random"))
+_FPS, _RANDOM = FNAConfig((1,), 8), FNAConfig((1,), 8, method="random")
 # A view with exact attention in one block and FNA in the other; a batch size; images, labelled.
 QUICK = {
     "fps": (_FPS, 5, 13),  # sizes that neither two nor eight divide

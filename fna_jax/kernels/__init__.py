@@ -1,0 +1,41 @@
+"""Kernels in Pallas for where XLA's own are measured to be slower, and when they can run.
+
+They compute what `fna_jax.softmax` and `fna_jax.nystrom` do in jax.numpy, which is what they are
+tested against, and what they are differentiated as.
+"""
+
+import re
+
+import jax
+
+
+def gpu_obstacle(*arrays):
+    """Why no kernel for NVIDIA GPUs can run on these arrays, or None.
+
+    A kernel does not know how to be split over devices, so it runs where there is one.
+    """
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    if (compute_capability(device) or 0) < 8.0:
+        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
+    if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
+        return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
+    if not all(isinstance(size, int) for x in arrays for size in x.shape):
+        return "it needs sizes that are known"
+    return None
+
+
+def compute_capability(device):
+    """As of NVIDIA's GPUs, such as 9.0; None of other devices, also AMD's "gfx90a"."""
+    capability = str(getattr(device, "compute_capability", ""))
+    return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else None
+
+
+def differentiated_as(plain, fused):
+    """The function `fused`, whose derivatives of every order are those of `plain`."""
+    fused = jax.custom_jvp(fused)
+
+    @fused.defjvp
+    def _(primals, tangents):
+        return fused(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    return fused

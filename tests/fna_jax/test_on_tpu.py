@@ -1,0 +1,63 @@
+"""All that is public compiles for TPUs, by libtpu, without one: `JAX_PLATFORMS=cpu pytest -m
+accelerator`."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import tpu
+from tests.fna_jax.batch_parallel import CASES, inputs
+
+pytestmark = pytest.mark.accelerator
+
+# Communicated where a batch is split: whether the search for sinks goes on.
+ALLOWED = {"attention_sinks": {"all-reduce"}}
+
+
+@pytest.fixture(scope="module")
+def chips():
+    pytest.importorskip("libtpu")
+    return tpu.topology("v5e").devices
+
+
+def test_everything_public_compiles_and_a_split_batch_stays_where_it_is(chips, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: len(chips))
+    mesh = Mesh(np.array(chips), ("batch",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, P("batch"))
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def everything(a):
+        outputs = {}
+        for name, function in CASES.items():
+            with jax.named_scope(f"case_{name}"):
+                outputs[name] = function(a)
+        return outputs
+
+    text = jax.jit(everything).lower(jax.tree.map(shape, inputs())).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    sent = re.findall(rf" ({kinds})(?:-start)?\(.*case_(\w+)", text)
+    assert {(case, kind) for kind, case in sent} == {
+        (case, kind) for case, kinds in ALLOWED.items() for kind in kinds
+    }
+
+
+@pytest.mark.parametrize("arm", ["FNA, landmarks given", "centroids, k-means"])
+def test_memory_is_linear_in_the_tokens(chips, arm):
+    def temporary(tokens):
+        function, specs = tpu.layers(tokens, batch=1, landmarks=16, dtype="bfloat16", heads=2)[arm]
+        row = tpu.compile_for("v5e", function, specs)
+        assert row["compiles"] == "yes"
+        return row["temporary_mb"]
+
+    assert temporary(128**2 + 1) <= 4.4 * temporary(64**2 + 1) + 0.1
+
+
+@pytest.mark.parametrize("chip", ["v6e", "v5p"])
+def test_a_layer_compiles_for_other_chips(chips, chip):
+    for arm in ("exact", "FNA, q sampled", "centroids, k-means, near own"):
+        options = dict(batch=2, landmarks=8, dtype="float32", heads=2)
+        assert tpu.compile_for(chip, *tpu.layers(257, **options)[arm])["compiles"] == "yes"

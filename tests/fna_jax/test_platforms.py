@@ -1,0 +1,95 @@
+"""What runs on a TPU only is the same, here on the CPU: by other sums, of the same numbers."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fna_jax import fast_nystrom_attention, nystrom, select_landmarks, softmax
+from tests.conftest import random_qkv, rel_max_error
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """From here on functions that are traced take what they do on a TPU."""
+
+    def tpu_of(*arguments, default, **platforms):
+        return platforms.get("tpu", default)(*arguments)
+
+    return lambda: monkeypatch.setattr(jax.lax, "platform_dependent", tpu_of)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_landmarks_are_the_same(dtype, on_tpu):
+    points = jnp.asarray(np.random.default_rng(0).standard_normal((2, 40, 5)), dtype)
+    exclude = np.arange(40) % 3 == np.arange(2)[:, None]
+    select = lambda: jax.jit(lambda x: select_landmarks(x, 30, exclude=exclude).indices)(points)
+    expected = select()  # with empty slots
+    on_tpu()
+    np.testing.assert_array_equal(select(), expected)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-6), (jnp.bfloat16, 1e-6)])
+def test_fna_is_the_same(dtype, tolerance, on_tpu):
+    qkv = [jnp.asarray(x, dtype) for x in random_qkv(heads=4, kv_heads=2)]
+    landmarks = np.asarray([[0, 3, 39, -1], [7, 7, 2, 20]])
+    run = lambda: jax.jit(lambda *x: fast_nystrom_attention(*x, landmarks))(*qkv)
+    expected = run()
+    on_tpu()
+    assert rel_max_error(run(), expected) < tolerance
+
+
+@pytest.mark.parametrize("images, heads", list(itertools.product([False, True], repeat=2)))
+def test_parts_make_the_whole(images, heads):
+    x, y = np.random.default_rng(0).integers(-9, 9, (2, 3, 5, 4, 2))  # exact in any order
+    weights = np.arange(3)
+    attend = lambda x, y, w: jnp.cumsum(x * y, axis=1) * w["image"][:, None, None, None]
+    parts = softmax._part_by_part(attend, x, y, {"image": weights}, images=images, heads=heads)
+    np.testing.assert_array_equal(parts, attend(x, y, {"image": weights}))
+
+
+@pytest.mark.parametrize(
+    "room, parts", [(6 * 64, None), (3 * 64, (True, False)), (1, (True, True))]
+)
+def test_a_tpu_goes_by_images_or_heads_where_logits_do_not_fit(room, parts, on_tpu, monkeypatch):
+    taken = []
+    part_by_part = softmax._part_by_part
+
+    def record(*arguments, images, heads):
+        taken.append((images, heads))
+        return part_by_part(*arguments, images=images, heads=heads)
+
+    monkeypatch.setattr(softmax, "_VMEM_LOGITS", room)
+    monkeypatch.setattr(softmax, "_part_by_part", record)
+    on_tpu()
+    x = jnp.zeros((2, 8, 3, 2))
+    softmax.softmax_attention(x, x, x, scale=1.0)  # 64 logits of each of 3 heads of 2 images
+    assert taken == ([] if parts is None else [parts])
+
+
+def passes(a, b, precision):
+    """A float32 product as a TPU makes it: in one pass of bfloat16, in three, or as it is."""
+    exact = lambda a, b: np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    if precision == jax.lax.Precision.HIGHEST:
+        return jnp.asarray(exact(a, b), jnp.float32)
+    half = lambda x: np.asarray(x, jnp.bfloat16).astype(np.float32)
+    coarse, product = (half(a), half(b)), exact(half(a), half(b))
+    if precision == jax.lax.Precision.HIGH:
+        product += exact(coarse[0], half(b - coarse[1])) + exact(half(a - coarse[0]), coarse[1])
+    return jnp.asarray(product, jnp.float32)
+
+
+@pytest.mark.parametrize("num_landmarks, tolerance", [(64, 2e-5), (256, 2e-3)])
+def test_the_rough_inverse_is_closer_than_half_precision_is(num_landmarks, tolerance, monkeypatch):
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, num_landmarks, 64))
+    logits = (2 * query) @ (query + key).T / 8  # like tokens attend to each other
+    kernel = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    kernel = jnp.asarray(kernel / kernel.sum(axis=-1, keepdims=True), jnp.float32)
+    exact = kernel @ (nystrom.newton_schulz_inverse(kernel) @ value)
+    monkeypatch.setattr(jnp, "matmul", passes)
+    with jax.disable_jit():
+        rough = nystrom._newton_schulz(kernel, nystrom.tpu_passes(6))
+    assert rel_max_error(kernel @ (rough @ value), exact) < tolerance  # bfloat16 itself: 4e-3
