@@ -34,8 +34,9 @@ import models
 from benchmarks import layers, peers
 from benchmarks.attention import blocking, random_states
 from benchmarks.launches import count_launches
-from benchmarks.models import hugging_face, run, sized_config
+from benchmarks.models import attentions, hugging_face, run, sized_config
 from benchmarks.rows import benchmark_parser, timing_columns, write_rows
+from evals.jobs.cost import vision_cost
 from evals.running.timing import time_in_turns
 from fna_jax import (
     FNAConfig,
@@ -72,23 +73,29 @@ def main(argv=None):
 
 def launches(arguments):
     """Rows of what is launched, by ahead-of-time compilation for an H100."""
-    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
-    )
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    device = h100()
+    sharding = jax.sharding.SingleDeviceSharding(device)
     rows = []
     for num_tokens in arguments.tokens:
         for dtype in ("bfloat16", "float32"):
             sizes = sizes_of(num_tokens, dtype, arguments)
             shapes = layers.shapes(*sizes.values(), sharding)
-            with jax.default_device(topology.devices[0]):  # what chooses kernels looks there
+            with jax.default_device(device):  # what chooses kernels looks there
                 programs = compiled_together(layer_functions(sizes), *shapes)
             for name, (program, seconds) in programs.items():
                 row = {"arm": name, **sizes, "launches": count_launches(program.as_text())}
                 rows.append(row | {"temporary_mb": megabytes(program), "compile_s": seconds})
                 print(*rows[-1].values(), sep="\t", flush=True)
     write_rows(str(arguments.output).replace("gpu.csv", "gpu_launches.csv"), rows)
+
+
+def h100():
+    """A device that programs can be compiled for, which is not there."""
+    target = importlib.resources.files("benchmarks").joinpath("h100.txtpb").read_text()
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology="1x1x1", target_config=target
+    )
+    return topology.devices[0]
 
 
 def measure(arguments):
@@ -231,41 +238,32 @@ def tower_rows(name, pixels, dtype, arguments):
     config = sized_config(name, pixels, dtype)
     (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
     model = family.model(config, rngs=nnx.Rngs(0))
-    depth = models.registry.vision_config(config).encoder.depth
+    encoder = models.registry.vision_config(config).encoder
     images = jax.random.normal(jax.random.key(0), (arguments.batch, pixels, pixels, 3))
+    second_half = FNAConfig(range(encoder.depth // 2, encoder.depth), arguments.landmarks)
+    settings = attentions(second_half, encoder.depth)
     towers = {
-        arm: nnx.split(models.vision_tower(models.with_attention(model, settings)))
-        for arm, settings in tower_settings(depth, arguments.landmarks).items()
+        arm: nnx.split(models.vision_tower(models.with_attention(model, configs)))
+        for arm, configs in settings.items()
     }
     functions = {arm: functools.partial(run, graph) for arm, (graph, _) in towers.items()}
     state = towers["exact"][1]  # the weights are those of all
     programs = compiled_together(functions, state, images)
     compiled = {arm: blocking(program, state, images) for arm, (program, _) in programs.items()}
-    sizes = {"model": name, "pixels": pixels, "batch": arguments.batch, "dtype": dtype}
+    num_tokens = jax.eval_shape(models.vision_tower(model).embed, images).shape[1]
+    sizes = {"model": name, "pixels": pixels, "tokens": num_tokens}
+    sizes |= {"batch": arguments.batch, "dtype": dtype}
     timings = time_in_turns(compiled | hugging_face(config, images), repeats=arguments.repeats)
     exact = timings["exact"]
     for arm, timing in timings.items():
         row = {"part": "tower", "arm": arm, **sizes, **times(timing, 1)}
         if arm in programs:
-            row["compile_s"] = programs[arm][1]
+            program, seconds = programs[arm]
+            row |= {"compile_s": seconds, "temporary_mb": megabytes(program)}
+        if configs := settings.get(arm):
+            counted = vision_cost(encoder, num_tokens, configs).speedup
+            row["counted_times_exact"] = round(counted, 3)
         yield row | {"times_exact": round(timing.speedup(exact), 3)}
-
-
-def tower_settings(depth, num_landmarks) -> dict:
-    """The arms of a tower."""
-    half = range(depth // 2, depth)
-    centroid = functools.partial(
-        FNAConfig, num_landmarks=num_landmarks, features="k", approximation="centroid"
-    )
-    return {
-        "exact": None,
-        "FNA, second half": FNAConfig(half, num_landmarks),
-        "centroid, k-means, second half": centroid(half, partition="kmeans"),
-        "centroid, k-means, all": [
-            centroid(range(depth // 2), partition="kmeans", windows=num_landmarks),
-            centroid(half, partition="kmeans"),
-        ],
-    }
 
 
 def compiled_together(functions, *arguments) -> dict:

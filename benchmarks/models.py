@@ -1,12 +1,14 @@
-"""Whole vision models: exact and FNA, and Hugging Face's exact model in PyTorch.
+"""Whole vision models: exact, FNA and centroid attention, and Hugging Face's model in PyTorch.
 
     python -m benchmarks.models
 
 Random weights of a published size, at resolutions of your choice, for which positions are made
 (nothing is resized). All arms of a size run in one process, in turns of random order, after a
-warm-up. `speedup` is over our exact model; `counted_speedup` is what counting multiply-adds allows
-(`evals.jobs.cost`), `share_of_counted` one over the other; `times_hugging_face` is the time over
-that of Hugging Face's model with `scaled_dot_product_attention`.
+warm-up. Centroid attention is in the blocks of FNA, with clusters by k-means from windows, and, as
+another arm, in all blocks, with a near field in the others. `speedup` is over our exact model;
+`counted_speedup` is what counting multiply-adds allows (`evals.jobs.cost`), `share_of_counted` one
+over the other; `times_hugging_face` is the time over that of Hugging Face's model with
+`scaled_dot_product_attention`.
 """
 
 import functools
@@ -48,12 +50,13 @@ def main(argv=None):
         rows += measure(sized_config(arguments.model, pixels, arguments.dtype), arguments)
     write_rows(arguments.output, rows, **peers.versions("torch", "transformers"))
     print(tables.models(rows))
-    fast = [row for row in rows if row["arm"] == "FNA" and "speedup" in row]
-    fast += [row | {"arm": "counted", "speedup": row["counted_speedup"]} for row in fast]
+    fast = [row for row in rows if "layers" in row and "speedup" in row]
+    fast += [
+        row | {"arm": f"{row['arm']}, counted", "speedup": row["counted_speedup"]} for row in fast
+    ]
     faster = "times faster than our exact model"
     speedup = Panel(fast, "pixels", "speedup", y_label=faster, y_scale="linear")
-    names = {"counted": "FNA, what counting multiply-adds allows"}
-    write_plot(arguments.output, [Panel(rows, "pixels"), speedup], names)
+    write_plot(arguments.output, [Panel(rows, "pixels"), speedup])
 
 
 def sized_config(name, pixels, dtype):
@@ -78,24 +81,27 @@ def measure(config, arguments) -> list[dict]:
     (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
     model = family.model(config, rngs=nnx.Rngs(0))
     vision = models.registry.vision_config(config)
-    fna = fna_config(vision.encoder.depth, arguments)
-    views = {"exact": model, "FNA": models.with_attention(model, fna)}
+    arms = attentions(fna_config(vision.encoder.depth, arguments), vision.encoder.depth)
+    views = {name: models.with_attention(model, configs) for name, configs in arms.items()}
     towers = {name: models.vision_tower(view) for name, view in views.items()}
     shape = arguments.batch, vision.image_size, vision.image_size, 3
     images = jax.random.normal(jax.random.key(0), shape)
     compiled = {name: blocking(run, *nnx.split(tower), images) for name, tower in towers.items()}
-    arms = compiled | hugging_face(config, images)
-    timings = time_in_turns(arms, repeats=arguments.repeats, settle=peers.SETTLE)
+    timings = time_in_turns(
+        compiled | hugging_face(config, images), repeats=arguments.repeats, settle=peers.SETTLE
+    )
     num_tokens = jax.eval_shape(towers["exact"].embed, images).shape[1]
     fixed = {"model": arguments.model, "pixels": vision.image_size, "tokens": num_tokens}
     fixed |= {name: getattr(arguments, name) for name in ("batch", "dtype", "repeats")}
     rows = []
     for name, timing in timings.items():
         row = {"arm": name, **fixed, **timing_columns(timing, compiled=name in compiled)}
-        if name == "FNA":
-            row |= {"layers": f"{fna.layers[0]} to {fna.layers[-1]}"}
-            row |= {x: getattr(fna, x) for x in ("num_landmarks", "features", "resample")}
-        counted = vision_cost(vision.encoder, num_tokens, fna).speedup if name == "FNA" else 1
+        configs = arms.get(name)
+        if configs:
+            row["layers"] = f"{configs[0].layers[0]} to {configs[-1].layers[-1]}"
+            fields = ("num_landmarks", "features", "resample")
+            row |= {field: getattr(configs[-1], field) for field in fields}
+        counted = vision_cost(vision.encoder, num_tokens, configs).speedup if configs else 1
         rows.append(row | ratios(timing, timings, counted))
     return rows
 
@@ -105,6 +111,23 @@ def fna_config(depth, arguments):
     options = {"features": arguments.features, "resample": arguments.resample}
     layers = arguments.layers or f"{depth // 2}:{depth}"
     return FNAConfig(layers, arguments.landmarks, **options)
+
+
+def attentions(fna, depth) -> dict:
+    """The arms of a vision encoder of so many blocks: a tuple of `FNAConfig` by name.
+
+    Args:
+      fna: those of FNA, `FNAConfig`; centroid attention gets as many clusters and windows.
+      depth: of the encoder.
+    """
+    size, others = fna.num_landmarks, sorted({*range(depth)} - {*fna.layers})
+    centroid = functools.partial(
+        FNAConfig, num_landmarks=size, features="k", approximation="centroid", partition="kmeans"
+    )
+    arms = {"exact": (), "FNA": (fna,), "centroid": (centroid(fna.layers),)}
+    if others:
+        arms["centroid, all blocks"] = centroid(tuple(others), windows=size), *arms["centroid"]
+    return arms
 
 
 def ratios(timing, timings, counted) -> dict:

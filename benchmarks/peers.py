@@ -105,6 +105,15 @@ def attention_arms(query, key, value, inputs, indices, *, calls=1) -> dict:
     return arms
 
 
+def sampled_arm(name, query, key, value, num_landmarks) -> dict:
+    """FNA with torch-quickfps on the queries averaged over heads, the first token a landmark."""
+    if (sample := sampler(num_landmarks)) is None:
+        return {}
+    states = _heads_first(query, key, value)
+    points = lambda: states[0].float().mean(1).contiguous()
+    return {name: blocking(lambda: nystrom_attention(*states, sample(points())))}
+
+
 def sampler(num_landmarks):
     """torch-quickfps as a function of points `[B, N, C]` that gives indices `[B, S]`, or None."""
     if device() is None or (quickfps := library("torch-quickfps")) is None:

@@ -18,6 +18,17 @@ _LAYER = {  # arms of results/attention.csv, and what the table calls them
     "FNA, input sampled": "FNA, input sampled",
     "FNA, input sampled, torch with quickfps": "FNA, input sampled, PyTorch",
 }
+_GPU = {  # arms of results/gpu.csv
+    "exact": "exact, ms",
+    "exact, torch": "exact, PyTorch",
+    "exact, xla": "exact, XLA alone",
+    "FNA, q sampled": "FNA",
+    "FNA, landmarks given": "FNA, landmarks given",
+    "FNA, landmarks given, xla": "FNA, landmarks given, XLA alone",
+    "FNA, landmarks given, torch": "FNA, landmarks given, PyTorch",
+    "centroid, k-means from windows": "centroid",
+    "centroid, k-means, near field": "centroid, near field",
+}
 _SHARDING = {  # columns of results/sharding.csv, their headings and decimals
     "landmarks": ("S", 0),
     "devices": ("devices", 0),
@@ -37,11 +48,25 @@ _MODELS = {
     "times_hugging_face": "time / Hugging Face's",
     "compile_s": "compile s",
 }
+_PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
+_PAIR += ("ms", "times exact", "by counting")
 
 
 def main():
-    for table in (attention, centroids, landmarks, models, memory, scaling, sharding):
-        file = ROOT / "results" / f"{table.__name__}.csv"
+    for table in (
+        attention,
+        centroids,
+        equal_error,
+        gpu,
+        gpu_towers,
+        landmarks,
+        models,
+        memory,
+        recommended,
+        scaling,
+        sharding,
+    ):
+        file = ROOT / "results" / f"{table.__name__.removesuffix('_towers')}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
 
@@ -64,6 +89,46 @@ def centroids(rows) -> str:
         for row in rows
     ]
     return markdown_table(["tokens", "S", "attention", "ms", "times FNA's"], lines)
+
+
+def equal_error(rows) -> str:
+    """Centroid attention in a layer, and how its time compares with FNA's of the same error."""
+    lines = []
+    for row in rows:
+        ratios = [_ratio(row.get(f"times_{other}"), 2) for other in ("fna", "torch")]
+        lines.append(
+            [f"{int(row['tokens']):,}", row["arm"], _ratio(row["error"], 3)]
+            + [_milliseconds(row["median_ms"]), *ratios]
+        )
+    headings = ["tokens", "attention", "layer error", "ms", "times FNA's", "times PyTorch's"]
+    return markdown_table(headings, lines)
+
+
+def gpu(rows) -> str:
+    """Milliseconds of one layer on a GPU: a line for each dtype and size, a column for each arm."""
+    rows = [row for row in rows if row["part"] == "layer"]
+    arms = [arm for arm in _GPU if any(row["arm"] == arm for row in rows)]
+    lines = []
+    for size in dict.fromkeys((row["dtype"], row["tokens"], row["batch"]) for row in rows):
+        dtype, tokens, batch = size
+        mine = (row for row in rows if (row["dtype"], row["tokens"], row["batch"]) == size)
+        found = {row["arm"]: row["median_ms"] for row in mine}
+        cells = [_ratio(found.get(arm), 2) for arm in arms]
+        lines.append([dtype, f"{int(tokens):,}", batch, *cells])
+    return markdown_table(["dtype", "tokens", "images", *(_GPU[arm] for arm in arms)], lines)
+
+
+def gpu_towers(rows) -> str:
+    """Milliseconds of whole towers on a GPU: a line for each arm."""
+    lines = [
+        [f"{row['model']}, {row['pixels']} px, {row['dtype']}: {row['arm']}"]
+        + [_milliseconds(row["median_ms"]), _ratio(row["times_exact"], 2)]
+        + [_ratio(row.get("counted_times_exact"), 2), _milliseconds(row.get("temporary_mb"))]
+        for row in rows
+        if row["part"] == "tower"
+    ]
+    columns = ["model", "ms", "times faster than exact", "by counting", "temporary MB"]
+    return markdown_table(columns, lines)
 
 
 def landmarks(rows) -> str:
@@ -99,6 +164,22 @@ def memory(rows) -> str:
     return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
 
 
+def recommended(rows) -> str:
+    """What was chosen on some photographs for each ceiling of the error, shown on others."""
+    lines = [
+        [f"{int(row['tokens']):,}", row["below"], *_of_pair(row)]
+        for row in rows
+        if row["half"] == "report"
+    ]
+    return markdown_table(["tokens", "chosen for an error of", *_PAIR], lines)
+
+
+def candidates(rows) -> str:
+    """What that was chosen among: attentions in one half of the blocks."""
+    lines = [[f"{int(row['tokens']):,}", *_of_pair(row)] for row in rows if row["half"] == "choose"]
+    return markdown_table(["tokens", *_PAIR], lines)
+
+
 def scaling(rows) -> str:
     """Of each arm the power of N that its time grows with, and from where on it is faster."""
     laws = {row["arm"]: row for row in rows if row["sweep"] == "tokens"}
@@ -117,6 +198,17 @@ def sharding(rows) -> str:
         if int(row["devices"]) > 1
     ]
     return markdown_table([heading for heading, _ in _SHARDING.values()], lines)
+
+
+def _of_pair(row):
+    errors = [_spread(row, field) for field in ("class_token_error", "patch_error")]
+    speeds = [_ratio(row[field], 2) for field in ("speedup", "counted_speedup")]
+    return [row["first"], row["second"], *errors, _milliseconds(row["median_ms"]), *speeds]
+
+
+def _spread(row, field):
+    mean, spread = _ratio(row.get(field), 3), _ratio(row.get(f"{field}_spread"), 3)
+    return f"{mean} ± {spread}" if spread else mean
 
 
 def _milliseconds(value):

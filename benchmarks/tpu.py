@@ -9,7 +9,8 @@ flattered. `temporary_mb` is what the compiled program allocates, `floor_us` the
 arguments and results alone at the full bandwidth of HBM; `compiles` is yes, or the error.
 
 "sampled" arms choose their landmarks on the queries averaged over heads, centroid attention its
-clusters on the keys likewise, by k-means from windows. Windows of a near field have 8 × 8 patches.
+clusters on the keys likewise, by two steps of k-means from windows. Windows of a near field have
+8 × 8 patches.
 Flash and splash attention are those of jax.experimental.pallas, their padding included.
 """
 
@@ -33,8 +34,15 @@ from benchmarks.bundles import DUMP_FLAGS, read_dump
 from benchmarks.estimate import CHIPS, estimate
 from benchmarks.rows import read_rows, write_rows
 from evals.running.workdir import ROOT
-from fna_jax import FNAConfig, exact_attention, fast_nystrom_attention, select_landmarks
-from fna_jax.layers import attend_in_layer, partition_in_layer
+from fna_jax import (
+    FNAConfig,
+    Windows,
+    centroid_attention,
+    exact_attention,
+    fast_nystrom_attention,
+    kmeans_clusters,
+    select_landmarks,
+)
 
 _KEY = ("arm", "chip", "tokens", "batch", "landmarks", "dtype")  # what a row is of
 _TOWERS = {  # model, side in pixels, the blocks that approximate: the second half
@@ -131,10 +139,7 @@ def layers(tokens, *, batch, landmarks, dtype, heads=16, head_dim=64) -> dict:
     if side**2 == tokens - 1:
         arms |= {
             "centroids, k-means": (centroid, states),
-            "centroids, k-means, near own": (
-                functools.partial(centroid, windows=max(side // 8, 1) ** 2),
-                states,
-            ),
+            "centroids, k-means, near own": (functools.partial(centroid, near=True), states),
         }
     return arms
 
@@ -143,14 +148,13 @@ def _mean_of_heads(x):
     return jnp.mean(x.astype(jnp.float32), axis=-2)
 
 
-def _centroid(query, key, value, *, side, landmarks, windows=None):
-    """Centroid attention of a square grid behind a class token."""
-    config = FNAConfig(
-        (0,), landmarks, features="k", approximation="centroid", partition="kmeans", windows=windows
-    )
-    of_layer = dict(grid=(side, side), num_prefix=1)
-    clusters = partition_in_layer({"k": key}, config, None, **of_layer)
-    return attend_in_layer(query, key, value, clusters, config, **of_layer)
+def _centroid(query, key, value, *, side, landmarks, near=False):
+    """Centroid attention of a square grid behind a class token, so many clusters with it."""
+    grid, batch = (side, side), query.shape[:1]
+    start = Windows.at_most(landmarks - 1, grid, num_prefix=1).clusters(batch)
+    clusters = kmeans_clusters(_mean_of_heads(key), start, steps=2)
+    windows = Windows.at_most(max(side // 8, 1) ** 2, grid, num_prefix=1) if near else None
+    return centroid_attention(query, key, value, clusters, windows=windows)
 
 
 def flash(query, key, value, *, block=None):

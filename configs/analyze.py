@@ -10,7 +10,8 @@ def get_config():
     # A checkpoint of models.save, PyTorch files, or a hub id; empty: the embedded model.
     config.model = ""
     config.revision = config_dict.placeholder(str)
-    # "digit scenes", a folder, an image file, or a tuple of folders and files.
+    # "digit scenes", "photographs/report" or "photographs/choose" (those of pretrained.py), a
+    # folder, an image file, or a tuple of folders and files.
     config.images = config_dict.FieldReference("digit scenes", field_type=object)
     config.num_images = config_dict.placeholder(int)  # default: 64 digit scenes, or all files
     config.batch_size = 16

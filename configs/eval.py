@@ -31,13 +31,17 @@ def get_config():
     config.cache = config_dict.placeholder(str)
 
     config.fna = ml_collections.ConfigDict()
-    config.fna.layers = "second half"  # or block indices, like "13:24"
+    config.fna.layers = "second half"  # or "all", or block indices, like "13:24"
     config.fna.num_landmarks = (8, 16, 32, 64)
     config.fna.features = "q"
     # FNA with landmarks "fps" or "random"; centroid attention: "centroid" with clusters of farthest
-    # points, "kmeans", "windows".
+    # points, "kmeans", "windows", or "means", which are all that is attended to. And instead exact
+    # attention among fewer tokens: "tome", similar ones merged, "drop" and "random_drop", landmarks
+    # or random ones kept from the first of the layers on, and "smaller", of a smaller image.
     config.fna.methods = ("fps", "random", "centroid")
-    config.fna.seeds = (0, 1, 2)  # of random landmarks
+    config.fna.kept = (50, 25)  # percent of the tokens, of these last four
+    config.fna.merging = merging_settings()
+    config.fna.seeds = (0, 1, 2)  # of random landmarks and tokens
     config.fna.resample = False
     # Massive tokens are no landmarks: "massive_by_norm" or "massive_by_attention".
     config.fna.exclude = config_dict.placeholder(str)
@@ -46,6 +50,14 @@ def get_config():
     # A tune.json that --config tune.py wrote for this model, as one more method; the fields above
     # do not touch it. With --config.fna.methods="()" it is the only one.
     config.fna.tuned = config_dict.placeholder(str)
+    return config
+
+
+def merging_settings():
+    """Of token merging alone; the fields of `models.TokenMerging`."""
+    config = ml_collections.ConfigDict()
+    config.layers = "all"  # as published; or as above
+    config.proportional = True  # attention counts a token as often as it stands for one
     return config
 
 

@@ -19,12 +19,12 @@ def get_config():
     config.half = "report"
     config.num_photographs = config_dict.placeholder(int)  # the first ones; default: all 11
     config.num_pictures = 4  # photographs that are drawn
-    config.image_sizes = (224, 518)  # sides in pixels; 1036 takes some minutes
+    config.image_sizes = (518,)  # sides in pixels, or (224, 518, 1036), which takes a while
     config.batch_size = 1
     config.repeats = 5  # rounds in which all attentions are timed in turns
 
     config.fna = eval_config.get_config().fna
-    config.fna.num_landmarks = (32, 64, 128)
-    config.fna.methods = ("fps", "centroid")
+    config.fna.num_landmarks = (32, 64)
+    config.fna.methods = ("fps", "centroid", "tome", "drop", "smaller")
     config.fna.seeds = (0,)
     return config

@@ -19,11 +19,13 @@ def get_config():
     config.grid.num_landmarks = (4, 8, 16, 32)
     config.grid.features = ("q", "input")
     config.grid.methods = ("fps",)  # or others of configs/eval.py
+    config.grid.kept = (50, 25)  # of those that keep fewer tokens, percent
     config.grid.resample = (False, True)
     config.grid.seeds = (0,)  # of random landmarks
     config.grid.image_sizes = (0,)  # sides in pixels; 0: as the checkpoint preprocesses
     config.grid.strategies = ("none",)  # of configs/masking.py
     config.centroid = eval_config.centroid_settings()
+    config.merging = eval_config.merging_settings()
 
     config.masking = ml_collections.ConfigDict()  # of the strategies
     config.masking.detector = "norm"

@@ -10,7 +10,8 @@ def get_config():
     # A checkpoint of models.save, PyTorch files, or a hub id; empty: the embedded model.
     config.model = ""
     config.revision = config_dict.placeholder(str)
-    # "digit scenes", a folder, an image file, or a tuple of folders and files. Every other one is
+    # "digit scenes", "photographs/report" or "photographs/choose" (those of pretrained.py), a
+    # folder, an image file, or a tuple of folders and files. Every other one is
     # tuned on, and the rest are held out for the error that is reported.
     config.images = config_dict.FieldReference("digit scenes", field_type=object)
     config.num_images = config_dict.placeholder(int)  # default: 64 digit scenes, or all files
@@ -23,7 +24,8 @@ def get_config():
     config.repeats = 7  # rounds in which the exact and the tuned model are timed in turns
 
     # Every combination is a candidate in every block, if it saves arithmetic. A method that chooses
-    # landmarks or clusters does so anew in each block.
+    # landmarks or clusters does so anew in each block. In the end clusters are handed on from block
+    # to block and refined, if that keeps the budget.
     config.candidates = ml_collections.ConfigDict()
     config.candidates.methods = ("fps", "centroid", "kmeans", "windows")  # of configs/eval.py
     config.candidates.num_landmarks = (16, 32, 64, 128)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from fna_jax.checks import check_qkv, checked_key_mask, zero_padding
 from fna_jax.clusters import Clusters, assign_clusters, cluster_means, kmeans_clusters
 from fna_jax.softmax import (
+    flash_obstacle,
     joint_softmax_weights,
     map_row_blocks,
     over_heads,
@@ -181,6 +182,12 @@ def _take_windows(x, indices):
     return jnp.where(there, taken, jnp.zeros_like(taken))
 
 
+def _take_near(x, indices):
+    """Of x `[B, W, L, …]` the tokens of the windows `indices` `[V, m]`, `[B, V, m · L, …]`."""
+    taken = _take_windows(x, indices)
+    return taken.reshape(*taken.shape[:2], -1, *taken.shape[4:])
+
+
 def _window_means(x, present):
     """Means of x `[B, W, L, H, D]` over the patches that are present, `[B, W, H, D]`."""
     weights = present / jnp.maximum(jnp.sum(present, axis=-1, keepdims=True), 1)
@@ -197,6 +204,14 @@ def _window_attention(query, key, value, present, far_key, far_value, far_mass, 
       far_key, far_value: `[B, F, K, D]`.
       far_mass: `[B, W, F]`, logarithms.
     """
+    if flash_obstacle(query, key, value, scale, None) is None:
+        # The kernel takes keys that lie together, and holds no logits.
+        near = lambda x: _take_near(x, windows.neighbours())
+        spread = lambda x: jnp.broadcast_to(x[:, None], (*far_mass.shape[:2], *x.shape[1:]))
+        together = lambda near, far: jnp.concatenate([near, far], axis=2)
+        masses = together(jnp.where(near(present), 0, -jnp.inf), far_mass)
+        states = together(near(key), spread(far_key)), together(near(value), spread(far_value))
+        return softmax_attention(query, *states, scale=scale, log_mass=masses)
     num_rows, num_groups, num_far = query.shape[2], key.shape[-2], far_key.shape[1]
     # Query heads that share a key head are further queries of one head: [B, W, T · H/K, K, D].
     query = query.reshape(*query.shape[:3], num_groups, -1, query.shape[-1])
@@ -211,20 +226,16 @@ def _window_attention(query, key, value, present, far_key, far_value, far_mass, 
 
         def rows(block):
             query, far_mass, neighbours = block  # of some windows
-            near = scale * product("bwtkd,bwmkd->bkwtm", query, take_near(key, neighbours))
-            there = take_near(present, neighbours)[:, None, :, None]
+            near = scale * product("bwtkd,bwmkd->bkwtm", query, _take_near(key, neighbours[0]))
+            there = _take_near(present, neighbours[0])[:, None, :, None]
             near = jnp.where(there, near, -jnp.inf)
             far = scale * product("bwtkd,bfkd->bkwtf", query, far_key)
             far += far_mass[:, None, :, None]
             (near, far), total = joint_softmax_weights(near, far)
             near, far = near.astype(value.dtype), far.astype(value.dtype)
-            out = product("bkwtm,bwmkd->bkwtd", near, take_near(value, neighbours))
+            out = product("bkwtm,bwmkd->bkwtd", near, _take_near(value, neighbours[0]))
             out += product("bkwtf,bfkd->bkwtd", far, far_value)
             return jnp.moveaxis(out / total, 1, 3).astype(value.dtype)
-
-        def take_near(x, neighbours):  # [B, W', m · L, …]
-            taken = _take_windows(x, neighbours[0])
-            return taken.reshape(*taken.shape[:2], -1, *taken.shape[4:])
 
         of_windows = query, far_mass, jnp.asarray(neighbours)[None]
         return map_row_blocks(rows, of_windows, num_logits, least=1)

@@ -16,6 +16,9 @@ from fna_jax.kernels import gpu_obstacle
 
 METHODS = ("fps", "random")
 
+_LANES = 128  # numbers along the last axis of a TPU's vectors
+_VMEM_POINTS = 2**23  # numbers of an image's features: 32 MiB, a quarter of a TPU's vector memory
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +88,15 @@ def farthest_point_sampling(points, num_samples, *, eligible=None):
         points = points if half else points.astype(jnp.float32)
         return farthest_points(points, distance, num_samples=num_samples)
     sample = functools.partial(_farthest_points, num_samples=num_samples)
-    # The same sums. A TPU's vectors lie along the last axis: tokens fill them, features would have
-    # to be summed across, and half precision stays as small as it is. On a CPU tokens last are up
-    # to twenty times slower, and on a GPU of no use.
-    by_token = lambda points, distance: sample(points.astype(jnp.float32), distance)
-    by_feature = functools.partial(sample, tokens_last=True)
-    return jax.lax.platform_dependent(points, distance, tpu=by_feature, default=by_token)
+    in_float32 = lambda points, distance, **kw: sample(points.astype(jnp.float32), distance, **kw)
+    at_most = lambda size, bound: isinstance(size, int) and size <= bound  # unknown under export
+    # The same sums. Few features would leave a TPU's vectors half empty where they come last; on a
+    # CPU it is tokens last that is up to twenty times slower. What as float32 would not stay in a
+    # TPU's vector memory is read in its own precision, in half the time.
+    on_tpu = in_float32 if at_most(points.size, _VMEM_POINTS) else sample
+    if at_most(points.shape[1], _LANES):
+        on_tpu = functools.partial(on_tpu, tokens_last=True)
+    return jax.lax.platform_dependent(points, distance, tpu=on_tpu, default=in_float32)
 
 
 def select_landmarks(

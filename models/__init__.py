@@ -10,23 +10,31 @@ from .captures import Capture
 from .checkpoint import load, save
 from .interventions import (
     CancelSuppression,
+    check_block,
     check_detector,
+    check_reduction,
     check_with_fna,
     checked_interventions,
 )
+from .recommendation import recommended
+from .reductions import TokenDropping, TokenMerging
 from .registry import create, list_models, vision_tower
 
 __all__ = [
     "CancelSuppression",
     "Capture",
+    "TokenDropping",
+    "TokenMerging",
     "create",
     "detect",
     "detectors",
     "list_models",
     "load",
+    "recommended",
     "save",
     "vision_tower",
     "with_attention",
+    "with_fewer_tokens",
     "with_interventions",
 ]
 
@@ -59,6 +67,7 @@ def with_attention(model, fna):
             )
         _check_prefix(config, tower.num_prefix)
     check_with_fna(configs, tower.interventions)
+    check_reduction(tower.reduction, configs, tower.interventions)
     return nnx.with_attributes(model, fna=configs)
 
 
@@ -99,7 +108,32 @@ def with_interventions(model, interventions: dict, *, detector=None):
     tower = vision_tower(model)
     checked = checked_interventions(interventions, detector, depth=len(tower.encoder.blocks))
     check_with_fna(tower.fna, checked)
+    check_reduction(tower.reduction, tower.fna, checked)
     return nnx.with_attributes(model, interventions=checked)
+
+
+def with_fewer_tokens(model, reduction):
+    """A view of `model` in whose vision blocks tokens become fewer (None: in none).
+
+    What people would use in place of approximate attention, to compare with. The view shares the
+    weights; the model given is not changed.
+
+    Args:
+      model: a model, or a view of one.
+      reduction: a `models.TokenMerging` or `models.TokenDropping`, or None.
+
+    Raises:
+      TypeError: anything else, or a model from elsewhere.
+      ValueError: blocks that the model does not have, or a view with approximate attention or
+        interventions.
+    """
+    tower = vision_tower(model)
+    if not isinstance(reduction, TokenMerging | TokenDropping | None):
+        raise TypeError(f"expected a TokenMerging, a TokenDropping or None, got {reduction!r}")
+    for block in () if reduction is None else reduction.layers:
+        check_block(block, len(tower.encoder.blocks))
+    check_reduction(reduction, tower.fna, tower.interventions)
+    return nnx.with_attributes(model, reduction=reduction)
 
 
 def detect(model, images, detector):

@@ -9,6 +9,7 @@ Shape letters: B batch, N tokens, S landmarks, H heads, D head dimension, C widt
 import dataclasses
 import functools
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from fna_jax.tokens import attention_weights
 from .captures import Seen
 from .detectors import token_norms
 from .interventions import CancelSuppression
+from .reductions import TokenDropping, TokenMerging
 
 
 class Record(typing.NamedTuple):
@@ -49,14 +51,17 @@ class Attended(typing.NamedTuple):
     Attributes:
       out: `[B, N, H, D]`, before the output projection.
       landmarks: landmarks or clusters for the blocks that follow, one entry for each config of the
-        view; None before any block has chosen some.
+        view, None before any block has chosen some; or the tokens that are left, where the view
+        takes some away.
       correction: `[B, N, C]`, to be added after the output projection; None for nothing.
+      reduce: what becomes of the block's tokens `[B, N, C]` before its MLP; None for nothing.
       record: for the encoder's caller.
     """
 
     out: jax.Array
     landmarks: tuple
     correction: jax.Array | None = None
+    reduce: Callable | None = None
     record: Record = Record()
 
 
@@ -199,6 +204,40 @@ class ApproximateAttention:
         return None
 
 
+@dataclasses.dataclass(frozen=True)
+class ReducedAttention:
+    """Exact attention among the tokens that are left, and what becomes of them in this block.
+
+    Attributes:
+      reduction: the settings.
+      acts: whether tokens become fewer here.
+      rng: random key of this block's choice, for method "random".
+    """
+
+    reduction: TokenMerging | TokenDropping
+    acts: bool
+    rng: jax.Array | None
+
+    def __call__(self, x, query, key, value, landmarks):
+        (remaining,) = landmarks
+        out = self.reduction.attention(query, key, value, remaining)
+        if not self.acts:
+            return Attended(out, landmarks)
+        states = {"input": x, "q": query, "k": key, "v": value}
+        reduce, remaining = self.reduction.step(states, remaining, rng=self.rng)
+        return Attended(out, (remaining,), reduce=reduce)
+
+
+def reduced_attends(reduction, depth, *, rng) -> list[ReducedAttention]:
+    """The attention of each block of a tower that takes tokens away.
+
+    Raises:
+      ValueError: `rng` missing for a random choice, or not wanted.
+    """
+    _check_rng(rng, [getattr(reduction, "method", None)])
+    return [ReducedAttention(reduction, block in reduction.layers, rng) for block in range(depth)]
+
+
 def vision_attends(tower, *, grid, rng, compare, tokens, capture):
     """The attention of each block of a vision tower: exact, or what its view says.
 
@@ -212,13 +251,11 @@ def vision_attends(tower, *, grid, rng, compare, tokens, capture):
       ValueError: `rng` missing for random landmarks, or anything given that nothing would use.
     """
     by_block, approximated = dict(tower.interventions.by_block), config_by_block(tower.fna)
-    uses_rng = any(config.method == "random" for config in tower.fna)
-    if uses_rng and rng is None:
-        raise ValueError("random landmarks need a key: call the model with rng=jax.random.key(0)")
-    if rng is not None and not uses_rng:
-        raise ValueError("rng was given, but no block draws random landmarks: drop it")
     if compare and not approximated:
         raise ValueError("compare=True needs FNA to compare: use models.with_attention first")
+    if tower.reduction is not None:
+        return reduced_attends(tower.reduction, len(tower.encoder.blocks), rng=rng)
+    _check_rng(rng, [config.method for config in tower.fna])
 
     unread_in = {
         index
@@ -256,6 +293,14 @@ def vision_attends(tower, *, grid, rng, compare, tokens, capture):
             attend = observing(attend, see, capture.keep)
         attends.append(attend)
     return attends
+
+
+def _check_rng(rng, methods):
+    """Raises ValueError for a key that is missing, or that none of these methods would use."""
+    if rng is None and "random" in methods:
+        raise ValueError("random landmarks need a key: call the model with rng=jax.random.key(0)")
+    if rng is not None and "random" not in methods:
+        raise ValueError("rng was given, but no block draws random landmarks: drop it")
 
 
 def _no_weights(query, key):

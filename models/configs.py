@@ -74,6 +74,16 @@ class EncoderConfig:
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide by {self.num_heads} heads")
 
+    @property
+    def linear_cost(self) -> int:
+        """Multiply-adds of one block's projections and MLP, for a token."""
+        return self.width * (4 * self.width + (3 if self.gated_mlp else 2) * self.mlp_dim)
+
+    def attention_share(self, num_tokens) -> float:
+        """Exact attention's part of the blocks' multiply-adds, at so many tokens."""
+        attention = 2 * num_tokens * self.width
+        return attention / (attention + self.linear_cost)
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:

@@ -137,9 +137,14 @@ class DINOv2(DINOTower):
         """Logits `[B, classes]` of class token and mean patch. Arguments as in `__call__`.
 
         Raises:
-          ValueError: a model without a classifier, or as in `__call__`.
+          ValueError: a model without a classifier, dropped patches, or as in `__call__`.
         """
         check_classifier(self.config)
+        if self.reduction is not None and self.reduction.drops:
+            raise ValueError(
+                "this classifier reads the mean of all patches, and this view drops some: take "
+                "another output, or models.TokenMerging"
+            )
         output = self(images, rng=rng, tokens=tokens)
         patches = jnp.mean(output.tokens[:, self.num_prefix :], axis=1)
         return self.head(jnp.concatenate([output.pooled, patches], axis=-1))

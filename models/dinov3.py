@@ -7,7 +7,8 @@ import dataclasses
 
 from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches
 from .dinov2 import DINOTower
-from .rotary import rotary_angles, rotate
+from .reductions import remaining_of
+from .rotary import patch_coordinates, rotary_angles, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +79,23 @@ class DINOv3(DINOTower):
         return self.with_prefix(self.patch_embedding(images), self.class_token[...])
 
     def position_attends(self, attends, images):
-        """Each block's attention after the patches' query and key are rotated."""
-        angles = rotary_angles(
-            self.patch_embedding.grid(images), self.config.head_dim, theta=self.config.rope_theta
-        )
+        """Each block's attention after the patches' query and key are rotated.
 
-        def turn(states):
-            return rotate(states, angles, num_prefix=self.num_prefix)
+        Where tokens were merged, they are at the mean place of those that they stand for.
+        """
+        of_all = self._angles(patch_coordinates(self.patch_embedding.grid(images)))
 
         def rotated(attend):
-            return lambda x, query, key, *rest: attend(x, turn(query), turn(key), *rest)
+            def turn_and_attend(x, query, key, value, landmarks):
+                left = remaining_of(landmarks)
+                fewer = left is not None and not left.is_all
+                angles = self._angles(left.places[:, self.num_prefix :]) if fewer else of_all
+                turn = lambda states: rotate(states, angles, num_prefix=self.num_prefix)
+                return attend(x, turn(query), turn(key), value, landmarks)
+
+            return turn_and_attend
 
         return [rotated(attend) for attend in attends]
+
+    def _angles(self, coordinates):
+        return rotary_angles(coordinates, self.config.head_dim, theta=self.config.rope_theta)

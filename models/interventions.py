@@ -93,3 +93,14 @@ def check_with_fna(fna: tuple[FNAConfig, ...], interventions: Interventions):
                 "in; keep exact attention there"
             )
         check_nystrom_pattern(intervention)
+
+
+def check_reduction(reduction, fna, interventions: Interventions):
+    """Raises ValueError where tokens are taken away in a view that does something else, too."""
+    if reduction is None or (not fna and interventions == Interventions()):
+        return
+    raise ValueError(
+        f"{type(reduction).__name__} takes tokens away, and "
+        f"{'approximate attention' if fna else 'an intervention'} needs all of them: choose one "
+        "(models.with_fewer_tokens(model, None) gives them back)"
+    )

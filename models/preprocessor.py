@@ -65,17 +65,26 @@ class Preprocessor:
         """
         if size < 1:
             raise ValueError(f"images of {size} pixels: the size must be at least 1")
-        if self.crop is None and (self.resize is None or self.fit != "fill"):
-            raise ValueError(
-                "this checkpoint's preprocessing leaves each image its own size, so there is no "
-                "size to set"
-            )
+        self.side()
         if self.crop is None:
             return dataclasses.replace(self, resize=(size, size))
         resize = self.resize
         if resize is not None:
             resize = tuple(round(side * size / self.crop[0]) for side in resize)
         return dataclasses.replace(self, resize=resize, crop=(size, size))
+
+    def side(self) -> int:
+        """The height in pixels of what it gives.
+
+        Raises:
+          ValueError: preprocessing that does not end in one size.
+        """
+        if self.crop is None and (self.resize is None or self.fit != "fill"):
+            raise ValueError(
+                "this checkpoint's preprocessing leaves each image its own size, so there is no "
+                "size to set"
+            )
+        return (self.crop or self.resize)[0]
 
     def _resized_and_cropped(self, image):
         size = self._size(*image.size) if self.resize else image.size

@@ -4,19 +4,24 @@ Shape letters: B batch, N tokens, H heads, D head dimension, h and w patches dow
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 
-def rotary_angles(grid, head_dim, *, theta):
-    """Angles float32 `[h·w, D/2]`: of the row for the first D/4, then of the column.
+def patch_coordinates(grid) -> np.ndarray:
+    """float32 `[h·w, 2]` in (−1, 1): row and column of each patch's centre, on axes that span the
+    image whatever its size."""
+    down, across = ((2 * np.arange(n, dtype=np.float32) + 1) / np.float32(n) - 1 for n in grid)
+    return np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    `2π · x / theta^(4i/D)` for i = 0, …, D/4 − 1, where x in (−1, 1) is the coordinate of the
-    patch's centre on an axis that spans the image whatever its size.
+
+def rotary_angles(coordinates, head_dim, *, theta):
+    """Angles float32 `[…, D/2]` of patches at coordinates `[…, 2]`: of the row for the first D/4,
+    then of the column, each `2π · x / theta^(4i/D)` for i = 0, …, D/4 − 1.
     """
-    down, across = ((2 * jnp.arange(n, dtype=jnp.float32) + 1) / n - 1 for n in grid)
-    row, column = jnp.meshgrid(down, across, indexing="ij")
-    coordinates = jnp.stack([row, column], axis=-1).reshape(-1, 2, 1)
     periods = theta ** (4 * jnp.arange(head_dim // 4, dtype=jnp.float32) / head_dim)
-    return (2 * jnp.pi * coordinates / periods).reshape(-1, head_dim // 2)
+    periods = jnp.expand_dims(periods, range(coordinates.ndim))
+    angles = 2 * jnp.pi * jnp.asarray(coordinates)[..., None] / periods
+    return angles.reshape(*coordinates.shape[:-1], head_dim // 2)
 
 
 def rotate(states, angles, *, num_prefix):
@@ -26,10 +31,10 @@ def rotate(states, angles, *, num_prefix):
 
     Args:
       states: queries or keys.
-      angles: `[N − num_prefix, D/2]`.
+      angles: `[N − num_prefix, D/2]`, or `[B, N − num_prefix, D/2]` for each image its own.
       num_prefix: tokens in front that have no position and stay as they are.
     """
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # [h·w, 1, D/2]
+    cos, sin = (f(angles)[..., None, :] for f in (jnp.cos, jnp.sin))  # […, h·w, 1, D/2]
     prefix, patches = jnp.split(states, [num_prefix], axis=1)
     x, y = jnp.split(patches.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1)

@@ -25,6 +25,7 @@ from .captures import Capture, Captured
 from .configs import ACTIVATIONS, EncoderConfig
 from .embeddings import PatchEmbedding
 from .interventions import Interventions
+from .reductions import Remaining, TokenDropping, TokenMerging
 
 
 @jax.tree_util.register_dataclass
@@ -35,8 +36,8 @@ class VisionOutput:
     Attributes:
       tokens: `[B, N, C]`, Hugging Face's `last_hidden_state`.
       pooled: `[B, C]`.
-      landmarks: those of the last approximated block, `Clusters` if it runs centroid attention;
-        None without any.
+      landmarks: those of the last approximated block, `Clusters` if it runs centroid attention; or
+        the `Clusters` of tokens that were merged or kept; None without any.
       attention_error: float32 `[L, B]`, one row per approximated block; None unless asked for.
       masked: bool `[B, N]`, the token set T of the interventions; None without any.
       captured: what was asked for; None for nothing.
@@ -147,6 +148,8 @@ class Block(nnx.Module):
         x = x + self.scale1(self.attention.out(attended.out))
         if attended.correction is not None:
             x = x + attended.correction
+        if attended.reduce is not None:
+            x = attended.reduce(x)
         return x + self.scale2(self.mlp(self.norm2(x))), attended.landmarks, attended.record
 
     def out_kernel(self):
@@ -195,6 +198,7 @@ class VisionTower(nnx.Module):
     Attributes:
       fna: the approximate attention of some blocks; none for exact attention in all. Not saved.
       interventions: on the attention of some blocks. Not saved.
+      reduction: what takes tokens away in some blocks; None for nothing. Not saved.
       num_prefix: tokens in front of the patches: class token, then registers.
     """
 
@@ -202,6 +206,7 @@ class VisionTower(nnx.Module):
         """Of a config with `patch_size` and `encoder`: the patch embedding and the blocks."""
         self.fna: tuple[FNAConfig, ...] = ()
         self.interventions = Interventions()
+        self.reduction: TokenMerging | TokenDropping | None = None
         self.num_prefix = num_prefix
         self.patch_embedding = PatchEmbedding(
             config.encoder.width,
@@ -231,6 +236,8 @@ class VisionTower(nnx.Module):
     ) -> VisionOutput:
         """Tokens `[B, N, C]` and their pooled state `[B, C]`.
 
+        Where tokens were dropped, they are NaN.
+
         Args:
           images: floats `[B, height, width, 3]`, preprocessed; any size that divides by the patch.
           rng: key of random landmarks, if the attention draws them.
@@ -247,11 +254,12 @@ class VisionTower(nnx.Module):
         self._check_call(tokens, capture)
         approximated = config_by_block(self.fna)
         x, landmarks, records, start = self.embed(images), (None,) * len(self.fna), [], 0
+        grid = tuple(pixels // self.patch_embedding.patch_size for pixels in images.shape[1:3])
+        if self.reduction is not None:
+            landmarks = (Remaining.all_of(x, grid, self.num_prefix),)
 
         def attends(tokens):
-            options = dict(rng=rng, compare=compare, tokens=tokens, capture=capture)
-            patch_size = self.patch_embedding.patch_size
-            options |= dict(grid=tuple(pixels // patch_size for pixels in images.shape[1:3]))
+            options = dict(grid=grid, rng=rng, compare=compare, tokens=tokens, capture=capture)
             return self.position_attends(vision_attends(self, **options), images)
 
         if detector is not None:
@@ -268,12 +276,25 @@ class VisionTower(nnx.Module):
         )
         records += rest
         return VisionOutput(
-            *self.finish(x),
-            landmarks[self.fna.index(approximated[max(approximated)])] if approximated else None,
+            *self._finished(x, landmarks),
+            self._last_landmarks(landmarks),
             jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
             Captured.of(capture, [record.kept for record in records], x) if capture else None,
         )
+
+    def _finished(self, x, landmarks):
+        """`finish` of the last block's tokens x, whether or not some were taken away."""
+        if self.reduction is None:
+            return self.finish(x)
+        return self.reduction.finish(self.finish, x, *landmarks)
+
+    def _last_landmarks(self, landmarks):
+        """Of those that the blocks hand on, what the output tells."""
+        if self.reduction is not None:
+            return landmarks[0].clusters
+        approximated = config_by_block(self.fna)
+        return landmarks[self.fna.index(approximated[max(approximated)])] if approximated else None
 
     def _check_call(self, tokens, capture):
         """Raises ValueError for a token set that is missing or not wanted, or a bad capture."""
@@ -288,6 +309,11 @@ class VisionTower(nnx.Module):
             if tokens is not None and not self.interventions.need_tokens:
                 raise ValueError("tokens were given, but no intervention speaks of any: drop them")
         if capture is not None:
+            if self.reduction is not None:
+                raise ValueError(
+                    "a capture is of all tokens, and this view takes some away: capture from the "
+                    "whole model (models.with_fewer_tokens(model, None))"
+                )
             capture.check(len(self.encoder.blocks), self.fna)
 
     def advance(self, x, images, start, stop):

@@ -183,12 +183,14 @@ def sentences():
     (memory,) = (row for row in rows("memory") if (row["arm"], row["tokens"]) == (sampled, "65537"))
     conversion, analysis = rows("conversion")[0], rows("analysis")[-1]
     training, photographs = run("digit_scenes", "train.json"), run(*PRETRAINED)
+    step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
     marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
     return [
         f"takes {layer['exact', '257']:.1f} ms exactly and {layer[sampled, '257']:.1f} ms with FNA",
         f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[sampled, '4097']:.0f} ms at 4,097",
         f"is {whole['448']:.2f} times faster at 448 pixels",
         f"and {whole['896']:.2f} times at 896",
+        f"next larger one is a factor of {step:.2f} at most",
         f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
         f"From {law['break_even_tokens']} tokens on FNA is faster",
         f"from {law['break_even_tokens']} tokens on FNA is faster",

@@ -30,6 +30,11 @@ class VisionCost:
         return self.attention / (self.linear + self.attention)
 
     @property
+    def total(self) -> int:
+        """All of it, with the approximation."""
+        return self.linear + self.attention - self.replaced + self.fna
+
+    @property
     def most_speedup(self) -> float:
         """How many times faster the blocks could be if FNA cost nothing."""
         total = self.linear + self.attention
@@ -38,23 +43,55 @@ class VisionCost:
     @property
     def speedup(self) -> float:
         """How many times less arithmetic with FNA; below one it costs more than it saves."""
-        total = self.linear + self.attention
-        return total / (total - self.replaced + self.fna)
+        return (self.linear + self.attention) / self.total
 
 
 def vision_cost(encoder: EncoderConfig, num_tokens: int, fna) -> VisionCost:
     """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple."""
-    width = encoder.width
-    mlp_matrices = 3 if encoder.gated_mlp else 2
-    exact = 2 * num_tokens**2 * width
+    exact = 2 * num_tokens**2 * encoder.width
     count = {"nystrom": _nystrom, "centroid": _centroid}
     fnas = _several(fna)
     return VisionCost(
-        linear=encoder.depth * num_tokens * width * (4 * width + mlp_matrices * encoder.mlp_dim),
+        linear=encoder.depth * num_tokens * encoder.linear_cost,
         attention=encoder.depth * exact,
         replaced=sum(len(one.layers) for one in fnas) * exact,
         fna=sum(count[one.approximation](encoder, num_tokens, one) for one in fnas),
     )
+
+
+def reduced_cost(encoder: EncoderConfig, num_tokens: int, num_prefix: int, reduction) -> int:
+    """Multiply-adds of the vision blocks for one image, where a reduction takes tokens away.
+
+    Args:
+      encoder: of the model.
+      num_tokens, num_prefix: of an image, and of these the ones in front of the patches.
+      reduction: a `models.TokenMerging` or a `models.TokenDropping`.
+    """
+    total, here = 0, num_tokens
+    for block in range(encoder.depth):
+        left = here
+        if block in reduction.layers:
+            left = reduction.left(here, num_tokens, num_prefix)
+            choice = _dropping if reduction.drops else _merging
+            total += choice(encoder, here, left, reduction)
+        total += 2 * here**2 * encoder.width + left * encoder.linear_cost
+        total += (here - left) * 4 * encoder.width**2  # projected, but no MLP
+        here = left
+    return total
+
+
+def _merging(encoder, here, left, merging):
+    """Of all similarities between two halves, and of what is added to one of them."""
+    del merging
+    gone, half = here - left, here // 2
+    if not gone:
+        return 0
+    return half**2 * (encoder.width // encoder.num_heads) + gone * half * encoder.width
+
+
+def _dropping(encoder, here, left, dropping):
+    """Of farthest point sampling."""
+    return here * left * _features(encoder, dropping) if dropping.method == "fps" else 0
 
 
 def _several(fna) -> tuple[FNAConfig, ...]:

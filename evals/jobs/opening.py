@@ -6,6 +6,7 @@ import ml_collections
 from evals import data as readers
 from evals.data import batches
 from evals.data.datasets import open_data
+from evals.data.photographs import HALVES, photographs
 from evals.running.pretrained import (
     EMBEDDED_MODEL,
     Backbone,
@@ -17,6 +18,7 @@ from evals.tasks.table import TASKS
 from models.registry import vision_tower
 
 _SCENES = "digit scenes"
+_PHOTOGRAPHS = {f"photographs/{half}": half for half in HALVES}
 _NUM_SCENES = 64
 
 
@@ -37,7 +39,7 @@ def open_data_of(config) -> dict:
 
 
 def image_sources(images) -> tuple[str, ...]:
-    """What a config's `images` name: "digit scenes", or folders and files.
+    """What a config's `images` name: "digit scenes", "photographs/HALF", or folders and files.
 
     Raises:
       ValueError: it is no text, nor a tuple of some.
@@ -45,8 +47,8 @@ def image_sources(images) -> tuple[str, ...]:
     sources = images if isinstance(images, tuple) else (images,)
     if not sources or not all(isinstance(source, str) and source for source in sources):
         raise ValueError(
-            f"--config.images must be '{_SCENES}', a folder, a file, or a tuple of folders and "
-            f"files, got {images!r}"
+            f"--config.images must be '{_SCENES}', one of {', '.join(_PHOTOGRAPHS)}, a folder, a "
+            f"file, or a tuple of folders and files, got {images!r}"
         )
     return sources
 
@@ -56,9 +58,12 @@ def open_images(config):
 
     Raises:
       FileNotFoundError: a path that does not exist, or a folder without images.
+      ValueError: photographs whose package is missing.
     """
     if config.images == _SCENES:
         return readers.multiple_digit_scenes(config.num_images or _NUM_SCENES).images
+    if config.images in _PHOTOGRAPHS:
+        return photographs(_PHOTOGRAPHS[config.images])[: config.num_images]
     return readers.image_files(config.images, limit=config.num_images)
 
 

@@ -235,14 +235,11 @@ def _fna_settings(config, model, num_tokens):
         "features": config.fna.features,
         "resample": config.fna.resample,
     }
-    fnas = {
-        f"{METHOD_NAMES[method]}, S = {number}": settings_of(
-            method, config.fna.centroid, num_landmarks=number, **options
-        )
-        for method, number in itertools.product(config.fna.methods, numbers)
-    }
-    for fna in fnas.values():
+    fnas = {}
+    for method, number in itertools.product(config.fna.methods, numbers):
+        fna = settings_of(method, config.fna.centroid, num_landmarks=number, **options)
         models.with_attention(model, fna)  # knows the blocks
+        fnas[f"{METHOD_NAMES[method]}, S = {number}"] = fna
     return fnas
 
 

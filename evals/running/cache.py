@@ -51,7 +51,7 @@ class Cache:
         return self._entry(
             backbone,
             preprocess=repr(backbone.preprocess),
-            attention=repr((tower.fna, tower.interventions)),
+            attention=repr((tower.fna, tower.interventions, tower.reduction)),
             rng=None if rng is None else repr((rng.dtype, jax.random.key_data(rng).tolist())),
             data=self._once(images, data_digest),
             **{name: repr(value) for name, value in settings.items()},

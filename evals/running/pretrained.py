@@ -44,6 +44,11 @@ class Backbone:
         """The same with the attention that `models.with_attention` sets."""
         return dataclasses.replace(self, model=models.with_attention(self.model, fna))
 
+    def with_fewer_tokens(self, reduction):
+        """The same with what `models.with_fewer_tokens` does to the tokens."""
+        view = models.with_fewer_tokens(self.model, reduction)
+        return dataclasses.replace(self, model=view)
+
     def with_interventions(self, interventions, detector=None):
         """The same with what `models.with_interventions` changes in the attention."""
         view = models.with_interventions(self.model, interventions, detector=detector)
@@ -51,7 +56,7 @@ class Backbone:
 
     def exact(self):
         """The same with plain exact attention."""
-        return self.with_attention(None).with_interventions({})
+        return self.with_fewer_tokens(None).with_attention(None).with_interventions({})
 
     def fingerprint(self) -> str:
         """A hash of config and weights."""

@@ -26,6 +26,7 @@ class Task:
       data: the kind of data that it evaluates on, of `evals.data.datasets.KINDS`.
       of_texts: whether it needs a text tower.
       of_fna: whether it has a meaning for FNA alone.
+      of_patches: whether it reads the patches of single blocks, all of which must be there.
       check: a function of a backbone and the task's own settings, that raises ValueError for what
         `run` would refuse once the data are read.
     """
@@ -34,6 +35,7 @@ class Task:
     data: str
     of_texts: bool = False
     of_fna: bool = False
+    of_patches: bool = False
     check: Callable = lambda backbone, **settings: None
 
 
@@ -43,7 +45,9 @@ TASKS = {
     "linear_probe": Task(linear_probe, "labelled split"),
     "classifier": Task(classifier, "labelled"),
     "retrieval": Task(retrieval, "captioned", of_texts=True),
-    "segmentation": Task(segmentation, "segmented split", check=check_segmentation),
+    "segmentation": Task(
+        segmentation, "segmented split", of_patches=True, check=check_segmentation
+    ),
     "fidelity": Task(fidelity, "images", of_fna=True),
 }
 
@@ -70,7 +74,10 @@ def jobs_of(arms, tasks, backbone, data, embedder, config) -> list:
     for arm in arms:
         for name in tasks:
             task = TASKS[name]
-            if data[task.data] is None or (task.of_fna and not arm.fna):
+            without_meaning = (task.of_fna and not arm.fna) or (
+                task.of_patches and not arm.sees_all
+            )
+            if data[task.data] is None or without_meaning:
                 continue
             run = functools.partial(
                 run_task, name, backbone, arm, data[task.data], embedder, **config.get(name, {})

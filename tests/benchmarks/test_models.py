@@ -16,11 +16,12 @@ SMALL = models.registry.override(
 )
 
 
-def test_exact_and_fna_are_measured_and_held_against_counting(rows_of, monkeypatch, capsys):
+def test_every_attention_is_measured_and_held_against_counting(rows_of, monkeypatch, capsys):
     family = dataclasses.replace(models.registry.FAMILIES["dinov2"], variants={"tiny": SMALL})
     monkeypatch.setitem(models.registry.FAMILIES, "dinov2", family)
     options = ["--model", "tiny", "--pixels", 42, "--landmarks", 3, "--repeats", 2]
-    exact, fna, *_ = rows_of(benchmark, *options)
+    exact, fna, centroid, everywhere, *_ = rows_of(benchmark, *options)
+    assert (centroid["layers"], everywhere["layers"]) == ("1 to 1", "0 to 1")
     assert exact["arm"] == "exact" and float(exact["speedup"]) == 1
     assert fna["layers"] == "1 to 1" and fna["tokens"] == "10"
     counted = vision_cost(SMALL.encoder, 10, FNAConfig((1,), 3)).speedup

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import fna_jax
 from fna_jax import softmax
+from models.reductions import Remaining, TokenDropping, TokenMerging
 
 TOKENS, HEADS, DIM, WIDTH = 12, 4, 4, 6
 DEVICES = 8
@@ -64,6 +65,17 @@ def proxy_given(a, sinks):
     )
     received = jnp.mean(weights[:, :, 0], axis=1)
     return received / received[:, :1]
+
+
+def reduced(a, *reductions):
+    """Tokens after blocks that take some away, spread over all, and attention among the rest."""
+    left, x, key = Remaining.all_of(a["x"], (2, 5), 2), a["x"], a["key"]
+    for reduction in reductions:
+        reduce, left = reduction.step({"input": x, "k": key}, left)
+        x = reduce(x)
+        key = x[:, :, None, :DIM]  # of one head
+    out = reductions[-1].attention(3 * key, key, key, left)
+    return [left.spread(x), left.size, left.places, out]
 
 
 CASES = {  # public name -> a function of the inputs
@@ -147,6 +159,10 @@ CASES = {  # public name -> a function of the inputs
     "massive_by_attention": lambda a: fna_jax.massive_by_attention(a["x"][..., 0], num_prefix=1),
     "massive_by_norm": lambda a: fna_jax.massive_by_norm(jnp.exp(3 * a["x"][..., 0]), num_prefix=1),
     "suppression_matrix": lambda a: fna_jax.suppression_matrix(a["x"], a["value"], OUT_KERNEL),
+}
+CASES |= {  # of models
+    "TokenMerging": lambda a: reduced(a, *2 * [TokenMerging(2, (0,))]),
+    "TokenDropping": lambda a: reduced(a, TokenDropping(5, 0, features="k"))[1:],  # no NaN
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import fna_jax.centroids as centroids_module
 import fna_jax.softmax as softmax_module
 from fna_jax import exact_attention
 from fna_jax.centroids import Clusters, Windows, centroid_attention, centroid_key_value
@@ -121,12 +122,15 @@ def test_padding_changes_nothing_and_is_finite(windows):
     assert rel_max_error(np.where(mask[..., None, None], unmasked, 0), reference) < 2e-6
 
 
-@pytest.mark.parametrize("windows", WINDOWS)
-def test_exact_if_every_token_is_its_own_cluster(windows):
+@pytest.mark.parametrize(
+    ("windows", "residual"), [*((windows, True) for windows in WINDOWS), ("none", False)]
+)
+def test_exact_if_every_token_is_its_own_cluster(windows, residual):
     qkv = random_qkv(3, tokens=TOKENS)
     assignment = np.stack([np.random.default_rng(b).permutation(TOKENS) for b in range(2)])
     clusters = Clusters(jnp.asarray(assignment, jnp.int32), TOKENS)
-    assert rel_max_error(centroid(*qkv, clusters, windows=WINDOWS[windows]), exact(*qkv)) < 2e-6
+    out = centroid(*qkv, clusters, windows=WINDOWS[windows], residual=residual)
+    assert rel_max_error(out, exact(*qkv)) < 2e-6
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
@@ -247,3 +251,14 @@ def test_what_does_not_fit_is_refused(change, message):
     inputs = dict(query=query, key=key, value=value, clusters=partition()) | change
     with pytest.raises(ValueError, match=message):
         centroid_attention(**inputs)
+
+
+@pytest.mark.parametrize("name", ["own", "around"])
+def test_the_form_for_a_kernel_is_the_same(name, monkeypatch):
+    """On a GPU near and far keys lie together, for one kernel; here as its plain form."""
+    qkv, windows = random_qkv(tokens=TOKENS, heads=4, kv_heads=2), WINDOWS[name]
+    options = dict(key_mask=np.arange(TOKENS)[None] < [[TOKENS], [30]])
+    plain = centroid(*qkv, partition(), windows=windows, **options)
+    monkeypatch.setattr(centroids_module, "flash_obstacle", lambda *_: None)
+    together = centroid_attention(*qkv, partition(), windows=windows, **options)
+    np.testing.assert_allclose(together, plain, atol=2e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fna_jax import fast_nystrom_attention, nystrom, select_landmarks, softmax
+from fna_jax import landmarks as landmarks_module
 from tests.conftest import random_qkv, rel_max_error
 
 
@@ -21,8 +22,10 @@ def on_tpu(monkeypatch):
     return lambda: monkeypatch.setattr(jax.lax, "platform_dependent", tpu_of)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_landmarks_are_the_same(dtype, on_tpu):
+@pytest.mark.parametrize("dtype, lanes, room", [(np.float32, 128, 1), (jnp.bfloat16, 4, 0)])
+def test_landmarks_are_the_same(dtype, lanes, room, on_tpu, monkeypatch):
+    monkeypatch.setattr(landmarks_module, "_LANES", lanes)
+    monkeypatch.setattr(landmarks_module, "_VMEM_POINTS", room)
     points = jnp.asarray(np.random.default_rng(0).standard_normal((2, 40, 5)), dtype)
     exclude = np.arange(40) % 3 == np.arange(2)[:, None]
     select = lambda: jax.jit(lambda x: select_landmarks(x, 30, exclude=exclude).indices)(points)
@@ -81,7 +84,7 @@ def passes(a, b, precision):
     return jnp.asarray(product, jnp.float32)
 
 
-@pytest.mark.parametrize("num_landmarks, tolerance", [(64, 2e-5), (256, 2e-3)])
+@pytest.mark.parametrize("num_landmarks, tolerance", [(64, 5e-5), (256, 5e-5)])
 def test_the_rough_inverse_is_closer_than_half_precision_is(num_landmarks, tolerance, monkeypatch):
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, num_landmarks, 64))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from models import dinov2, dinov3, registry
-from models.rotary import rotary_angles, rotate
+from models.rotary import patch_coordinates, rotary_angles, rotate
 from tests.conftest import rel_max_error
 
 GRID, HEADS, HEAD_DIM, PREFIX = (4, 5), 2, 8, 3
-ANGLES = rotary_angles(GRID, HEAD_DIM, theta=100.0)
+ANGLES = rotary_angles(patch_coordinates(GRID), HEAD_DIM, theta=100.0)
 
 
 def random_states(seed, num_tokens):
@@ -50,10 +50,12 @@ def test_rotation_is_computed_in_float32_whatever_the_states():
 
 def test_angles_are_those_of_the_patches_centres():
     """Centres of a grid of 2 by 1 are at ∓1/2 down and 0 across; periods are 1 and 100^(1/2)."""
-    angles = rotary_angles((2, 1), HEAD_DIM, theta=100.0)
+    angles = rotary_angles(patch_coordinates((2, 1)), HEAD_DIM, theta=100.0)
     np.testing.assert_allclose(angles[1], [np.pi, np.pi / 10, 0, 0], rtol=1e-6)
     np.testing.assert_array_equal(angles[0], -angles[1])
-    np.testing.assert_array_equal(rotary_angles((1, 1), HEAD_DIM, theta=100.0), np.zeros((1, 4)))
+    np.testing.assert_array_equal(
+        rotary_angles(patch_coordinates((1, 1)), HEAD_DIM, theta=100.0), np.zeros((1, 4))
+    )
 
 
 @pytest.mark.parametrize(

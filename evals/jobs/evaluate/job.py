@@ -65,7 +65,7 @@ def landmark_examples(config, *, num_images=6):
     near_16 = min(config.fna.num_landmarks, key=lambda number: abs(number - 16))
     points = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
-        if arm.method in WITHOUT_NUMBER:
+        if arm.method in WITHOUT_NUMBER or not arm.fna:
             continue
         of_fna = arm.fna.approximation == "nystrom"
         if not of_fna or arm.fna.num_landmarks != near_16 or arm.method in points:
@@ -83,5 +83,5 @@ def check_settings(config) -> None:
     check_data_settings(config)
     # With tuned settings there need be no other method.
     some = () if config.fna.tuned is not None and not config.fna.methods else ("methods",)
-    for name in (*some, "num_landmarks", "seeds"):
+    for name in (*some, "num_landmarks", "kept", "seeds"):
         check_choice(config.fna[name], f"fna.{name}")

@@ -7,7 +7,7 @@ import re
 import matplotlib
 import numpy as np
 
-from evals.jobs.arms import METHOD_NAMES, WITHOUT_NUMBER
+from evals.jobs.arms import COLOURS, METHOD_NAMES, described, strength
 from evals.jobs.evaluate.job import evaluate, landmark_examples
 from evals.jobs.evaluate.segmentation_picture import draw_segmentation, segmentation_examples
 from evals.jobs.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
@@ -21,15 +21,6 @@ _COLUMNS = ACCURACIES | {
     "layer errors": ("fidelity", "layer_errors"),
     "images/s": (None, "images_per_second"),
     "compile s": (None, "compile_seconds"),
-}
-_COLOURS = {
-    "fps": "#1b6ca8",
-    "random": "#d1751f",
-    "centroid": "#2a8a4a",
-    "kmeans": "#7a4fa3",
-    "windows": "#c1272d",
-    "exact": "#444444",
-    "tuned": "#b8860b",
 }
 
 
@@ -46,7 +37,8 @@ def evaluation_report(config, workdir) -> str:
 
 
 def table_rows(results) -> list[dict]:
-    """One row per attention: method, S and, for every column with data, mean and spread over seeds.
+    """One row per attention: method, strength and, for every column with data, mean and spread over
+    seeds.
 
     A spread is the standard deviation, None for a single run.
     """
@@ -54,8 +46,7 @@ def table_rows(results) -> list[dict]:
     for point in results["points"]:
         points_of.setdefault(re.sub("-seed.*", "", point["arm"]), []).append(point)
     for arm, points in points_of.items():
-        method, _, num_landmarks = arm.partition("-")
-        row = {"attention": arm, "method": method, "num_landmarks": int(num_landmarks or 0) or None}
+        row = {"attention": arm, **described(arm)}
         for heading, (task, field) in _COLUMNS.items():
             values = values_of(points, task, field)
             if not values:
@@ -79,7 +70,7 @@ def format_table(rows) -> str:
     lines = []
     for row in rows:
         cells = [_cell(heading, row) for heading in headings]
-        lines.append([METHOD_NAMES[row["method"]], str(row["num_landmarks"] or ""), *cells])
+        lines.append([METHOD_NAMES[row["method"]], strength(row), *cells])
     return markdown_table(["attention", "S", *headings], lines)
 
 
@@ -118,9 +109,10 @@ def plot_quality(rows, file):
     size = (4 * len(panels), 3.7)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, heading in zip(axes[0], panels):
-        for method, colour in _COLOURS.items():
+        for method, colour in COLOURS.items():
             mine = [row for row in rows if row["method"] == method and heading in row]
-            if not mine or method in WITHOUT_NUMBER:
+            mine = [row for row in mine if row["num_landmarks"]]
+            if not mine:
                 continue
             x = [row["num_landmarks"] for row in mine]
             y = np.array([row[heading] for row in mine])
@@ -128,8 +120,9 @@ def plot_quality(rows, file):
             axis.plot(x, y, "o-", color=colour, label=METHOD_NAMES[method])
             axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, linewidth=0)
         for row in rows:
-            if (method := row["method"]) in WITHOUT_NUMBER and heading in row:
-                options = dict(color=_COLOURS[method], linestyle="--", label=METHOD_NAMES[method])
+            if row["num_landmarks"] is None and heading in row:
+                label = f"{METHOD_NAMES[row['method']]} {strength(row)}".strip()
+                options = dict(color=COLOURS[row["method"]], linestyle="--", label=label)
                 axis.axhline(row[heading], **options)
         sizes = sorted({row["num_landmarks"] for row in rows if row["num_landmarks"]})
         axis.set_xscale("log", base=2)

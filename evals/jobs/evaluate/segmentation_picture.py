@@ -38,6 +38,8 @@ def segmentation_examples(config, workdir, *, num_images=4):
     head = trained_head(backbone, data.train, embedder, settings)
     label_maps = {}
     for arm in make_arms(config.fna, vision_config(backbone.model.config).encoder.depth):
+        if not arm.sees_all:
+            continue
         title = METHOD_NAMES[arm.method]
         title += "" if arm.method in WITHOUT_NUMBER else f"\nS = {arm.fna.num_landmarks}"
         if title in label_maps:

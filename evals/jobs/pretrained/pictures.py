@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from evals.data import read_image
-from evals.jobs.arms import METHOD_NAMES
+from evals.jobs.arms import METHOD_NAMES, described, strength
 from evals.jobs.pretrained.job import open_bench
 from evals.running.workdir import save_figure
 from models.preprocessor import Preprocessor
@@ -28,7 +28,8 @@ def draw_pictures(config, workdir) -> list[str]:
     files = bench.files[: config.num_pictures]
     written = []
     for size in config.image_sizes:
-        tokens = {_title(arm): bench.tokens(arm, size, files) for arm in _first_seeds(arms)}
+        drawn = [arm for arm in _first_seeds(arms) if not arm.drops]  # with all their patches
+        tokens = {_title(arm): bench.tokens(arm, size, files) for arm in drawn}
         shown = {"photograph": _photographs(files, bench.backbone.preprocess.at_size(size))}
         pictures = {"tokens": _colours(tokens, bench.backbone.model, size)}
         if bench.decoder is not None:
@@ -100,7 +101,8 @@ def _first_seeds(arms):
 
 
 def _title(arm):
-    if arm.fna is None:
-        return "exact"
-    method = arm.name.partition("-")[0]
-    return f"{METHOD_NAMES.get(method, method)}\nS = {arm.fna.num_landmarks}"
+    row = described(arm.name)
+    text, number = METHOD_NAMES[arm.method], strength(row)
+    if "kept" in row:
+        return f"{text}\n{number} kept"
+    return f"{text}\nS = {number}" if number else text

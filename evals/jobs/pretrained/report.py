@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 
-from evals.jobs.arms import METHOD_NAMES
+from evals.jobs.arms import METHOD_NAMES, described, strength
 from evals.jobs.pretrained.job import compare_attentions
+from evals.jobs.pretrained.pareto import draw_pareto
 from evals.jobs.pretrained.pictures import draw_pictures
 from evals.jobs.tables import csv_text, headline, markdown_table
 from evals.running.workdir import write_atomically
@@ -19,9 +20,10 @@ _OF_PHOTOGRAPHS = {
     "map correlation": ("correlation", 3),
     "map IoU": ("intersection_over_union", 2),
 }
-_SPEEDS = {  # heading, the field of a point, decimals
+_SPEEDS = {  # heading, the field of a point with a number for each arm, decimals
     "images/s": ("images_per_second", 2),
     "times exact": ("speedup", 2),
+    "GMAC": ("giga_multiply_adds", 1),
     "compile s": ("compile_seconds", 1),
 }
 _LAYERS = "layer errors"
@@ -36,12 +38,14 @@ def pretrained_report(config, workdir) -> str:
     rows = table_rows(results)
     write_atomically(workdir / "pretrained.json", json.dumps(results | {"table": rows}, indent=2))
     write_atomically(workdir / "pretrained.csv", csv_text([_flat(row) for row in rows], results))
-    pictures = draw_pictures(config, workdir)
+    pictures = [*draw_pareto(rows, workdir), *draw_pictures(config, workdir)]
     names = results["photographs"]
     said = (
         f"{len(names)} photographs (--config.half={config.half}): {', '.join(names)}. Errors are "
         "‖approximate − exact‖ / ‖exact‖ of the output, mean ± standard deviation over "
-        "photographs; layer errors are of each block's attention on exact attention's inputs."
+        "photographs; layer errors are of each block's attention on exact attention's inputs. S is "
+        "the number of landmarks or, in percent, of the tokens that are kept; GMAC are billions of "
+        "multiply-adds of the blocks, counted."
     )
     files = ", ".join(["pretrained.json", "pretrained.csv", *pictures])
     return "\n\n".join(
@@ -62,9 +66,7 @@ def table_rows(results) -> list[dict]:
         for arm in speed["images_per_second"]:
             groups.setdefault(re.sub("-seed.*", "", arm), []).append(arm)
         for name, arms in groups.items():
-            method, _, num_landmarks = name.partition("-")
-            row = {"px": size, "tokens": results["num_tokens"][str(size)], "method": method}
-            row["num_landmarks"] = int(num_landmarks or 0) or None
+            row = {"px": size, "tokens": results["num_tokens"][str(size)], **described(name)}
             errors = [p for p in points if p["task"] == "errors" and p["arm"] in arms]
             row |= _over_photographs(errors) if errors else {}
             for heading, (field, _) in _SPEEDS.items():
@@ -78,11 +80,9 @@ def format_table(rows) -> str:
     headings = [h for h in (*_OF_PHOTOGRAPHS, _LAYERS, *_SPEEDS) if any(h in row for row in rows)]
     lines = []
     for row in rows:
-        name = METHOD_NAMES.get(row["method"], row["method"])
         cells = [_cell(heading, row) for heading in headings]
-        lines.append(
-            [str(row["px"]), f"{row['tokens']:,}", name, str(row["num_landmarks"] or ""), *cells]
-        )
+        named = METHOD_NAMES[row["method"]], strength(row)
+        lines.append([str(row["px"]), f"{row['tokens']:,}", *named, *cells])
     return markdown_table(["px", "tokens", "attention", "S", *headings], lines)
 
 
@@ -94,10 +94,11 @@ def _over_photographs(errors):
             values = np.mean([point[field] for point in errors], axis=0)
             row[heading] = float(values.mean())
             row[f"{heading} spread"] = float(values.std(ddof=1)) if len(values) > 1 else None
-    row[_LAYERS] = {
-        layer: float(np.mean([point["layer_errors"][layer] for point in errors]))
-        for layer in errors[0]["layer_errors"]
-    }
+    if "layer_errors" in errors[0]:
+        row[_LAYERS] = {
+            layer: float(np.mean([point["layer_errors"][layer] for point in errors]))
+            for layer in errors[0]["layer_errors"]
+        }
     return row
 
 

@@ -8,7 +8,16 @@ import jax
 import ml_collections
 
 from evals.data.datasets import open_data
-from evals.jobs.arms import Arm, blocks_of, kind_of, settings_of
+from evals.jobs.arms import (
+    INSTEAD,
+    NAMED_LAYERS,
+    Arm,
+    blocks_of,
+    instead,
+    kind_of,
+    seeds_of,
+    settings_of,
+)
 from evals.jobs.opening import (
     check_num_landmarks,
     first_batch,
@@ -31,6 +40,7 @@ DIMENSIONS = {  # of the grid: the field of `config.grid`, and what a table call
     "num_landmarks": "S",
     "features": "features",
     "methods": "method",
+    "kept": "kept %",
     "resample": "resample",
     "seeds": "seed",
     "image_sizes": "px",
@@ -75,7 +85,7 @@ def sweep(config: ml_collections.ConfigDict, workdir) -> dict:
 def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
     """By name, every point of the grid with its settings in words, exact attention first.
 
-    Exact attention comes once for each image size and strategy; seeds are for random landmarks.
+    Exact attention comes once for each image size and strategy; seeds are for random choices.
 
     Args:
       config: of the sweep; `config.grid` has the choices of every one of `DIMENSIONS`.
@@ -88,25 +98,33 @@ def grid_arms(config, depth) -> dict[str, tuple[Arm, dict]]:
     # Here features are among the choices.
     centroid = {name: value for name, value in config.centroid.items() if name != "features"}
 
-    def add(fna, seed, size, strategy, words, method="exact"):
+    def add(seed, size, strategy, words, method="exact", **fields):
         masking = None if strategy == _NO_STRATEGY else Strategy(strategy, **config.masking)
         words = words | {"px": size or "own", "masking": strategy, "seed": seed}
         parts = [f"{key}={value}" for key, value in words.items() if value is not None]
         name = " ".join([kind_of(method), *parts]).replace(":", "-")
-        arms[name] = Arm(fna, method, seed, size or None, masking, name), words
+        options = dict(seed=seed, image_size=size or None, strategy=masking, **fields)
+        arms[name] = Arm(method=method, name=name, **options), words
 
     for size, strategy in itertools.product(grid.image_sizes, grid.strategies):
-        add(None, None, size, strategy, {})
+        add(None, size, strategy, {})
         for layers, count, features, method, resample in itertools.product(
             grid.layers, grid.num_landmarks, grid.features, grid.methods, grid.resample
         ):
-            blocks = blocks_of(layers, depth)
-            choices = dict(num_landmarks=count, features=features, resample=resample)
-            fna = settings_of(method, centroid, layers=blocks, **choices)
+            seeds, choices = seeds_of(method, grid.seeds), dict(features=features)
+            choices |= dict(layers=blocks_of(layers, depth))
+            if method in INSTEAD:  # the other choices give the same arms again
+                for kept, seed in itertools.product(grid.kept, seeds):
+                    fields = instead(method, kept, config.merging, depth, **choices)
+                    words = _reduction_in_words(**fields) | {"method": method, "kept %": kept}
+                    add(seed, size, strategy, words, method, **fields)
+                continue
+            choices |= dict(num_landmarks=count, resample=resample)
+            fna = settings_of(method, centroid, **choices)
             words = {"blocks": _in_words(fna.layers), "S": count, "features": fna.features}
             words |= {"method": method, "resample": fna.resample}
-            for seed in grid.seeds if method == "random" else [None]:
-                add(fna, seed, size, strategy, words, method)
+            for seed in seeds:
+                add(seed, size, strategy, words, method, fna=fna)
     return arms
 
 
@@ -145,17 +163,20 @@ def speeds(arms, backbone, images, batch_size, repeats, output=OUTPUTS["pooled"]
       batch_size, repeats: images of a batch, and rounds.
       output: what to compute, a function as those of `evals.running.embed.OUTPUTS`.
     """
-    preprocess = arms[0].view(backbone).preprocess
-    batch = first_batch(images, preprocess, min(batch_size, len(images))).images
-    runs = {}
+    runs, count = {}, min(batch_size, len(images))
+    read = functools.cache(lambda preprocess: first_batch(images, preprocess, count).images)
     for arm in arms:
-        run = data_parallel(output, arm.view(backbone).model)
+        view = arm.view(backbone)
+        run, batch = data_parallel(output, view.model), read(view.preprocess)
         key = None if arm.seed is None else jax.random.key(arm.seed)
         runs[arm.name] = functools.partial(
-            lambda run, key: jax.block_until_ready(run(own_slots(batch), key)), run, key
+            lambda run, batch, key: jax.block_until_ready(run(own_slots(batch), key)),
+            run,
+            batch,
+            key,
         )
     timings = time_in_turns(runs, repeats=repeats, progress="timing")
-    exact = next(arm.name for arm in arms if arm.fna is None)
+    exact = next(arm.name for arm in arms if arm.method == "exact")
     return {
         "task": "speed",
         "images_per_second": {name: len(batch) / t.median for name, t in timings.items()},
@@ -180,8 +201,17 @@ def check_settings(config) -> None:
         if size != _OWN_SIZE and size < 1:
             raise ValueError(f"--config.grid.image_sizes: {size} pixels are no image")
     for layers in config.grid.layers:
-        if layers != "second half":
+        if layers not in NAMED_LAYERS:
             parse_blocks(layers, "--config.grid.layers")
+
+
+def _reduction_in_words(reduction=None, pixels=None):
+    """Of what takes tokens away the choices that it has; none where the image is smaller."""
+    del pixels
+    if reduction is None:
+        return {}
+    words = {"blocks": _in_words(reduction.layers)}
+    return words | ({"features": reduction.features} if reduction.drops else {})
 
 
 def _in_words(blocks):

@@ -95,22 +95,23 @@ def tune_report(config, workdir) -> str:
     candidates = make_candidates(config.candidates, backbone, num_tokens)
     folder = claim_workdir(config, workdir, model_sha256=backbone.fingerprint())
     choice = choose(candidates, backbone, deciding, config)
+    fnas, error = handed_on(choice, backbone, deciding, config)
     encoder = vision_config(backbone.model.config).encoder
-    cost = vision_cost(encoder, num_tokens, choice.fnas)
+    cost = vision_cost(encoder, num_tokens, fnas)
     record = describe(backbone, config) | {
         "num_tokens": num_tokens,
         "num_candidates": len(candidates),
         "num_deciding": len(deciding),
         "num_held_out": len(held_out),
-        "error_deciding": choice.error,
+        "error_deciding": error,
         "blocks": choice.described(),
         "attention_multiply_adds": cost.attention,
         "counted_speedup": cost.speedup,
         "counted_attention_speedup": cost.attention / (cost.attention - cost.replaced + cost.fna),
     }
-    record |= measure(backbone, choice.fnas, held_out, config)
-    write_tuned(folder / "tune.json", choice.fnas, encoder.depth, record)
-    return format_report(record, choice.fnas, folder / "tune.json")
+    record |= measure(backbone, fnas, held_out, config)
+    write_tuned(folder / "tune.json", fnas, encoder.depth, record)
+    return format_report(record, fnas, folder / "tune.json")
 
 
 def make_candidates(settings, backbone: Backbone, num_tokens) -> list[Candidate]:
@@ -154,7 +155,7 @@ def choose(candidates, backbone: Backbone, images, config) -> Choice:
         of_blocks = [None if index is None else fnas[index] for index in choice]
         found = walk.output_errors(of_blocks)
         measured[choice] = float(found.mean())
-        return measured[choice] + _SURE * found.std() / np.sqrt(max(len(found) - 1, 1))
+        return _surely(found)
 
     chosen = furthest_within(path, error_of, config.budget)
     return Choice(
@@ -167,6 +168,26 @@ def choose(candidates, backbone: Backbone, images, config) -> Choice:
     )
 
 
+def handed_on(choice: Choice, backbone: Backbone, images, config):
+    """The settings of a choice and their error on the images, with fewer partitions if that holds.
+
+    Where several blocks run the same centroid attention, the later ones need not choose clusters
+    of their own: they refine those of the block before by a Lloyd step, which costs less. Taken if
+    the error keeps the budget.
+    """
+    cheaper = tuple(
+        dataclasses.replace(fna, resample=False, refine=1)
+        if fna.approximation == "centroid" and fna.resample and fna.layers[1:]
+        else fna
+        for fna in choice.fnas
+    )
+    if cheaper != choice.fnas:
+        errors = output_errors(backbone, cheaper, images, config)
+        if _surely(errors) <= config.budget:
+            return cheaper, float(errors.mean())
+    return choice.fnas, choice.error
+
+
 def measure(backbone: Backbone, fnas, images, config) -> dict:
     """The error of the output on images, and the times of the vision tower, exact and tuned.
 
@@ -174,10 +195,8 @@ def measure(backbone: Backbone, fnas, images, config) -> dict:
     """
     if not fnas:
         return {"error_held_out": 0.0, "times": {}}
+    error = float(output_errors(backbone, fnas, images, config).mean())
     view = backbone.with_attention(fnas)
-    run = data_parallel(functools.partial(_errors, config.output), (backbone.model, view.model))
-    parts = over_batches(run, images, backbone.preprocess, config.batch_size, desc="held out")
-    error = float(joined(parts)[1].mean())
     batch = first_batch(images, backbone.preprocess, min(config.batch_size, len(images))).images
     runs = {
         name: functools.partial(_run, data_parallel(EMBEDDINGS["pooled"], which.model), batch)
@@ -193,6 +212,14 @@ def measure(backbone: Backbone, fnas, images, config) -> dict:
         for name, timing in timings.items()
     }
     return {"error_held_out": error, "times": times}
+
+
+def output_errors(backbone: Backbone, fnas, images, config) -> np.ndarray:
+    """The relative errors of the output on images, `[M']`."""
+    views = backbone.model, backbone.with_attention(fnas).model
+    run = data_parallel(functools.partial(_errors, config.output), views)
+    parts = over_batches(run, images, backbone.preprocess, config.batch_size, desc="comparing")
+    return joined(parts)[1]
 
 
 def check_settings(config) -> None:
@@ -221,6 +248,11 @@ def _open(config):
         sized = backbone.preprocess.at_size(config.image_size)
         backbone = dataclasses.replace(backbone, preprocess=sized)
     return backbone, images
+
+
+def _surely(errors):
+    """What the mean of such errors probably does not exceed."""
+    return float(errors.mean() + _SURE * errors.std() / np.sqrt(max(len(errors) - 1, 1)))
 
 
 def _errors(output, exact_and_tuned, images, rng):

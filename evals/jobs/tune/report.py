@@ -71,6 +71,7 @@ def _row(number, block, fna):
     method = METHOD_NAMES[block["method"]]
     if fna is None:
         return method, number, "", "", ""
+    method += ", refined" * bool(fna.refine)
     field = "" if fna.windows is None else f"{fna.windows}, {'3 × 3' if fna.near else 'own'}"
     return method, number, str(fna.num_landmarks), field, f"{block['layer_error']:.2f}"
 

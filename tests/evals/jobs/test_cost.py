@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from evals.jobs.cost import advice, vision_cost
+from evals.jobs.cost import advice, reduced_cost, vision_cost
 from fna_jax import FNAConfig
+from models import TokenDropping, TokenMerging
 from models.clip import VARIANTS
 
 
@@ -46,6 +47,24 @@ def test_cost_of_centroids_by_hand():
     )
     assert others[0] - once == 11 * step and others[1] - once == 11 * 2 * step
     assert others[2] < once < vision_cost(encoder, num_tokens, FNAConfig("12:24", 256)).fna
+
+
+def test_cost_of_fewer_tokens_by_hand():
+    encoder, num_tokens = VARIANTS["clip-vit-l-14"].vision.encoder, 257
+    width, depth = encoder.width, encoder.depth
+    block = lambda n, left: 4 * n * width**2 + 2 * n**2 * width + 8 * left * width**2
+    whole = vision_cost(encoder, num_tokens, ()).total
+    assert whole == depth * block(num_tokens, num_tokens)
+    assert reduced_cost(encoder, num_tokens, 1, TokenMerging(0, "0:24")) == whole
+
+    merging = reduced_cost(encoder, num_tokens, 1, TokenMerging(10, (0, 22)))
+    expected = block(257, 247) + 21 * block(247, 247) + block(247, 237) + block(237, 237)
+    expected += (128**2 + 123**2) * 64 + 10 * (128 + 123) * width
+    assert merging == expected
+
+    dropping = reduced_cost(encoder, num_tokens, 1, TokenDropping(0.25, 12, features="input"))
+    expected = 12 * block(257, 257) + block(257, 64) + 11 * block(64, 64)
+    assert dropping == expected + 257 * 64 * width
 
 
 def test_advice_is_honest_when_fna_does_not_pay():

@@ -59,6 +59,22 @@ def test_every_arm_runs_every_task(finished):
     assert all(done == {"zero_shot", "retrieval", "fidelity"} for done in tasks.values())
 
 
+def test_fewer_tokens_are_evaluated_where_they_have_a_meaning(short_config, tmp_path):
+    short_config.tasks = ("zero_shot", "fidelity")
+    short_config.fna.methods, short_config.fna.kept = ("tome", "drop", "smaller"), (50,)
+    results = evaluate(short_config, tmp_path)
+    names = [(point["arm"], point["task"]) for point in results["points"]]
+    assert names == [(f"{m}", "zero_shot") for m in ("exact", "tome-50", "drop-50", "smaller-50")]
+    text = write_report(results, tmp_path, landmarks=landmark_examples(short_config))
+    assert "| token merging | 50 % |" in text and (tmp_path / "quality.png").is_file()
+    assert not (tmp_path / "landmarks.png").exists()
+
+    backbone, arms = open_pretrained(short_config.model), make_arms(short_config.fna, 2)
+    data = {"segmented split": object()}
+    jobs = table.jobs_of(arms, ["segmentation"], backbone, data, None, short_config)
+    assert [name for name, _, _ in jobs] == ["exact"]
+
+
 def test_massive_tokens_are_no_landmarks_where_asked(short_config):
     short_config.fna.exclude = "massive_by_norm"
     exact, *arms = make_arms(short_config.fna, 2)

@@ -3,11 +3,13 @@
 import importlib
 import pkgutil
 import re
+import types
 
 import pytest
 
 import main
-from evals.jobs.opening import first_batch, num_tokens_of, open_named
+from evals.data import photographs
+from evals.jobs.opening import first_batch, num_tokens_of, open_images, open_named
 from evals.running.overrides import Override, apply_overrides
 from tests.evals.conftest import write_image
 
@@ -60,3 +62,18 @@ def test_what_cannot_run_is_refused_before_anything_is_written(name, field, text
     with pytest.raises(ValueError, match=field.split(".")[-1]):
         pkgutil.resolve_name(main.TASKS[config.task])(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_photographs_are_those_of_a_half(monkeypatch):
+    monkeypatch.setattr(photographs, "_file", lambda name: name)
+    for half, names in photographs.HALVES.items():
+        config = types.SimpleNamespace(images=f"photographs/{half}", num_images=3)
+        assert open_images(config) == list(names[:3])
+        config.num_images = None
+        assert open_images(config) == list(names)
+
+
+def test_what_is_no_half_is_a_path():
+    config = types.SimpleNamespace(images="photographs/all", num_images=None)
+    with pytest.raises(FileNotFoundError, match="photographs/all"):
+        open_images(config)

@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 
 from evals.data import photographs
-from evals.jobs.pretrained import job
+from evals.jobs.pretrained import job, pareto
 from evals.jobs.pretrained.pictures import component_colours
 from evals.jobs.pretrained.report import pretrained_report
 from evals.tasks.saliency.comparison import looked_at, map_agreement, token_errors
+from tests import zoo
 from tests.evals.conftest import write_image
+from training.companions import write_companions
 
 SIZE, NUM_TOKENS, NUM_PHOTOGRAPHS = 32, 17, 3
 
@@ -31,7 +33,8 @@ def short_settings(model):
     config = importlib.import_module("configs.pretrained").get_config()
     config.model, config.image_sizes = str(model), (SIZE,)
     config.num_pictures, config.repeats = 1, 1
-    config.fna.num_landmarks, config.fna.methods = (8,), ("fps",)
+    config.fna.layers, config.fna.num_landmarks, config.fna.kept = "all", (8,), (50,)
+    config.fna.methods = ("fps", "tome", "drop", "smaller")
     return config
 
 
@@ -100,11 +103,11 @@ def test_the_same_token_has_the_same_colour():
 
 def test_a_run_measures_every_attention(finished):
     _, workdir, text, results = finished
-    exact, fna = results["table"]
+    exact, fna, *others = results["table"]
     assert exact["method"] == "exact" and exact["times exact"] == 1
     assert (fna["px"], fna["method"], fna["num_landmarks"]) == (SIZE, "fps", 8)
     assert fna["tokens"] == NUM_TOKENS
-    (errors,) = (point for point in results["points"] if point["task"] == "errors")
+    errors = next(point for point in results["points"] if point["task"] == "errors")
     of_photographs = ("class_token_error", "patch_error", "correlation", "intersection_over_union")
     for values in (*(errors[name] for name in of_photographs), *errors["layer_errors"].values()):
         assert len(values) == NUM_PHOTOGRAPHS and np.isfinite(values).all()
@@ -112,24 +115,61 @@ def test_a_run_measures_every_attention(finished):
     assert fna["patch error spread"] == pytest.approx(np.std(errors["patch_error"], ddof=1))
     assert "patch error" not in exact and fna["images/s"] > 0 and fna["compile s"] >= 0
     assert f"{NUM_PHOTOGRAPHS} photographs (--config.half=report)" in text
+    tome, drop, smaller = others
+    for row in (tome, smaller):
+        assert row["kept"] == 50 and row["patch error"] > 0 and 0 <= row["map IoU"] <= 1
+    assert drop["class token error"] > 0 and not {"patch error", "map IoU"} & drop.keys()
+    assert smaller["GMAC"] < tome["GMAC"] < exact["GMAC"] and drop["GMAC"] < exact["GMAC"]
     names = {"pretrained.csv", f"tokens-{SIZE}.png", f"saliency-{SIZE}.png"}
+    names |= {"pareto-pooled.png", "pareto-dense.png"}
     assert names <= {file.name for file in workdir.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def tokens(finished):
     """Exact attention's, FNA's, and those that the layers were compared on."""
-    bench, (exact, fna) = job.open_bench(finished[0])  # at the precision of the run
+    bench, (exact, fna, *_) = job.open_bench(finished[0])  # at the precision of the run
     return bench.tokens(exact, SIZE), bench.tokens(fna, SIZE), bench.compared(fna, SIZE)[0]
 
 
 def test_errors_are_of_the_attention_and_nothing_else(finished, tokens):
     exact, approximate, compared = tokens
     np.testing.assert_allclose(compared, exact, atol=1e-5)
-    (point,) = (point for point in finished[-1]["points"] if point["task"] == "errors")
+    point = next(point for point in finished[-1]["points"] if point["task"] == "errors")
     errors = token_errors(approximate, exact, num_prefix=1)
     for name, values in errors.items():
         np.testing.assert_allclose(point[name], values, rtol=1e-4)
+
+
+def test_a_smaller_image_is_brought_to_the_grid_of_the_whole_one():
+    x = np.linspace(0, 1, 3)
+    plane = x[:, None] + 10 * x[None]  # which resizing bilinearly keeps inside
+    tokens = np.concatenate([[-1], plane.ravel()])[None, :, None].astype(np.float32)
+    resized = job.resized_patches(tokens, 1, 6)
+    assert resized.shape == (1, 37, 1) and resized[0, 0, 0] == -1
+    y = (np.arange(1, 5) + 0.5) / 4 - 0.25
+    np.testing.assert_allclose(resized[0, 1:, 0].reshape(6, 6)[1:5, 1:5], y[:, None] + 10 * y)
+
+
+def test_exact_is_a_line_and_rows_without_an_error_are_not_drawn(finished, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pareto, "save_figure", lambda figure, *_, **__: figures.append(figure))
+    rows = finished[-1]["table"]
+    assert pareto.draw_pareto(rows, "") == ["pareto-pooled.png", "pareto-dense.png"]
+    pooled, dense = ([axis.get_lines() for axis in figure.axes] for figure in figures)
+    assert [len(lines) for lines in (*pooled, *dense)] == [1 + 4, 1 + 4, 1 + 3, 1 + 3]
+    for lines, cost in zip(dense, ("images/s", "GMAC")):
+        exact, *others = (line.get_xydata() for line in lines)
+        assert (exact[:, 0] == rows[0][cost]).all()
+        points = {(row[cost], row["patch error"]) for row in rows if "patch error" in row}
+        assert points == {tuple(point) for line in others for point in line}
+
+
+def test_without_a_class_token_dropping_has_nothing_to_show(own_photographs, tmp_path):
+    config = short_settings(zoo.write("siglip_hf", tmp_path / "siglip"))
+    write_companions(tmp_path / "siglip")
+    with pytest.raises(ValueError, match="there is only a class token to compare, and"):
+        job.open_bench(config)
 
 
 def test_a_second_run_finds_all_points(finished, monkeypatch):

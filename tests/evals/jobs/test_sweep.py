@@ -1,12 +1,13 @@
 """Sweeps: the grid, the Pareto front, what is left out, and that a killed one ends the same."""
 
+import collections
 import importlib
 import json
 
 import numpy as np
 import pytest
 
-from evals.jobs.sweep.job import grid_arms, sweep
+from evals.jobs.sweep.job import check_arms, grid_arms, sweep
 from evals.jobs.sweep.report import format_sweep, pareto_front, sweep_report, sweep_rows
 from evals.running.pretrained import open_pretrained
 from tests.kills import campaign
@@ -46,6 +47,20 @@ def test_the_grid_is_every_combination_and_one_exact_arm_per_size_and_masking(sm
     )
     assert all(arm.name == name for name, (arm, _) in arms.items())
     assert next(iter(arms.values()))[0].fna is None
+
+
+def test_what_keeps_fewer_tokens_comes_once_for_each_share(small_model):
+    config = short_sweep(small_model)
+    config.grid.strategies = ("none",)
+    config.grid.num_landmarks, config.grid.resample = (4, 8), (False, True)
+    config.grid.methods, config.grid.kept = ("tome", "drop", "random_drop", "smaller"), (50, 25)
+    config.grid.seeds, config.grid.features = (0, 1), ("q", "k")
+    arms = grid_arms(config, depth=2)
+    found = collections.Counter(words.get("method") for _, words in arms.values())
+    assert found == {None: 1, "tome": 2, "drop": 4, "random_drop": 8, "smaller": 2}
+    named = {words["kept %"]: arm.pixels for arm, words in arms.values() if arm.pixels}
+    assert named == {50: 0.5, 25: 0.25}
+    assert check_arms(arms, open_pretrained(str(small_model)), [np.zeros((64, 64, 3))]) == {}
 
 
 def test_every_setting_has_a_row_and_what_cannot_run_is_said(finished):

@@ -1,5 +1,6 @@
 """The attention under an error budget: the search, its json, and the configs that read it."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from evals.data import Batch
 from evals.jobs.cost import vision_cost
 from evals.jobs.evaluate.report import evaluation_report
 from evals.jobs.opening import open_images, open_named
+from evals.jobs.tune import job
 from evals.jobs.tune.blockwise import OUTPUTS, Blockwise
 from evals.jobs.tune.choice import furthest_within, greedy_path
 from evals.jobs.tune.job import tune_report
@@ -158,7 +160,8 @@ def test_a_huge_budget_takes_the_cheapest_in_every_block(tuned):
     (fna,) = read_tuned(folder / "tune.json", 2)
     assert fna.layers == (0, 1) and fna.num_landmarks == 4
     encoder = vision_config(open_named(config).model.config).encoder
-    others = FNAConfig("0:2", 4, resample=True), FNAConfig("0:2", 4, **CENTROID)
+    refined = CENTROID | dict(resample=False, refine=1)
+    others = FNAConfig("0:2", 4, resample=True), FNAConfig("0:2", 4, **refined)
     assert fna == min(others, key=lambda other: vision_cost(encoder, 65, other).fna)
     assert "times less arithmetic" in text and str(folder / "tune.json") in text
 
@@ -174,6 +177,22 @@ def test_the_error_told_is_that_of_the_view_read_back(tuned):
         expected = fidelity(view, images, Embedder(3))["embedding_error"]
         assert abs(record[f"error_{kind}"] - expected) < 1e-5 * expected
         assert f"{record[f'error_{kind}']:.4f} on " in text and record[f"num_{kind}"] == len(images)
+
+
+@pytest.mark.parametrize("errors, kept", [([0.08, 0.1], True), ([0.08, 0.12], False)])
+def test_clusters_are_handed_on_where_that_keeps_the_budget(monkeypatch, errors, kept):
+    """Two errors of mean m and half their difference d keep a budget of m + 2 d."""
+    monkeypatch.setattr(job, "output_errors", lambda *arguments: np.array(errors))
+    far, alone = FNAConfig("0:2", 4, **CENTROID), FNAConfig("2:3", 8, **CENTROID)
+    fna = FNAConfig("3:5", 8, resample=True)
+    blocks = [job.Candidate("centroid", far, 1)] * 2 + [job.Candidate("centroid", alone, 1)]
+    blocks += [job.Candidate("fps", fna, 1)] * 2
+    choice, config = job.Choice(tuple(blocks), (0.1,) * 5, 0.05), get_config()
+    config.budget = 0.1101
+    fnas, error = job.handed_on(choice, None, None, config)
+    refined = dataclasses.replace(far, resample=False, refine=1)
+    assert fnas == ((refined if kept else far), alone, fna)
+    assert error == (pytest.approx(0.09) if kept else 0.05)
 
 
 def test_no_budget_is_exact_attention(tuned):

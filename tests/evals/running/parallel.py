@@ -25,10 +25,13 @@ from fna_jax import FNAConfig
 from models.tokenizer import load_tokenizer
 from training import contrastive
 
+_MERGING = models.TokenMerging(8, "0:2")
 _FPS, _RANDOM = FNAConfig((1,), 8), FNAConfig((1,), 8, method="random")
-# A view with exact attention in one block and FNA in the other; a batch size; images, labelled.
+# A view with exact attention in one block and FNA in the other, or whose tokens are merged; a batch
+# size; images, labelled.
 QUICK = {
     "fps": (_FPS, 5, 13),  # sizes that neither two nor eight divide
+    "merging": (_MERGING, 5, 13),
     "random": (_RANDOM, 6, 13),  # two divide it: several processes would round it up
 }
 WHOLE = QUICK | {"exact": (None, 5, 13), "one image": (_FPS, 16, 1)}
@@ -40,13 +43,14 @@ def evaluated(model, cases):
     for name, (fna, batch_size, count) in cases.items():
         pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
         data = LabelledImages(pixels, np.arange(count) % 3, ["zero", "one", "two"], ["a {}"])
-        embedder, view = Embedder(batch_size), pretrained.with_attention(fna)
+        how = pretrained.with_fewer_tokens if fna == _MERGING else pretrained.with_attention
+        embedder, view = Embedder(batch_size), how(fna)
         rng = jax.random.key(3) if fna == _RANDOM else None
         images = embedder.images(view, data.images, rng=rng)
         found[name] = {"rows": images.rows.tolist(), "embeddings": images.embeddings.tolist()}
         if name == "fps":
             found[name]["top1"] = zero_shot(view, data, embedder, rng=rng)["top1"]
-        if fna and cases == WHOLE:
+        if isinstance(fna, FNAConfig) and cases == WHOLE:
             record = fidelity(view, data.images, embedder, rng=rng)
             found[name]["errors"] = [record["embedding_error"], *record["layer_errors"].values()]
     return found
