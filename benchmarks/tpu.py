@@ -71,11 +71,13 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     rows = read_rows(arguments.output) if arguments.resume else []
     before = {_key(row): row["estimate_us"] for row in _rows_of(arguments.before)}
+    told = lambda row: row | ({"before_us": before.get(_key(row), "")} if before else {})
+    rows = [told(row) for row in rows]
     for labels, function, specs in tqdm.tqdm(_todo(arguments), unit="program"):
-        row = labels | compile_for(labels["chip"], function, specs)
-        row |= {"before_us": before.get(_key(row), "")} if before else {}
+        row = told(labels | compile_for(labels["chip"], function, specs))
         rows = [other for other in rows if _key(other) != _key(row)] + [row]
         write_rows(arguments.output, rows)  # what is done stays
+    write_rows(arguments.output, rows)
     print(as_markdown(rows))
 
 
@@ -206,7 +208,7 @@ def towers(landmarks, dtype) -> dict:
     """Whole vision towers for one image, by name, and the shapes of weights and image."""
     arms = {}
     for name, (model, side, blocks) in _TOWERS.items():
-        tower = models.registry.vision_tower(_abstract(model, dtype))
+        model = _abstract(model, dtype)
         image = jax.ShapeDtypeStruct((1, side, side, 3), dtype)
         fna = FNAConfig(tuple(blocks), landmarks)
         settings = {
@@ -217,7 +219,8 @@ def towers(landmarks, dtype) -> dict:
             ),
         }
         for attention, config in settings.items():
-            graphdef, state = nnx.split(models.with_attention(tower, config))
+            tower = models.registry.vision_tower(models.with_attention(model, config))
+            graphdef, state = nnx.split(tower)
             run = lambda state, image, graphdef=graphdef: nnx.merge(graphdef, state)(image).tokens
             arms[f"{name}, {attention}"] = run, (state, image)
     return arms

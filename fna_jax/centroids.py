@@ -242,7 +242,8 @@ def _window_attention(query, key, value, present, far_key, far_value, far_mass, 
 
     states = query, key, value, far_key, far_value
     of_images = present, far_mass
-    out = over_heads(attend, states, of_images, num_logits=num_logits * query.shape[1])
+    num_logits *= query.shape[1]
+    out = over_heads(attend, states, of_images, num_logits=num_logits, in_blocks=True)
     out = out.reshape(*out.shape[:2], num_rows, -1, *out.shape[3:])
     return jnp.swapaxes(out, 3, 4).reshape(*out.shape[:3], -1, out.shape[-1])
 

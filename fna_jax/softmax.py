@@ -144,7 +144,7 @@ def take_tokens(x, indices):
     return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
 
 
-def over_heads(attend, states, of_images, *, num_logits):
+def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     """`attend(*states, of_images)`, part by part where its logits are many, `[B, …, K, D]`.
 
     A CPU goes head by head if each has many logits. A TPU goes image by image if all logits do not
@@ -159,6 +159,8 @@ def over_heads(attend, states, of_images, *, num_logits):
       states: arrays `[B, …, K, D]`.
       of_images: a tree of arrays `[B, …]`, the same for all heads.
       num_logits: those of a head.
+      in_blocks: whether images one by one, with blocks of rows as in `map_row_blocks`, are better
+        on a TPU than heads one by one, even where the logits of a whole image do not fit.
     """
     first = states[0]
     batch, num_groups = first.shape[0], first.shape[-2]
@@ -170,7 +172,7 @@ def over_heads(attend, states, of_images, *, num_logits):
     # An unknown number of images, under jax.export, is many.
     fits = lambda parts: isinstance(parts, int) and parts * num_logits <= _VMEM_LOGITS
     cpu = by_heads if num_logits >= _HEAD_LOGITS else attend
-    tpu = by_images if images and fits(num_groups) else by_heads
+    tpu = by_images if images and (in_blocks or fits(num_groups)) else by_heads
     tpu = attend if fits(batch * num_groups) else tpu
     if cpu is tpu is attend:
         return attend(*states, of_images)

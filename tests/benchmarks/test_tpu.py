@@ -129,8 +129,8 @@ def test_every_arm_has_a_row_and_other_rows_are_kept(rows_of, monkeypatch, tmp_p
     before.write_text((tmp_path / "out" / "rows.csv").read_text())
     columns["estimate_us"] = 1.0
     again = rows_of(tpu, *options, "--match", "flash", "--resume", "--before", before, plot=False)
-    assert len(again) == len(arms)
-    assert [row["arm"] for row in again if row["before_us"] == "2.0"] == ["exact, Pallas flash"]
+    assert len(again) == len(arms) and all(row["before_us"] == "2.0" for row in again)
+    assert [row["arm"] for row in again if row["estimate_us"] == "1.0"] == ["exact, Pallas flash"]
 
 
 @pytest.mark.accelerator
@@ -147,3 +147,9 @@ def test_the_estimate_is_near_the_peaks(what):
     row = tpu.compile_for("v5e", function, specs)
     assert row["compiles"] == "yes" and row["guessed"] == 0
     assert 1e-6 * row["estimate_us"] == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.accelerator
+def test_towers_are_traced():
+    for function, specs in tpu.towers(64, "bfloat16").values():
+        assert jax.eval_shape(function, *specs).dtype == jnp.bfloat16
