@@ -9,7 +9,6 @@ import math
 import typing
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -130,7 +129,7 @@ def fill(table: Table, leaves: dict[str, jax.ShapeDtypeStruct], tensors: dict[st
         for row in targets:
             leaf = _leaf(array, row, leaves[row.target])
             finite &= bool(np.isfinite(leaf).all())
-            arrays[row.target] = jnp.asarray(leaf)
+            arrays[row.target] = jax.device_put(leaf)  # jnp.asarray compiles for each shape
         if not finite:
             not_finite.append(source)
     return arrays, not_finite

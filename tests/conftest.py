@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import models
-from training.companions import write_companions
+import models.registry
 
 # Most of the time goes into compiling programs that run once, and half of that into making them
-# fast. XLA's own passes stay; LLVM does less, and where jaxlib still has both makers of loops, the
-# older one, which compiles twice as fast. 0 in the environment asks for all of it. Other processes
-# inherit it.
+# fast. XLA's own passes stay; LLVM does less, each program whole rather than in parts for cores
+# that have other tests to run, and where jaxlib still has both makers of loops, the older one,
+# which compiles twice as fast. 0 in the environment asks for all of it. Other processes inherit it.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = flags
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # What one process of a run has compiled, the others find: workers, and programs that tests start.
 # It saves compilations only: tracing, and with it what counts traces, is as without it.
@@ -65,12 +65,12 @@ def random_qkv(seed=0, batch=(2,), tokens=40, heads=2, dim=8, kv_heads=None, dty
 
 
 def tiny_clip(seed=0, **overrides):
-    """A CLIP of 65 vision tokens (class token and 8 × 8 patches) and 4 vision blocks."""
+    """A CLIP of 65 vision tokens (class token and 8 × 8 patches) and 3 vision blocks."""
     settings = dict(
         vision=dict(
             image_size=32,
             patch_size=4,
-            encoder=dict(width=32, depth=4, num_heads=4, mlp_dim=64),
+            encoder=dict(width=32, depth=3, num_heads=4, mlp_dim=64),
         ),
         text=dict(
             vocab_size=99,
@@ -84,9 +84,9 @@ def tiny_clip(seed=0, **overrides):
 
 
 def with_settings(model, **overrides):
-    """The tiny CLIP with other settings and the weights of `model`, cast to `param_dtype`."""
-    abstract = nnx.eval_shape(lambda: tiny_clip(**overrides))
-    graphdef, state = nnx.split(abstract)
+    """`model` with other settings and its own weights, cast to `param_dtype`."""
+    config = models.registry.override(model.config, overrides)
+    graphdef, state = nnx.split(models.registry.abstract_model(type(model), config))
     cast = lambda x, like: x.astype(like.dtype)
     return nnx.merge(graphdef, jax.tree.map(cast, nnx.state(model), state))
 
@@ -115,13 +115,15 @@ def clip():
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """The directory of a small untrained CLIP for digit scenes."""
+    from training.companions import write_companions  # which loads much that most do not need
+
     folder = tmp_path_factory.mktemp("small")
     encoder = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 32}
     model = models.create(
         "clip-vit-b-32",
         rngs=nnx.Rngs(0),
         vision={"image_size": 64, "patch_size": 8, "encoder": encoder},
-        text={"vocab_size": 22, "context_length": 32, "eos_token_id": 2, "encoder": encoder},
+        text=dict(vocab_size=22, context_length=32, eos_token_id=2, encoder=encoder | {"depth": 1}),
         projection_dim=16,
     )
     models.save(model, folder / "model", companions=write_companions(folder))

@@ -1,6 +1,9 @@
+import pytest
+
 from benchmarks import centroids
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_and_compared_with_fna(rows_of, capsys):
     sizes = ["--grids", 4, "--heads", 2, "--head_dim", 8, "--landmarks", 4, "--windows", 4]
     rows = {row["arm"]: row for row in rows_of(centroids, *sizes, "--repeats", 2)}

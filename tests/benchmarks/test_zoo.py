@@ -41,6 +41,7 @@ def test_every_model_is_in_one_group_of_those_that_are_measured():
     assert ["clip-vit-l-14", "clip-vit-l-14-336"] in groups
 
 
+@pytest.mark.slow
 def test_conversion_is_measured(tmp_path):
     ((layout, values),) = layouts_of(SMALL)
     file = write_random_checkpoint(tmp_path / "source", layout, SMALL, values)

@@ -153,6 +153,7 @@ def test_wrong_arguments(capsys, argv, word):
     assert err.startswith("error: ") and word in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_process_converts(source, tmp_path):
     result = run("-m", "convert", source, tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,10 +1,15 @@
 """What tests of evaluations share: settings of a short one, and images to read."""
 
+import functools
 import importlib
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import models
+
+_load_once = functools.cache(models.load)
 
 
 def write_image(path, *, size=(90, 70), mode="RGB", seed=0):
@@ -22,6 +27,14 @@ def short_settings(model):
     config.num_fidelity_images, config.batch_size = 6, 8
     config.fna.num_landmarks, config.fna.seeds = (4, 8), (0, 1)
     return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_are_loaded_once():
+    """Many jobs open the same model, which none of them changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", _load_once)
+        yield
 
 
 @pytest.fixture

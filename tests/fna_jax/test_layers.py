@@ -25,6 +25,11 @@ def partition(config, clusters=None, **options):
     return partition_in_layer(STATES, config, clusters, grid=GRID, num_prefix=PREFIX, **options)
 
 
+assign = jax.jit(assign_clusters, static_argnames="num_prefix")
+kmeans = jax.jit(kmeans_clusters, static_argnames="steps")
+select = jax.jit(select_landmarks, static_argnums=1)
+
+
 def same(clusters, expected):
     np.testing.assert_array_equal(clusters.assignment, expected.assignment)
     assert clusters.num_clusters == expected.num_clusters
@@ -35,25 +40,25 @@ def same(clusters, expected):
 def test_clusters_of_landmarks(features):
     points = KEY.mean(2) if features == "k" else STATES["input"]
     guarantee = np.broadcast_to(np.arange(TOKENS) < PREFIX, (2, TOKENS))
-    landmarks = select_landmarks(points, 6, guarantee=guarantee)
-    nearest = assign_clusters(points, landmarks, num_prefix=1)
-    same(partition(config(features=features)), kmeans_clusters(points, nearest, steps=1))
+    landmarks = select(points, 6, guarantee=guarantee)
+    nearest = assign(points, landmarks, num_prefix=1)
+    same(partition(config(features=features)), kmeans(points, nearest, steps=1))
     free = partition(config(features=features, guarantee_prefix=False))
-    nearest = assign_clusters(points, select_landmarks(points, 6))
-    same(free, kmeans_clusters(points, nearest, steps=1))
+    nearest = assign(points, select(points, 6))
+    same(free, kmeans(points, nearest, steps=1))
 
 
 def test_clusters_of_windows():
     windows = Windows(GRID, (2, 3), 0, PREFIX)
     same(partition(config(partition="windows")), windows.clusters((2,)))
-    moved = kmeans_clusters(KEY.mean(2), windows.clusters((2,)), steps=3)
+    moved = kmeans(KEY.mean(2), windows.clusters((2,)), steps=3)
     same(partition(config(partition="kmeans", features="k")), moved)
 
 
 def test_clusters_are_shared_refined_or_chosen_anew():
     before = Windows(GRID, (2, 3), 0, PREFIX).clusters((2,))
     same(partition(config(), before), before)
-    refined = kmeans_clusters(VALUE.mean(2), before, steps=2)
+    refined = kmeans(VALUE.mean(2), before, steps=2)
     same(partition(config(features="v", refine=2), before), refined)
     same(partition(config(resample=True), before), partition(config()))
 

@@ -20,7 +20,7 @@ from fna_jax.layers import attend_in_layer, partition_in_layer
 from tests.conftest import random_qkv, rel_max_error
 
 WIDTH, HEADS, TOKENS = 16, 2, 20
-FNA = FastNystromAttention(6, inverse_steps=2)  # few, to compile fast; six are tested below
+FNA = FastNystromAttention(6, inverse_steps=2)  # six are tested below
 INPUTS = np.random.default_rng(0).standard_normal((2, TOKENS, WIDTH)).astype(np.float32)
 KEY_MASK = np.arange(TOKENS) < np.array([[13], [20]])
 

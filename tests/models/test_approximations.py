@@ -59,16 +59,18 @@ def test_clusters_are_handed_on_as_they_are_or_refined():
     np.testing.assert_array_equal(shared.assignment, first.assignment)
 
     tower = models.with_attention(model, FNAConfig("0:1", **settings)).vision
-    tokens, block = tokens_after_first_block(tower), tower.encoder.blocks[1]
-    key = block.attention.project(block.norm1(tokens))[1]
-    expected = kmeans_clusters(jnp.mean(key, axis=2), first, steps=1)
+    expected = clusters_in_second_block(tower, first)
     np.testing.assert_array_equal(refined.assignment, expected.assignment)
     assert (np.asarray(refined.assignment) != first.assignment).any()
 
 
-def tokens_after_first_block(tower):
-    capture = models.Capture(outputs=(0,))
-    return jax.jit(lambda x: tower(x, capture=capture).captured.outputs[0])(IMAGES)
+@jax.jit
+def clusters_in_second_block(tower, first):
+    """Those of the first block after one step on the second block's keys."""
+    tokens = tower(IMAGES, capture=models.Capture(outputs=(0,))).captured.outputs[0]
+    block = tower.encoder.blocks[1]
+    key = block.attention.project(block.norm1(tokens))[1]
+    return kmeans_clusters(jnp.mean(key, axis=2), first, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_round_trip_of_bfloat16_and_other_settings(tmp_path):
 
 
 def test_the_attention_is_not_saved(clip, tmp_path):
-    models.save(models.with_attention(clip, FNAConfig("1:4", 12)), tmp_path / "clip")
+    models.save(models.with_attention(clip, FNAConfig("1:3", 12)), tmp_path / "clip")
     assert models.load(tmp_path / "clip").vision.fna == ()
 
 
@@ -177,12 +177,12 @@ def test_a_description_that_does_not_fit_raises(copy, change, message):
             r"projection.kernel is \(32, 24\) there and \(32, 25\)",
         ),
         (
-            lambda config: config["vision"]["encoder"].update(depth=5),
-            r"blocks.4..* is absent there and \(",
+            lambda config: config["vision"]["encoder"].update(depth=4),
+            r"blocks.3..* is absent there and \(",
         ),
         (
-            lambda config: config["vision"]["encoder"].update(depth=3),
-            r"blocks.3..* and absent in the model",
+            lambda config: config["vision"]["encoder"].update(depth=2),
+            r"blocks.2..* and absent in the model",
         ),
     ],
     ids=["another shape", "a block more", "a block less"],

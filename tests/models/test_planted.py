@@ -1,5 +1,6 @@
 """Detectors, interventions and captures on a model whose massive and artifact tokens are known."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -53,12 +54,13 @@ def model():
 def plain(model):
     """What is captured of the FEW images without interventions."""
     capture = models.Capture(norms=True, outputs=(GROW,), values=(SUPPRESS,), attention=(SINK,))
-    return run(model, FEW.images, capture=capture).captured
+    return jax.device_get(run(model, FEW.images, capture=capture).captured)
 
 
 def norms(view):
     """Of the FEW images' massive tokens, `[1 + blocks, tokens]`."""
-    return run(view, FEW.images, capture=models.Capture(norms=True)).captured.norms[:, FEW.massive]
+    captured = run(view, FEW.images, capture=models.Capture(norms=True)).captured
+    return np.asarray(captured.norms)[:, FEW.massive]
 
 
 def from_suppress_on(model, masking):
@@ -114,7 +116,7 @@ def test_artifacts_take_over_once_massive_tokens_are_masked(model, plain):
     images, massive, artifact, order = FEW
     view = from_suppress_on(model, Masking("X->T", "mask"))
     capture = models.Capture(norms=True, attention=(SINK,))
-    masked = run(view, images, massive, capture=capture).captured
+    masked = jax.device_get(run(view, images, massive, capture=capture).captured)
     first = artifact & (order == 1 + np.sum(massive, axis=1, keepdims=True))
     assert np.max(plain.norms[-1][artifact]) < 20
     assert np.min(masked.norms[-1][artifact]) > 0.9 * GROWN_TO
@@ -125,7 +127,8 @@ def test_artifacts_take_over_once_massive_tokens_are_masked(model, plain):
 
 def test_massive_and_artifact_tokens_suppress_each_other(model, plain):
     kernel = model.encoder.blocks[SUPPRESS].out_kernel()
-    matrix = suppression_matrix(plain.outputs[GROW], plain.values[SUPPRESS], kernel)[:, SINK_HEAD]
+    matrix = jax.jit(suppression_matrix)(plain.outputs[GROW], plain.values[SUPPRESS], kernel)
+    matrix = np.asarray(matrix[:, SINK_HEAD])
     pairs = lambda i, j: matrix[i[:, :, None] & j[:, None, :]]
     marked = FEW.massive | FEW.artifact
     assert np.max(pairs(marked, marked)) < -0.5
@@ -158,7 +161,7 @@ def test_the_adaptive_model_carries_nothing_from_one_batch_to_the_next(model):
         model, IN_FRONT_OF_DETECTION, detector=DETECTORS["by attention"]
     )
     together = run(adaptive, FEW.images)
-    for part in (slice(0, 4), slice(4, 8), slice(0, 4)):  # not compiled
-        output = adaptive(FEW.images[part])
+    for part in (slice(0, 4), slice(4, 8), slice(0, 4)):
+        output = jax.jit(lambda images: adaptive(images))(FEW.images[part])  # traced anew
         np.testing.assert_array_equal(output.masked, together.masked[part])
         assert rel_max_error(output.tokens, together.tokens[part]) < 1e-6

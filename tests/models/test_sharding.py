@@ -18,7 +18,6 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec as P
 import models
 from fna_jax import FNAConfig
-from tests.conftest import random_images
 
 path, example = sys.argv[1:]
 assert len(jax.devices()) == 8
@@ -43,20 +42,21 @@ assert all(len(leaf.addressable_shards) == 8 for leaf in jax.tree.leaves(nnx.sta
 one = models.load(path)
 assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(nnx.state(one))} == {1}
 encode = nnx.jit(lambda model, images: model.encode_image(images))
-images = random_images(batch=8, height=64, width=64)
+images = np.random.default_rng(0).standard_normal((8, 64, 64, 3), np.float32)
+fna = FNAConfig("1:2", 12)  # the block before has exact attention
 with jax.default_matmul_precision("highest"):
-    for fna in (None, FNAConfig("1:2", 12)):
-        expected, *others = (
-            np.asarray(encode(models.with_attention(model, fna), images))
-            for model in (one, sharded, replicated)
-        )
-        for actual in others:
-            error = np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
-            assert error < 5e-6, error  # measured: 4e-7
-            print(error)
+    expected, *others = (
+        np.asarray(encode(models.with_attention(model, fna), images))
+        for model in (one, sharded, replicated)
+    )
+    for actual in others:
+        error = np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
+        assert error < 5e-6, error  # measured: 4e-7
+        print(error)
 """
 
 
+@pytest.mark.slow
 def test_weights_go_where_the_pages_send_them(small_model):
     (example,) = (code for code in snippets().values() if "sharding=" in code)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"

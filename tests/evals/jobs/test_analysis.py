@@ -265,6 +265,7 @@ def test_the_page_holds_every_figure_and_fetches_nothing(finished):
     assert HOSTILE in page.shown and SHOWN in page.shown  # as text, not as tags
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser Chromium")
 def test_a_browser_shows_the_figures(finished, tmp_path):
     script = """<script>onload = () => document.title = [

@@ -229,6 +229,7 @@ def test_fidelity_does_not_depend_on_the_batch_size(short_config):
     assert one["layer_errors"] == pytest.approx(other["layer_errors"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, short_config):
     source = tmp_path / "clip"
     source.mkdir()
@@ -247,18 +248,28 @@ def test_pytorch_files_of_a_clip_are_evaluated_on_an_image_folder(tmp_path, shor
     assert points[0]["num_images"] == 4
 
 
-def test_siglip_without_a_class_token_is_evaluated(tmp_path, short_config):
-    source = zoo.write("siglip_hf", tmp_path / "siglip")  # scenes of 64 pixels are 64 patches
+@pytest.fixture
+def siglip(tmp_path):
+    """A checkpoint by whose patches scenes of 64 pixels are 64 tokens, none of them a class."""
+    source = zoo.write("siglip_hf", tmp_path / "siglip")
     write_companions(source)
-    short_config.model, short_config.fna.methods = str(source), ("fps",)
+    return source
+
+
+@pytest.mark.slow
+def test_siglip_without_a_class_token_is_evaluated(tmp_path, short_config, siglip):
+    short_config.model, short_config.fna.methods = str(siglip), ("fps",)
     short_config.fna.num_landmarks = (64,)
     results = evaluate(short_config, tmp_path / "run")
     assert {point["task"] for point in results["points"]} == {"zero_shot", "retrieval", "fidelity"}
     assert "At 64 tokens" in results["advice"]
-    pretrained = open_pretrained(str(source)).with_attention(FNAConfig((1,), 64))
+
+
+def test_all_tokens_of_siglip_may_be_landmarks(tmp_path, short_config, siglip):
+    pretrained = open_pretrained(str(siglip)).with_attention(FNAConfig((1,), 64))
     (points,) = landmark_points(pretrained, np.zeros((1, 64, 64, 3), np.float32))
     assert len(np.unique(points, axis=0)) == 64  # every patch, the first one too
-    short_config.fna.num_landmarks = (65,)
+    short_config.model, short_config.fna.num_landmarks = str(siglip), (65,)
     with pytest.raises(ValueError, match="more than the 64 tokens"):
         evaluate(short_config, tmp_path / "other")
 

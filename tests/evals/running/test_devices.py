@@ -69,6 +69,7 @@ def check_equal(report, expected):
             assert report[name]["errors"] == pytest.approx(case["errors"], rel=6e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_embed_as_one_does_and_send_nothing(small_model):
     report = on_eight(small_model, "quick")
     check_equal(report, evaluated(small_model, QUICK))

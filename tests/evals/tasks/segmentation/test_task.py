@@ -21,7 +21,7 @@ from evals.tasks.segmentation.settings import Settings
 from evals.tasks.segmentation.task import logits_of, predictions
 from evals.tasks.segmentation.training import trained_head
 from fna_jax import FNAConfig
-from tests.conftest import random_images, rel_max_error
+from tests.conftest import random_images, rel_max_error, tiny_clip
 
 SIZES = [(64, 64), (64, 150), (90, 70), (20, 31), (130, 65)]
 
@@ -116,7 +116,9 @@ def test_an_image_or_a_label_map_that_does_not_open_is_left_out(backbone, capsys
         rows()
 
 
-def test_features_are_the_normalised_patches_of_the_last_blocks(clip):
+def test_features_are_the_normalised_patches_of_the_last_blocks():
+    encoder = dict(width=16, depth=5, num_heads=2, mlp_dim=16)
+    clip = tiny_clip(vision=dict(image_size=32, patch_size=4, encoder=encoder))
     images = random_images(batch=3)
     states = [np.asarray(x)[:, 1:] for x in jax.jit(clip.vision.hidden_states)(images)[-4:]]
     expected = [(x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in states]
