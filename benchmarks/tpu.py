@@ -15,12 +15,14 @@ Flash and splash attention are those of jax.experimental.pallas, their padding i
 """
 
 import argparse
+import atexit
 import datetime
 import functools
 import importlib.metadata
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 
@@ -251,7 +253,9 @@ def prepare():
 
 @functools.cache
 def _dump_folder():
-    return tempfile.mkdtemp(prefix="fna-jax-bundles-")
+    folder = tempfile.mkdtemp(prefix="fna-jax-bundles-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @functools.cache
