@@ -139,6 +139,8 @@ TABLES = {  # each as the committed results make it
     "attention": lambda: tables.attention(rows("attention")),
     "models": lambda: tables.models(rows("models")),
     "sharding": lambda: tables.sharding(rows("sharding")),
+    "gpu": lambda: tables.gpu(rows("gpu")),
+    "gpu_towers": lambda: tables.gpu_towers(rows("gpu")),
     "tpu": lambda: tables.tpu(rows("tpu")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
 }
@@ -184,6 +186,15 @@ def sentences():
     (memory,) = (row for row in rows("memory") if (row["arm"], row["tokens"]) == (sampled, "65537"))
     conversion, analysis = rows("conversion")[0], rows("analysis")[-1]
     training, photographs = run("digit_scenes", "train.json"), run(*PRETRAINED)
+    of_gpu = {
+        (row["arm"], row["tokens"]): float(row["median_ms"])
+        for row in rows("gpu")
+        if (row["part"], row["dtype"]) == ("layer", "bfloat16")
+    }
+    faster_on_gpu = lambda tokens: of_gpu["exact", tokens] / of_gpu[sampled, tokens]
+    launches = {
+        (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
+    }
     step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
     marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
     return [
@@ -191,6 +202,9 @@ def sentences():
         f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[sampled, '4097']:.0f} ms at 4,097",
         f"is {whole['448']:.2f} times faster at 448 pixels",
         f"and {whole['896']:.2f} times at 896",
+        f"{faster_on_gpu('4097'):.1f} times faster at 4,097 (one layer",
+        f"a layer of FNA is {faster_on_gpu('16385'):.0f} times faster",
+        f"FNA with its sampling {launches[sampled, '4097', 'bfloat16']} kernels where it was 455",
         f"next larger one is a factor of {step:.2f} at most",
         f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
         f"From {law['break_even_tokens']} tokens on FNA is faster",
