@@ -1,6 +1,6 @@
 """NVIDIA GPUs: what a layer launches, which needs none, and what it takes, which does.
 
-    pip install -r requirements-gpu.txt && python -m benchmarks.gpu
+    pip install --no-deps -r requirements-gpu.txt && JAX_PLATFORMS=cpu python -m benchmarks.gpu
     XLA_PYTHON_CLIENT_PREALLOCATE=false python -m benchmarks.gpu --measure
 
 The first compiles layers ahead of time for an H100 and writes results/gpu_launches.csv: kernels and
@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
+import pathlib
 import sys
 import time
 
@@ -86,7 +87,8 @@ def launches(arguments):
                 row = {"arm": name, **sizes, "launches": count_launches(program.as_text())}
                 rows.append(row | {"temporary_mb": megabytes(program), "compile_s": seconds})
                 print(*rows[-1].values(), sep="\t", flush=True)
-    write_rows(str(arguments.output).replace("gpu.csv", "gpu_launches.csv"), rows)
+    output = pathlib.Path(arguments.output)
+    write_rows(output.with_stem(f"{output.stem}_launches"), rows)
 
 
 def h100():
@@ -132,8 +134,8 @@ def parts(arguments):
     )
     yield "errors", lambda: error_rows(arguments)
     yield from (layer(n, "bfloat16") for n in tokens)
-    yield from (tower(*sizes, "bfloat16") for sizes in towers)
     yield "sampling and the inverse", lambda: piece_rows(arguments)
+    yield from (tower(*sizes, "bfloat16") for sizes in towers)
     yield from (layer(n, "float32") for n in tokens)
     yield from (tower(*sizes, "float32") for sizes in towers)
 
@@ -196,7 +198,7 @@ def layer_rows(sizes, arguments):
 
 
 def layer_functions(sizes) -> dict:
-    """The arms of `layers.functions`, and those of them that kernels serve without kernels."""
+    """The arms of `layers.functions`, and with our kernel or without any where that differs."""
     functions = layers.functions(sizes["tokens"], sizes["landmarks"], sizes["landmarks"])
     functions["exact, pallas"] = lambda q, k, v, *_: exact_attention(
         q, k, v, implementation="pallas"
@@ -229,6 +231,7 @@ def piece_rows(arguments):
 
 
 def piece(part, arms, sizes, arguments):
+    """Rows of arms that make four calls a run."""
     for name, timing in time_in_turns(arms, repeats=arguments.repeats).items():
         yield {"part": part, "arm": name, **sizes, **times(timing, 4)}
 

@@ -28,8 +28,9 @@ def recommended(model, num_tokens, *, error=0.25) -> tuple[FNAConfig, ...]:
 
     Read off `results/recommended.csv` (`python -m benchmarks.recommended`), which has the errors of
     a DINOv2 ViT-S/14's class token and patch tokens at 1,025 and 4,097 tokens: the settings were
-    chosen on some photographs, and the ceilings hold for the mean over others. How far they do for
-    another model, `main.py --config pretrained.py` tells; `--config tune.py` finds what suits it.
+    chosen on some photographs, the ceilings set once the errors on six others had been seen. What
+    holds for another model, `main.py --config pretrained.py` tells; `--config tune.py` finds what
+    suits it.
 
     Args:
       model: of this zoo.
