@@ -6,8 +6,6 @@ the step before left, and then measures its own block of tokens anew.
 Shape letters: N tokens, C features, S samples, W blocks of tokens.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -27,7 +25,7 @@ def farthest_points(points, distance, *, num_samples, interpret=False):
       interpret: run on any device, slowly.
     """
     num_points = points.shape[0]
-    blocks = pl.cdiv(num_points, _ROWS)
+    blocks = pl.next_power_of_2(pl.cdiv(num_points, _ROWS))  # as many as are read at a time
     fill = (0, blocks * _ROWS - num_points)
     distance = jnp.pad(distance, [fill], constant_values=-jnp.inf).reshape(blocks, _ROWS)
     where = jnp.argmax(distance, axis=1).astype(jnp.int32) + _ROWS * jnp.arange(blocks)
@@ -55,13 +53,9 @@ def farthest_points(points, distance, *, num_samples, interpret=False):
 
 
 def _step(points, distance, peaks, wheres, new_distance, new_peaks, new_wheres, taken):
-    (num_points, width), (num_blocks,) = points.shape, peaks.shape
-    lanes = pl.next_power_of_2(num_blocks)
-    load = functools.partial(triton.load, mask=jnp.arange(lanes) < num_blocks)
-    every = pl.ds(0, lanes)
-    peaks, wheres = load(peaks.at[every], other=-jnp.inf), load(wheres.at[every], other=num_points)
-    top = jnp.max(peaks)
-    index = jnp.min(jnp.where(peaks == top, wheres, num_points - 1))  # the lowest of a tie
+    num_points, width = points.shape
+    top = jnp.max(peaks[...])
+    index = jnp.min(jnp.where(peaks[...] == top, wheres[...], num_points - 1))  # lowest of a tie
 
     block = pl.program_id(0)
     rows = block * _ROWS + jnp.arange(_ROWS)
