@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -92,3 +93,10 @@ def test_the_zoo_lives_beside_another_package_called_models(tmp_path):
         check=False,
     )
     assert result.stdout.split() == ["mine", "True"], result.stderr
+
+
+def test_what_is_installed_is_all_of_the_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    files = (ROOT / "fna_jax").rglob("*.py")
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
+    assert set(listed["tool"]["setuptools"]["packages"]) == packages
