@@ -1,9 +1,9 @@
 r"""Which attention to take in which half of the blocks: error against time of a real model.
 
-    python -m benchmarks.recommended    # photographs of 1,025 and of 4,097 tokens: 13 minutes
+    python -m benchmarks.recommended    # photographs of 1,025 and of 4,097 tokens: 9 minutes
     python -m benchmarks.recommended --pixels 1778 --choose 1 --report 2 --candidates \
         "centroid 64" "centroid 128" "centroid 64, near" "centroid 64, near, 144" \
-        "k-means 144, near 3 × 3"       # 16,130 tokens: 25 minutes
+        "k-means 144, near 3 × 3"       # 16,130 tokens: an estimated 25
 
 First every candidate runs in one half of the blocks, the other half exact, on photographs of the
 half "choose". For each ceiling of the error the fastest pair that is predicted to stay below it, a

@@ -3,7 +3,7 @@
 Each program first finds the farthest point among the farthest of all blocks, which the programs of
 the step before left, and then measures its own block of tokens anew.
 
-Shape letters: N tokens, C features, S samples, W blocks of tokens.
+Shape letters: N tokens, C features, S samples.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 _ROWS, _LANES = 64, 64  # tokens of a block, features at a time
-_UNROLL = 8  # steps of a loop that XLA launches as one
+_UNROLL = 8  # steps in the body of the loop, whose counter and copies are launches, too
 
 
 def farthest_points(points, distance, *, num_samples, interpret=False):

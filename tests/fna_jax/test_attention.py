@@ -176,6 +176,11 @@ def test_inverse_errors(shape, steps, message):
         newton_schulz_inverse(jnp.ones(shape), steps)
 
 
+def test_an_inverse_of_another_name_raises():
+    with pytest.raises(ValueError, match="or None, got 'cudnn'"):
+        newton_schulz_inverse(jnp.ones((3, 3)), implementation="cudnn")
+
+
 # FNA: what its formula implies.
 
 
