@@ -14,9 +14,24 @@ def gpu_obstacle(*arrays):
 
     A kernel does not know how to be split over devices, so it runs where there is one.
     """
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    if (compute_capability(device) or 0) < 8.0:
+    if (compute_capability(device := _device()) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
+    return _obstacle(*arrays)
+
+
+def tpu_obstacle(*arrays):
+    """Why no kernel for TPUs can run on these arrays, or None; on one device, as on a GPU."""
+    if getattr(device := _device(), "platform", device) != "tpu":
+        return f"it needs a TPU, this is {device}"
+    return _obstacle(*arrays)
+
+
+def _device():
+    return jax.config.jax_default_device or jax.local_devices()[0]
+
+
+def _obstacle(*arrays):
+    """What keeps a kernel of any device from these arrays, or None."""
     if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
     if not all(isinstance(size, int) for x in arrays for size in x.shape):
