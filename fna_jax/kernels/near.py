@@ -174,12 +174,17 @@ def _kernel(query, *refs, scale, head_dim, num_near):
         weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         states = take(far_value, values)
-        sums = product(weights.astype(states.dtype), states, (((1,), (0,)), ((), ()))) / total
-        mine = sums[:num_rows]
-        for i in range(1, num_heads):
-            mine = jnp.where(head == i, sums[i * num_rows : (i + 1) * num_rows], mine)
+        sums = product(weights.astype(states.dtype), states, (((1,), (0,)), ((), ())))
+
+        def of_heads(x):  # [p · L, ·] to [L, lanes], in its lanes of each head
+            first, *others = (x[i * num_rows : (i + 1) * num_rows] for i in range(num_heads))
+            for i, other in enumerate(others, 1):
+                first = jnp.where(head == i, other, first)
+            return first
+
+        mine = of_heads(sums) / of_heads(total)
         if at_means:
-            cheap = jnp.where(row == head, sums[-_PACKED:], 0)
+            cheap = jnp.where(row == head, sums[-_PACKED:] / total[-_PACKED:], 0)
             mine += exact - jnp.sum(cheap, axis=0, keepdims=True)
         out[:, :, some] = mine.reshape(*out.shape[:2], lanes).astype(out.dtype)
         return carry
