@@ -1,7 +1,8 @@
 """Kernels in Pallas for where XLA's own are measured to be slower, and when they can run.
 
-They compute what `fna_jax.softmax` and `fna_jax.nystrom` do in jax.numpy, which is what they are
-tested against, and what they are differentiated as.
+On TPUs that is estimated from the compiler's instructions. They compute what `fna_jax.softmax`,
+`near_field`, `landmarks` and `nystrom` do in jax.numpy, which is what they are tested against, and
+what they are differentiated as.
 """
 
 import re

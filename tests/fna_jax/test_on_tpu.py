@@ -66,3 +66,16 @@ def test_a_layer_compiles_for_other_chips(chips, chip):
             tpu_compiler.compile_for(chip, *tpu_arms.layer_arms(257, **options)[arm])["compiles"]
             == "yes"
         )
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_near_field_is_one_kernel_where_there_is_one_chip(chips, count, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    options = dict(batch=2, landmarks=8, dtype="bfloat16", heads=2)
+    function, specs = tpu_arms.layer_arms(257, **options)["centroids, k-means, near own"]
+    sharding = jax.sharding.SingleDeviceSharding(chips[0])
+    of_images = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=sharding) for x in specs]
+    with jax.default_device(chips[0]):
+        lowered = jax.jit(jax.vmap(function)).lower(*of_images)
+    assert lowered.as_text().count("@tpu_custom_call") == (count == 1)
+    assert lowered.compile()
