@@ -256,7 +256,7 @@ def test_tensors_larger_than_what_is_stored_are_refused(torch, pickled, refused)
 def test_reading_opens_a_pickle_anew_now_and_then(torch, pickled, monkeypatch):
     torch.save(state_dict(torch), pickled)
     monkeypatch.setattr(convert.tensors, "_READ_BETWEEN_OPENINGS", 2**10)
-    tensors = convert.tensors.open_tensors(pickled)
+    tensors = convert.files.open_tensors(pickled)
     for name, expected in tiny_clip.shallow_tensors().items():
         np.testing.assert_array_equal(tensors[name].read(), expected)
 
