@@ -117,8 +117,6 @@ def convert_checkpoint(
     file_dtypes = collections.Counter(view.tensors[source].dtype for source in mapped)
     dtype = dtype or ("bfloat16" if set(file_dtypes) == {"bfloat16"} else "float32")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    ignored = {name: why for name, why in table.ignored.items() if name in view.tensors}
-    ignored |= dict.fromkeys(view.left_out, f"not under {view.prefix}, which was read")
     model_class = models.registry.FAMILIES[layout.family].model
     make = lambda: models.registry.abstract_model(model_class, config)
     changes = adapter.changes(tables) if adapter else NO_CHANGES
@@ -127,7 +125,7 @@ def convert_checkpoint(
     return model, Report(
         layout=layout,
         num_mapped=len(mapped),
-        ignored=ignored,
+        ignored=_ignored(table, view),
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))),
         file_dtypes=dict(file_dtypes),
         dtype=dtype,
@@ -139,6 +137,12 @@ def convert_checkpoint(
         merged=adapter,
         adapter=beside.name if beside else None,
     )
+
+
+def _ignored(table, view):
+    """Names of tensors that fill nothing, and why."""
+    why = {name: why for name, why in table.ignored.items() if name in view.tensors}
+    return why | dict.fromkeys(view.left_out, f"not under {view.prefix}, which was read")
 
 
 def _labels(file, config, given):

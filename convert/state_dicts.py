@@ -19,7 +19,7 @@ _WRAPPERS = frozenset(
     teacher student base_encoder momentum_encoder target_encoder context_encoder online target
     """.split()  # noqa: SIM905
 )
-# What stands anywhere in a name: compilation, sharding and rematerialisation wrap single blocks, too.
+# What stands anywhere in a name: compiling, sharding and rematerialising wrap single blocks, too.
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _CHUNKED = re.compile(r"blocks\.\d+\.(?=\d+\.)")
 

@@ -67,7 +67,7 @@ def write_converted(
 def _write_record(folder, source, revision, snapshot):
     """The file in `folder` that says of which commit a snapshot of the hub is."""
     commit = snapshot.name if snapshot.parent.name == "snapshots" else None  # of the hub's cache
-    record = {"source": str(source), "revision": revision, "commit": commit}
+    record = {"source": str(source).removeprefix(HUB), "revision": revision, "commit": commit}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return folder / RECORD
 
