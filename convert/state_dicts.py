@@ -119,7 +119,7 @@ def choose(found: StateDicts, fits: Callable[[Mapping], bool], file, wanted=None
     Raises:
       ConversionError: none or several; the message lists them.
     """
-    views = [view for place in found.dicts for view in _views(found, place) if fits(view.tensors)]
+    views = [view for place in found.dicts for view in _fitting(_views(found, place), fits)]
     if wanted is not None:
         return _wanted(views or [_whole(found, place) for place in found.dicts], file, wanted)
     if len(views) == 1:
@@ -136,6 +136,16 @@ def choose(found: StateDicts, fits: Callable[[Mapping], bool], file, wanted=None
         f"{show(str(file))} holds several state dicts, and the names in none of them are known: "
         f"{_listed(wholes)}; choose with --weights NAME"
     )
+
+
+def _fitting(views, fits):
+    """Those that fit; of prefixes of which one begins with the other, the shorter."""
+    fitting = []
+    for view in sorted(views, key=lambda view: len(view.prefix)):
+        taken = any(view.prefix.startswith(other.prefix) for other in fitting)
+        if not taken and fits(view.tensors):
+            fitting.append(view)
+    return fitting
 
 
 def _wanted(views, file, wanted):

@@ -93,6 +93,13 @@ def dinov2_trainer(tensors, other):
     return {"model": model, "optimizer": _OPTIMIZER, "iteration": 124_999}
 
 
+def open_clip(tensors, other):
+    """open_clip's `epoch_K.pt`, of a model within distributed data parallelism."""
+    del other
+    state = prefixed("module.", tensors)
+    return {"epoch": 2, "name": "run", "state_dict": state, "optimizer": _OPTIMIZER}
+
+
 def lightning(tensors, other):
     """A `.ckpt` of PyTorch Lightning, of a module that calls its network `model`."""
     del other

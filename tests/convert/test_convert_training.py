@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import convert
 import models
 from convert.__main__ import main
 from convert.errors import ConversionError
 from convert.guesses import Given
 from convert.loading import read_checkpoint
+from convert.state_dicts import StateDicts, choose
+from convert.tensors import Tensor
+from convert.verify import BOUND, verify
 from tests import pickled, training_files, zoo
 from tests.training_files import chunked, prefixed
 
@@ -161,6 +165,16 @@ def test_chunks_whose_blocks_are_counted_anew_are_not_guessed_at(tmp_path, tenso
     assert "cannot be told" in refused(pickled.write_archive(anew, tmp_path / "weights.pth"))
 
 
+def test_where_names_fit_as_they_are_no_prefix_is_taken_off():
+    names = ("a", "model.a", "encoder.b", "encoder.model.b")
+    tensors = {name: Tensor((), "float32", None) for name in names}
+    found = StateDicts({"": tensors})
+    assert choose(found, lambda names: "a" in names, "file").tensors.keys() == tensors.keys()
+    view = choose(found, lambda names: "b" in names, "file")
+    assert (view.prefix, view.tensors.keys()) == ("encoder.", {"b", "model.b"})
+    assert view.left_out == ("a", "model.a")
+
+
 def test_other_prefixes_are_no_wrappers(tmp_path, tensors, refused):
     """What they stand for is for the person to say: here a language model with a vision tower."""
     file = pickled.write_archive(prefixed("vision_tower.", tensors), tmp_path / "weights.pth")
@@ -206,6 +220,15 @@ def test_a_config_from_elsewhere(tmp_path, refused, capsys):
     assert models.load(tmp_path / "out").config == expected
 
 
+def test_an_epoch_of_open_clip_with_its_config(tmp_path):
+    folder = zoo.write("clip_open_clip", tmp_path / "source")
+    tensors = zoo.tensors("clip_open_clip")
+    file = pickled.write_archive(training_files.open_clip(tensors, None), tmp_path / "epoch_2.pt")
+    checkpoint = read(file, config=folder / "open_clip_config.json")
+    assert_holds(checkpoint, tensors)
+    assert checkpoint.parsed == read(folder).parsed
+
+
 def test_a_config_of_what_says_it_all_is_refused(tmp_path, refused):
     (tmp_path / "a.onnx").write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
@@ -241,3 +264,18 @@ def test_nothing_is_chosen_where_there_is_one(tmp_path, tensors, refused):
     assert "weights 'ema' is the name of none" in refused(file, "--weights", "ema")
     with pytest.raises(ConversionError, match="weights"):
         read(file, weights=3)
+
+
+@pytest.mark.reference
+def test_what_training_left_is_verified_as_what_it_holds(tmp_path):
+    pytest.importorskip("timm")
+    folder = zoo.write("vit_timm", tmp_path / "source")
+    tensors = zoo.tensors("vit_timm")
+    other = {name: x + 1 for name, x in tensors.items()}
+    file = pickled.write_archive(training_files.timm(other, tensors), tmp_path / "last.pth.tar")
+    given = Given(weights="state_dict_ema", config=folder / "config.json")
+    assert max(comparison.error for comparison in verify(file, given=given)) < BOUND / 10
+    model = convert.load_pretrained(file, weights="state_dict_ema", config=given.config)
+    images = zoo.random_weight("images", (1, 32, 32, 3))
+    expected = convert.load_pretrained(folder)(images).pooled
+    np.testing.assert_array_equal(model(images).pooled, expected)
