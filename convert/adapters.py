@@ -29,13 +29,14 @@ _FACTORS = (".lora_A.weight", ".lora_B.weight")
 _BACKBONES = ("vit", "dinov2", "dinov2_with_registers")
 # Of training, and of which layers were adapted, which the tensors tell.
 _IRRELEVANT = """
-    auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
     exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout
     megatron_core modules_to_save peft_version qalora_group_size revision target_modules task_type
     rank_pattern
     """.split()  # noqa: SIM905
 _FIXED = dict(
     peft_type="LORA",
+    bias="none",
     use_dora=False,
     fan_in_fan_out=False,
     lora_bias=False,
@@ -195,7 +196,7 @@ def _sorted_out(tensors):
     """Pairs of A and B by layer, and whole tensors by name."""
     layers, saved, problems = {}, {}, []
     for name, tensor in tensors.items():
-        own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        own = name.removeprefix(_PREFIX)
         layer = own.removesuffix(_FACTORS[0]).removesuffix(_FACTORS[1])
         if not name.startswith(_PREFIX):
             problems.append(f"{show(name)} does not begin with {_PREFIX}")

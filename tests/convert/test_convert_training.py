@@ -1,18 +1,23 @@
 """Files as training leaves them: which weights are taken, from under which names, what is said."""
 
+import argparse
+import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 import convert
 import models
 from convert.__main__ import main
 from convert.errors import ConversionError
 from convert.guesses import Given
-from convert.loading import read_checkpoint
+from convert.loading import convert_checkpoint, read_checkpoint
+from convert.originals import prepare_libraries
 from convert.state_dicts import StateDicts, choose
 from convert.tensors import Tensor
 from convert.verify import BOUND, verify
@@ -268,7 +273,7 @@ def test_nothing_is_chosen_where_there_is_one(tmp_path, tensors, refused):
 
 @pytest.mark.reference
 def test_what_training_left_is_verified_as_what_it_holds(tmp_path):
-    pytest.importorskip("timm")
+    pytest.importorskip("torch")
     folder = zoo.write("vit_timm", tmp_path / "source")
     tensors = zoo.tensors("vit_timm")
     other = {name: x + 1 for name, x in tensors.items()}
@@ -279,3 +284,27 @@ def test_what_training_left_is_verified_as_what_it_holds(tmp_path):
     images = zoo.random_weight("images", (1, 32, 32, 3))
     expected = convert.load_pretrained(folder)(images).pooled
     np.testing.assert_array_equal(model(images).pooled, expected)
+
+
+HF_CASES = [case for case in zoo.CASES if "_hf" in case]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", HF_CASES)
+def test_state_dicts_of_transformers_are_read_as_they_are_in_memory(tmp_path, case):
+    """`state_dict()`, which training saves, has other names than what `save_pretrained` writes."""
+    torch = pytest.importorskip("torch")
+    prepare_libraries()
+    transformers = pytest.importorskip("transformers")
+    folder = zoo.write(case, tmp_path / "source")
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    model = getattr(transformers, architecture).from_pretrained(folder)
+    state = prefixed("net.", model.state_dict())
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "last.ckpt")
+    given = Given(config=folder / "config.json")
+    found, report = convert_checkpoint(tmp_path / "last.ckpt", given=given)
+    expected = convert_checkpoint(folder)[0]
+    assert (report.view.prefix, report.view.place) == ("net.", "state_dict")
+    leaves, others = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (found, expected))
+    for leaf, other in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, other)
