@@ -60,13 +60,13 @@ def dumps(value) -> bytes:
     return b"\x80\x02" + _pickled(value) + b"."
 
 
-def write_archive(value, file, *, compression=zipfile.ZIP_STORED):
+def write_archive(value, file, *, compression=zipfile.ZIP_STORED, order="little"):
     """A zip archive, as since torch 1.6."""
     storages = []
     content = dumps(_with_references(value, storages))
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", order)
         for key, array in enumerate(storages):
             archive.writestr(f"archive/data/{key}", array.tobytes())
         archive.writestr("archive/version", "3\n")

@@ -11,14 +11,13 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-import convert
 import models
 from convert.__main__ import main
 from convert.errors import ConversionError
 from convert.guesses import Given
 from convert.loading import convert_checkpoint, read_checkpoint
 from convert.originals import prepare_libraries
-from convert.state_dicts import StateDicts, choose
+from convert.state_dicts import StateDicts, View, choose
 from convert.tensors import Tensor
 from convert.verify import BOUND, verify
 from tests import pickled, training_files, zoo
@@ -121,14 +120,21 @@ def test_the_report_says_what_was_taken_and_what_was_left(tmp_path, tensors, ave
         "ignored     dino_head.last_layer.weight_v, ibot_head.last_layer.weight_v: "
         "not under backbone., which was read"
     ) in lines
-    plain = tmp_path / "plain.safetensors"
-    safetensors.numpy.save_file(tensors, plain)
-    assert main([str(plain), str(tmp_path / "plain")]) == 0
-    out = capsys.readouterr().out
-    assert "prefix" not in out and "weights" not in out and "chunks" not in out
-    images = zoo.random_weight("images", (1, 32, 32, 3))
-    ours, theirs = (models.load(tmp_path / x)(images).pooled for x in ("out", "plain"))
-    np.testing.assert_array_equal(ours, theirs)
+    assert_same_leaves(models.load(tmp_path / "out"), convert_plain(tensors, tmp_path))
+
+
+def convert_plain(tensors, folder):
+    """The model of tensors that were published."""
+    safetensors.numpy.save_file(tensors, folder / "plain.safetensors")
+    model, report = convert_checkpoint(folder / "plain.safetensors")
+    assert report.view == View(report.view.tensors)  # nothing was taken off or left out
+    return model
+
+
+def assert_same_leaves(model, other):
+    leaves, others = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (model, other))
+    for leaf, expected in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
 PREFIXES = [
@@ -280,10 +286,8 @@ def test_what_training_left_is_verified_as_what_it_holds(tmp_path):
     file = pickled.write_archive(training_files.timm(other, tensors), tmp_path / "last.pth.tar")
     given = Given(weights="state_dict_ema", config=folder / "config.json")
     assert max(comparison.error for comparison in verify(file, given=given)) < BOUND / 10
-    model = convert.load_pretrained(file, weights="state_dict_ema", config=given.config)
-    images = zoo.random_weight("images", (1, 32, 32, 3))
-    expected = convert.load_pretrained(folder)(images).pooled
-    np.testing.assert_array_equal(model(images).pooled, expected)
+    model = convert_checkpoint(file, given=given)[0]
+    assert_same_leaves(model, convert_checkpoint(folder)[0])
 
 
 HF_CASES = [case for case in zoo.CASES if "_hf" in case]
@@ -305,6 +309,4 @@ def test_state_dicts_of_transformers_are_read_as_they_are_in_memory(tmp_path, ca
     found, report = convert_checkpoint(tmp_path / "last.ckpt", given=given)
     expected = convert_checkpoint(folder)[0]
     assert (report.view.prefix, report.view.place) == ("net.", "state_dict")
-    leaves, others = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (found, expected))
-    for leaf, other in zip(leaves, others, strict=True):
-        np.testing.assert_array_equal(leaf, other)
+    assert_same_leaves(found, expected)

@@ -1,5 +1,7 @@
 """Features of blocks as maps of the image, the same in every family."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -14,26 +16,25 @@ from tests.models.test_every_family import FAMILIES, tiny
 @FAMILIES
 def test_features_are_the_patches_of_a_blocks_output_on_their_grid(family):
     tower = models.vision_tower(tiny(family))
-    plain = models.Capture(features="0:2", outputs=(1,))
-    finished = models.Capture(features=(0, 1), finished=True)
+    capture = models.Capture(features="0:2", outputs="0:2")
 
     @jax.jit
     def run(images):
-        outputs = [tower(images, capture=capture) for capture in (plain, finished)]
-        states = tower.hidden_states(images)[1:]
-        return outputs, states, [tower.finish(tokens)[0] for tokens in states]
+        captures = capture, dataclasses.replace(capture, finished=True)
+        plain, finished = (tower(images, capture=capture) for capture in captures)
+        states = plain.captured.outputs
+        ended = {block: tower.finish(tokens)[0] for block, tokens in states.items()}
+        return plain.tokens, (plain.captured, states), (finished.captured, ended)
 
-    (out, normed), *expected = run(random_images(height=16, width=40))  # 2 by 5 patches
-    assert out.captured.outputs.keys() == {1}
-    for captured, states in zip((out.captured, normed.captured), expected):
+    tokens, *pairs = run(random_images(height=16, width=40))  # 2 by 5 patches
+    for captured, states in pairs:
         assert captured.features.keys() == {0, 1}
         for block, features in captured.features.items():
             assert features.shape == (2, 2, 5, 32)
             for row, column in ((0, 0), (0, 4), (1, 3)):
                 token = states[block][:, tower.num_prefix + 5 * row + column]
                 assert rel_max_error(features[:, row, column], token) < 1e-6
-    last = normed.captured.features[1].reshape(2, 10, 32)
-    assert rel_max_error(last, out.tokens[:, tower.num_prefix :]) < 1e-6
+    assert rel_max_error(pairs[1][1][1], tokens) < 1e-6
 
 
 @pytest.mark.parametrize(
