@@ -1,10 +1,14 @@
 """Seeded damage to every file of every layout; `python -m tests.fuzz` does more of it."""
 
+import copy
+import json
 import random
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from convert.adapters import open_adapter
 from convert.errors import ConversionError
 from convert.files import open_state_dicts
 from tests import fuzz, pickled, training_files, zoo
@@ -56,3 +60,23 @@ def test_a_damaged_checkpoint_of_training_is_refused_or_converted_right(tmp_path
         file.write_bytes(mutate(content, random.Random(seed), start, start + 6000))
         statuses.append(checkpoint.convert(same_tensors=False))
     assert 1 in statuses
+
+
+def test_strange_values_in_an_adapters_config_end_in_one_line_or_in_factors(tmp_path):
+    factors = {"A": np.ones((2, 4), np.float32), "B": np.ones((4, 2), np.float32)}
+    names = {f"base_model.model.layer.lora_{x}.weight": array for x, array in factors.items()}
+    safetensors.numpy.save_file(names, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "bias": "none"}
+    config |= {"alpha_pattern": {"layer": 3}, "init_lora_weights": True, "use_dora": False}
+    refused = 0
+    for seed in range(100):
+        values = copy.deepcopy(config)
+        fuzz.strange_values(values, random.Random(seed))
+        (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+        try:
+            product = open_adapter(tmp_path).layers["layer"].product()
+            assert product.shape == (4, 4) and np.isfinite(product).all()
+        except ConversionError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
+    assert 20 < refused < 100
