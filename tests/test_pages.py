@@ -197,6 +197,24 @@ def sentences():
     launches = {
         (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
     }
+    of_tpu = {
+        (row["arm"], row["tokens"], row["chip"]): row
+        for row in rows("tpu")
+        if (row["landmarks"], row["dtype"]) == ("64", "bfloat16")
+    }
+
+    def flash_on(chip):
+        arms = (of_tpu[arm, "4097", chip] for arm in ("exact, Pallas flash", "exact"))
+        flash, exact = (float(row["estimate_us"]) for row in arms)
+        return f"{100 * flash / exact:.0f} %"
+
+    def received(arm):
+        by_tokens = {
+            of_tpu[f"{arm}, tokens split", n, "v5e"]["collectives_mb"] for n in ("4096", "16384")
+        }
+        (megabytes,) = by_tokens
+        return f"{float(megabytes):.1f} MB"
+
     large = {
         (row["method"], row.get("kept") or row["num_landmarks"]): row
         for row in run("pretrained_1036", "pretrained.json")["table"]
@@ -219,6 +237,10 @@ def sentences():
     step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
     marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
     return [
+        f"On a v5p flash is estimated at {flash_on('v5p')} of exact attention's time at 4,097",
+        f"at 4,097 tokens, on a v6e at {flash_on('v6e')}",
+        f"{received(sampled)} for FNA with its sampling and "
+        f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",
         f"takes {layer['exact', '257']:.1f} ms exactly and {layer[sampled, '257']:.1f} ms with FNA",
         f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[sampled, '4097']:.0f} ms at 4,097",
         f"is {whole['448']:.2f} times faster at 448 pixels",
