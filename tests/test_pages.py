@@ -204,9 +204,14 @@ def sentences():
     }
 
     def flash_on(chip):
-        arms = (of_tpu[arm, "4097", chip] for arm in ("exact, Pallas flash", "exact"))
-        flash, exact = (float(row["estimate_us"]) for row in arms)
-        return f"{100 * flash / exact:.0f} %"
+        shares = []
+        for tokens in ("4097", "16385"):
+            arms = (of_tpu[arm, tokens, chip] for arm in ("exact, Pallas flash", "exact"))
+            flash, exact = (float(row["estimate_us"]) for row in arms)
+            shares.append(f"{100 * flash / exact:.0f}")
+        return f"{' and '.join(shares)} %"
+
+    split_near = of_tpu["centroids, k-means, near own, batch split", "4097", "v5e"]
 
     def received(arm):
         by_tokens = {
@@ -237,8 +242,9 @@ def sentences():
     step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
     marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
     return [
-        f"On a v5p flash is estimated at {flash_on('v5p')} of exact attention's time at 4,097",
-        f"at 4,097 tokens, on a v6e at {flash_on('v6e')}",
+        f"flash is estimated at {flash_on('v5p')} of exact attention's time on a v5p, "
+        f"at {flash_on('v6e')} on a v6e",
+        f"takes {float(split_near['estimate_us']):.0f} µs of a chip where the batch is split",
         f"{received(sampled)} for FNA with its sampling and "
         f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",
         f"takes {layer['exact', '257']:.1f} ms exactly and {layer[sampled, '257']:.1f} ms with FNA",
