@@ -31,7 +31,7 @@ DIALOGUE = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """A checkpoint's files, without weights: words between blanks, and a token that begins texts."""
+    """A checkpoint's files but its weights: words between blanks, and a token that begins texts."""
     vocabulary = {word: i for i, word in enumerate(WORDS)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -117,7 +117,7 @@ def test_hostile_and_broken_templates_end_in_one_line(folder, template):
     write(folder / "tokenizer_config.json", {"chat_template": template})
     chat = load_chat(folder, vocab_size=11)
     messages = [dict(message) for message in DIALOGUE]
-    with pytest.raises(ValueError, match="the chat template in .* cannot be used") as error:
+    with pytest.raises(ValueError, match=r"the chat template in .* cannot be used") as error:
         chat.prompt(messages)
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 600
     assert messages == DIALOGUE
@@ -130,7 +130,7 @@ def test_a_template_may_refuse_a_dialogue(folder):
 
 def test_a_missing_template_is_named(folder):
     write(folder / "tokenizer_config.json", {})
-    with pytest.raises(ValueError, match="has no chat template .* write the prompt yourself"):
+    with pytest.raises(ValueError, match=r"has no chat template .* write the prompt yourself"):
         load_chat(folder, vocab_size=11).prompt(DIALOGUE)
 
 

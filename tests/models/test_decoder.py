@@ -212,7 +212,7 @@ def test_more_tokens_than_positions_are_refused_by_their_number():
 def test_a_full_cache_is_refused():
     model, (tokens, real) = tiny("llama"), prompts()
     _, _, cache = run(model, tokens, real)
-    with pytest.raises(ValueError, match=r"1 more .* 9 slots, of which 9 .* with_room\(1\)"):
+    with pytest.raises(ValueError, match=r"1 more .* 9 slots, of which 9 .*with_room\(1\)"):
         model(model.embed(tokens[:, :1]), key_mask=real[:, :1], cache=cache)
 
 
