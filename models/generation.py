@@ -43,9 +43,10 @@ class Sampling:
             )
 
     def pick(self, logits, key, step):
-        """The next tokens int32 `[B]` of logits float32 `[B, V]`, in so manyeth place.
+        """The next tokens int32 `[B]` of logits float32 `[B, V]`.
 
-        A row's draw depends on the key, the step and the row's number, not on the batch.
+        A row's draw depends on the key, the step (which token it is) and the row's number, not on
+        the other rows.
         """
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
