@@ -11,6 +11,7 @@ from models.cache import Cache
 from models.generation import generate
 from models.landmark_cache import LandmarkCache
 from tests.conftest import rel_max_error
+from tests.models.test_generation import NUM_NEW, PROMPTS
 from tests.models.tiny_decoders import prompts, run, tiny
 
 ROUNDING = 5e-6
@@ -79,11 +80,11 @@ def test_padding_is_in_no_landmark():
 
 
 def test_text_is_written_through_it():
-    model, (tokens, real) = tiny("qwen3"), prompts()
+    model, (tokens, real) = tiny("qwen3"), PROMPTS
     write = lambda settings: generate(
-        model, model.embed(tokens), real, max_new_tokens=5, landmark_cache=settings
+        model, model.embed(tokens), real, max_new_tokens=NUM_NEW, landmark_cache=settings
     )
-    np.testing.assert_array_equal(write(LandmarkCache("0:2", 9)), write(None))
+    np.testing.assert_array_equal(write(LandmarkCache("0:2", 3)), write(None))
     assert (write(LandmarkCache("0:2", 1)) != write(None)).any()
 
 
