@@ -93,6 +93,11 @@ def test_tokens_are_drawn_with_their_probabilities(settings, kept):
     found = np.bincount(drawn, minlength=5) / draws
     deviation = np.sqrt(expected * (1 - expected) / draws)
     assert (np.abs(found - expected) <= 5 * deviation).all()
+    # And anew at each step: as often the same token as chance has it.
+    again = np.asarray(Sampling(**settings).pick(logits, jax.random.key(0), 2))
+    chance = np.sum(expected**2)
+    equal = np.mean(again == drawn)
+    assert abs(equal - chance) <= 5 * np.sqrt(chance * (1 - chance) / draws) + 1e-12
 
 
 @pytest.mark.parametrize(
