@@ -36,6 +36,11 @@ def list_models() -> list[str]:
     return sorted(name for family in FAMILIES.values() for name in family.variants)
 
 
+def list_vision_models() -> list[str]:
+    """Those of models that have a vision tower."""
+    return [name for name in list_models() if has_vision(published(name)[1])]
+
+
 def create(name, *, rngs, **overrides) -> nnx.Module:
     """A model with random weights.
 
@@ -48,9 +53,19 @@ def create(name, *, rngs, **overrides) -> nnx.Module:
     Raises:
       ValueError: an unknown name or field, with the nearest known one, or a bad value.
     """
+    family, config = published(name)
+    return family.model(override(config, overrides), rngs=rngs)
+
+
+def published(name) -> tuple[Family, typing.Any]:
+    """The family and the config of a model that `create` knows.
+
+    Raises:
+      ValueError: an unknown name, with the nearest known one.
+    """
     for family in FAMILIES.values():
         if name in family.variants:
-            return family.model(override(family.variants[name], overrides), rngs=rngs)
+            return family, family.variants[name]
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, list_models())}")
 
 
