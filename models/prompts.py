@@ -31,13 +31,30 @@ def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length
     """
     if len(token_ids) != len(images):
         raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
-    rows, tiles, num_tiles = [], [], 0
     for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
         _check_tokens(number, ids, len(of_prompt), config)
+
+    def look_at(image, of_prompt):
+        return look(image, config, preprocessor, alone=len(of_prompt) == 1)
+
+    looked = [[look_at(image, of_prompt) for image in of_prompt] for of_prompt in images]
+    return lay_out(token_ids, looked, config=config, length=length)
+
+
+def lay_out(token_ids, looked, *, config: LLaVAConfig, length=None) -> Prompts:
+    """A batch as `make_prompts` makes it, of images that were looked at.
+
+    Args:
+      token_ids, config, length: as there.
+      looked: for each prompt what `look` gave for each of its images.
+
+    Raises:
+      ValueError: more tokens than the model has positions, or than `length`.
+    """
+    rows, tiles, num_tiles = [], [], 0
+    for number, (ids, of_prompt) in enumerate(zip(token_ids, looked, strict=True)):
         packings = []
-        for image in of_prompt:
-            alone = len(of_prompt) == 1
-            pixels, packing = look(image, config, preprocessor, alone=alone)
+        for pixels, packing in of_prompt:
             packings.append(_behind(packing, num_tiles * config.num_features))
             tiles.append(pixels)
             num_tiles += len(pixels)
