@@ -241,7 +241,7 @@ def _pinpoints(values, whole):
     """The resolutions that a config names, as tuples; raises ConversionError for anything else."""
     whole.ignore("image_grid_pinpoints")
     pinpoints = values.get("image_grid_pinpoints", whole.defaults["image_grid_pinpoints"])
-    pairs = pinpoints if isinstance(pinpoints, list) else [pinpoints]
+    pairs = pinpoints if isinstance(pinpoints, list) and pinpoints else [pinpoints]
     for pair in pairs:
         sides = pair if isinstance(pair, list) else [None]
         if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
