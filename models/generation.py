@@ -43,9 +43,10 @@ class Sampling:
             )
 
     def pick(self, logits, key, step):
-        """The next tokens int32 `[B]` of logits float32 `[B, V]`, in so manyeth place.
+        """The next tokens int32 `[B]` of logits float32 `[B, V]`.
 
-        A row's draw depends on the key, the step and the row's number, not on the batch.
+        A row's draw depends on the key, the step (which token it is) and the row's number, not on
+        the other rows.
         """
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -81,6 +82,7 @@ def generate(
     top_k=None,
     top_p=None,
     key=None,
+    landmark_cache=None,
 ):
     """What the decoder writes behind prompts, int32 `[B, T]`: `NO_TOKEN` behind a stop token.
 
@@ -95,10 +97,12 @@ def generate(
       stop_tokens: ids that end a text.
       temperature, top_k, top_p: as in `Sampling`.
       key: a `jax.random.key`, if the temperature is not 0. Equal keys draw equal texts.
+      landmark_cache: a `LandmarkCache`, through which new tokens see the prompt; None to see all.
 
     Raises:
       ValueError: settings out of range, a key that is missing or that nothing would use, prompts
-        that end in padding, or more tokens, written ones included, than the model has positions.
+        that end in padding, more tokens, written ones included, than the model has positions, or a
+        landmark cache that does not fit.
     """
     sampling = Sampling(float(temperature), top_k, top_p)
     max_new_tokens = operator.index(max_new_tokens)
@@ -116,7 +120,7 @@ def generate(
         )
     graphdef, state = nnx.split(decoder)
     stop_tokens = tuple(sorted({operator.index(token) for token in stop_tokens}))
-    settings = max_new_tokens, stop_tokens, sampling
+    settings = max_new_tokens, stop_tokens, sampling, landmark_cache
     return _generate(graphdef, settings, state, embeddings, key_mask, key)
 
 
@@ -124,7 +128,7 @@ def generate(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(graphdef, settings, state, embeddings, key_mask, key):
     decoder = nnx.merge(graphdef, state)
-    max_new_tokens, stop_tokens, sampling = settings
+    max_new_tokens, stop_tokens, sampling, landmark_cache = settings
     batch = embeddings.shape[0]
     decoder.check_length(embeddings.shape[1] + max_new_tokens - 1)  # the last is not read
 
@@ -147,6 +151,8 @@ def _generate(graphdef, settings, state, embeddings, key_mask, key):
         return step + 1, new, ended | ends, tokens, cache
 
     hidden, cache = decoder(embeddings, key_mask=key_mask)
+    if landmark_cache is not None:
+        cache = landmark_cache.of_prompt(decoder, cache)
     first, ended = next_token(hidden, 0)
     tokens = jnp.full((batch, max_new_tokens), NO_TOKEN, jnp.int32).at[:, 0].set(first)
     carry = jnp.int32(1), first, ended, tokens, cache.with_room(max_new_tokens - 1)

@@ -153,9 +153,7 @@ def test_gradients_reach_every_leaf():
     for kind in ("qwen2", "qwen3"):  # with biases, and with norms of heads
         graphdef, state = nnx.split(tiny(kind))
         for path, gradient in nnx.to_flat_state(gradients(state)):
-            assert np.isfinite(gradient[...]).all(), path
-            # The logits of a query change by the same for all keys: no softmax sees it.
-            assert np.any(gradient[...] != 0), path
+            assert np.isfinite(gradient[...]).all() and np.any(gradient[...] != 0), path
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -212,7 +210,7 @@ def test_more_tokens_than_positions_are_refused_by_their_number():
 def test_a_full_cache_is_refused():
     model, (tokens, real) = tiny("llama"), prompts()
     _, _, cache = run(model, tokens, real)
-    with pytest.raises(ValueError, match=r"1 more .* 9 slots, of which 9 .* with_room\(1\)"):
+    with pytest.raises(ValueError, match=r"1 more .* 9 slots, of which 9 .*with_room\(1\)"):
         model(model.embed(tokens[:, :1]), key_mask=real[:, :1], cache=cache)
 
 
