@@ -6,6 +6,7 @@ from convert import (
     dinov3,
     hf_decoder,
     hf_vit,
+    llava,
     onnx_dinov2,
     open_clip,
     siglip,
@@ -24,6 +25,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
     hf_decoder.LAYOUT,
+    llava.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
