@@ -3,7 +3,12 @@
 import jax
 import numpy as np
 
-from fna_jax import exact_attention, fast_nystrom_attention, landmark_key_value
+from fna_jax import (
+    exact_attention,
+    fast_nystrom_attention,
+    landmark_key_value,
+    newton_schulz_inverse,
+)
 from tests.conftest import REFERENCES
 
 GOLDEN = np.load(REFERENCES / "fna_core.npz")
@@ -12,6 +17,7 @@ LANDMARKS = np.array([[0, 5, 11, 17, 23, 38], [3, 1, 39, 20, 8, 30]], np.int32) 
 fna = jax.jit(fast_nystrom_attention, static_argnames=("scale", "inverse_steps", "implementation"))
 key_value = jax.jit(landmark_key_value)
 exact = jax.jit(exact_attention, static_argnames=("scale", "implementation"))
+inverse_of = jax.jit(newton_schulz_inverse, static_argnames="steps")
 
 
 def softmax(logits):
