@@ -94,18 +94,18 @@ def apply_fast(model, variables, *arguments, **settings):
 
 @pytest.mark.parametrize("style", ["plain", "remat", "jit", "scan"])
 def test_swapped_is_built_with_it(variables, style):
+    model = Encoder(style, depth=2)
     if style == "scan":
-        variables = jax.jit(Encoder("scan").init)(jax.random.key(0), INPUTS)
-    model = Encoder(style)
+        variables = jax.jit(model.init)(jax.random.key(0), INPUTS)
     exact = jax.jit(model.apply)(variables, INPUTS)
-    expected = jax.jit(Encoder(style, mean).apply)(variables, INPUTS)
+    expected = jax.jit(Encoder(style, mean, depth=2).apply)(variables, INPUTS)
     np.testing.assert_array_equal(apply_fast(model, variables, INPUTS), expected)
     assert rel_max_error(exact, expected) > 1e-3
     np.testing.assert_array_equal(jax.jit(lambda *a: model.apply(*a))(variables, INPUTS), exact)
 
 
 def test_a_compiled_function_is_compiled_again_inside_and_itself_again_outside(variables):
-    apply = jax.jit(Encoder().apply)
+    apply = jax.jit(Encoder(depth=2).apply)
     exact = apply(variables, INPUTS)
     for _ in range(2):
         with swap_attention(mean):
@@ -115,7 +115,7 @@ def test_a_compiled_function_is_compiled_again_inside_and_itself_again_outside(v
 
 
 def test_a_bound_module_has_its_own_attention_afterwards(variables):
-    bound = Encoder().bind(variables)
+    bound = Encoder(depth=2).bind(variables)
     exact = bound(INPUTS)
     with swap_attention(mean):
         assert rel_max_error(bound(INPUTS), exact) > 1e-3
@@ -134,8 +134,8 @@ def test_what_swaps_nothing_raises(variables):
     with pytest.raises(ValueError, match=r"swapped nothing.*of its own \(OwnAttention\)"):
         apply_fast(own, own_variables, INPUTS)
     with pytest.raises(ValueError, match=r"only= matches none.* block_0/attn, block_1/attn"):
-        apply_fast(Encoder(), variables, INPUTS, only="layer_0")
-    compiled = jax.jit(Encoder().apply).lower(variables, INPUTS).compile()
+        apply_fast(Encoder(depth=2), variables, INPUTS, only="layer_0")
+    compiled = jax.jit(Encoder(depth=1).apply).lower(variables, INPUTS).compile()
     with pytest.raises(ValueError, match="compiled ahead of time"), swap_attention(FNA):
         compiled(variables, INPUTS)
 
