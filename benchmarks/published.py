@@ -10,12 +10,14 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
-from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
+from convert import clip, dinov2, dinov3, hf_decoder, hf_vit, llava, open_clip, siglip, timm_vit
 from convert.layout import Layout
 from models.clip import CLIPConfig
 from models.configs import EncoderConfig
+from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
+from models.llava import LLaVAConfig
 from models.plain_vit import ViTConfig
 from models.siglip import SigLIPConfig
 
@@ -27,10 +29,14 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(clip.LAYOUT, _clip(config))]
         case CLIPConfig():
             return [(open_clip.LAYOUT, _open_clip(config))]
+        case DecoderConfig():
+            return [(hf_decoder.LAYOUT, _decoder(config))]
         case DINOv2Config():
             return [(dinov2.LAYOUT, _dinov2(config))]
         case DINOv3Config():
             return [(dinov3.LAYOUT, _dinov3(config))]
+        case LLaVAConfig():
+            return [(llava.LAYOUT, _llava(config))]
         case SigLIPConfig():
             return [(siglip.LAYOUT, _siglip(config))]
         case ViTConfig():
@@ -94,6 +100,30 @@ def _open_clip(config):
     return {"model_cfg": model_cfg, "preprocess_cfg": {}}
 
 
+def _decoder(config):
+    grouped = config.num_kv_heads < config.num_heads
+    of_type = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    model_type = "mistral" if grouped else "llama"
+    model_type = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else model_type
+    return {
+        "architectures": [f"{of_type[model_type]}ForCausalLM"],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.activation,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "sliding_window": config.sliding_window,
+        "tie_word_embeddings": config.tied_head,
+    }
+
+
 def _dinov2(config):
     encoder = config.encoder
     values = _encoder(encoder) | _image(config)
@@ -129,6 +159,34 @@ def _siglip(config):
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
     }
+
+
+def _llava(config):
+    """With a tower that ends with the block that is read."""
+    values = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": config.image_token_id,
+        "multimodal_projector_bias": config.projector_bias,
+        "projector_hidden_act": config.projector_activation,
+        "text_config": _decoder(config.decoder),
+        "vision_config": _encoder(config.vision.encoder)
+        | _image(config.vision)
+        | {"model_type": f"{config.vision.tower}_vision_model", "vision_use_head": False},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default" if config.vision.tower == "clip" else "full",
+    }
+    if config.resolutions:
+        kind = "next" if config.most_tiles is None else "onevision"
+        values |= {
+            "architectures": [f"Llava{kind.title()}ForConditionalGeneration"],
+            "model_type": f"llava_{kind}",
+            "image_grid_pinpoints": [list(pair) for pair in config.resolutions],
+        }
+        if config.most_tiles:
+            values["vision_aspect_ratio"] = f"anyres_max_{config.most_tiles}"
+            values["video_token_index"] = config.video_token_id
+    return values
 
 
 def _hf_vit(config):

@@ -25,11 +25,13 @@ from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
+from models.configs import image_shape
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
 SHALLOW = {"encoder": {"depth": 4}}
 GRID = (10, 6)  # patches down and across
+NUM_TOKENS = 60  # of texts for language models
 
 
 def main(argv=None):
@@ -53,7 +55,10 @@ def main(argv=None):
 
 
 def groups_of_models() -> list[list[str]]:
-    """All names, those together that differ in the resolution only."""
+    """All names, those together that differ in the resolution or the weights alone.
+
+    Whether a LLaVA cuts its images into tiles is resolution, too; its family lists the tiled first.
+    """
     groups = {}
     for family in models.registry.FAMILIES.values():
         for name, config in family.variants.items():
@@ -62,25 +67,31 @@ def groups_of_models() -> list[list[str]]:
 
 
 def _without_resolution(config):
+    if not models.registry.has_vision(config):
+        return config
     vision = models.registry.vision_config(config)
     vision = dataclasses.replace(vision, image_size=vision.patch_size)
-    return type(config), vision, getattr(config, "text", None)
+    return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
 def measure(names) -> list[dict]:
     """A row for each layout: the largest difference of any stage, relative to its largest value.
 
-    Of models that differ in the resolution only, the first is measured.
+    Of models that differ in the resolution only, or in nothing, the first is measured.
     """
     (family,) = (x for x in models.registry.FAMILIES.values() if names[0] in x.variants)
     config = family.variants[names[0]]
     num_parameters = count_parameters(family, config)
     blocks = "all"
     if num_parameters > MOST_PARAMETERS:
-        shallow = {"vision": SHALLOW, "text": SHALLOW} if hasattr(config, "vision") else SHALLOW
-        blocks = f"4 of {models.registry.vision_config(config).encoder.depth}"
-        config = models.registry.override(config, shallow)
-    size = tuple(n * models.registry.vision_config(config).patch_size for n in GRID)
+        config, depth = _shallow(config)
+        blocks = f"4 of {depth}"
+    size = NUM_TOKENS
+    if models.registry.has_vision(config):
+        vision = models.registry.vision_config(config)
+        size = tuple(n * vision.patch_size for n in GRID)
+        if hasattr(config, "decoder"):  # which sees images of the tower's size alone
+            size = image_shape(vision)
     rows = []
     for layout, values in layouts_of(config):
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +105,7 @@ def measure(names) -> list[dict]:
                 "parameters": num_parameters,
                 "layout": layout.library,
                 "blocks": blocks,
-                "image": f"{size[0]}×{size[1]}",
+                "image": comparisons[0].inputs,
                 "stages": len(comparisons),
                 "max_error": f"{max(c.error for c in comparisons):.1e}",
                 "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
@@ -103,6 +114,17 @@ def measure(names) -> list[dict]:
             }
         )
     return rows
+
+
+def _shallow(config):
+    """The config with four blocks, and how many there were, of a LLaVA in its language model."""
+    if not models.registry.has_vision(config):
+        return models.registry.override(config, SHALLOW["encoder"]), config.depth
+    towers = {"vision": SHALLOW, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
+    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
+    vision = models.registry.vision_config(config)
+    depth = getattr(config, "decoder", vision.encoder).depth
+    return models.registry.override(config, shallow), depth
 
 
 def count_parameters(family, config) -> int:

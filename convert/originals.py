@@ -8,6 +8,7 @@ from classes named here: nothing that a checkpoint says chooses code.
 import contextlib
 import functools
 import importlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,8 @@ from convert import timm_vit
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
+from convert.llava_inputs import size_of_image
+from models.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
 _CLASSES = {
@@ -30,6 +33,13 @@ _CLASSES = {
     "siglip": ("SiglipModel", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
+    "llama": ("LlamaForCausalLM", None),
+    "mistral": ("MistralForCausalLM", None),
+    "qwen2": ("Qwen2ForCausalLM", None),
+    "qwen3": ("Qwen3ForCausalLM", None),
+    "llava": ("LlavaForConditionalGeneration", None),
+    "llava_next": ("LlavaNextForConditionalGeneration", None),
+    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", None),
 }
 # Fields with which a config asks transformers for other code than its own.
 _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
@@ -37,6 +47,8 @@ _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "qu
 
 def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.ndarray]]:
     """A function of images `[B, height, width, 3]` and token_ids `[B, T]`: the original's stages.
+
+    Of a language model the images are None.
 
     Args:
       layout: of the source.
@@ -61,7 +73,9 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
         run = open_model(library, source)
 
     def stages(images, token_ids):
-        pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
+        pixels = None
+        if images is not None:
+            pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
         token_ids = torch.from_numpy(np.asarray(token_ids, np.int64))
         with _failures_named(layout.library), torch.no_grad():
             found = run(pixels, token_ids)
@@ -132,6 +146,10 @@ def _state_dict(source):
 
 
 def _run_transformers(model, pixels, token_ids):
+    if pixels is None:
+        return _run_language_model(model, token_ids)
+    if hasattr(model.config, "vision_feature_layer"):
+        return _run_llava(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
@@ -149,6 +167,38 @@ def _run_transformers(model, pixels, token_ids):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
         with _recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
+    return stages
+
+
+def _run_language_model(model, token_ids):
+    stages = {}
+    with _recording(model.model, stages, ""):
+        stages["tokens"] = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
+    return stages | {"logits": model.lm_head(stages["tokens"])}
+
+
+def _run_llava(model, pixels, token_ids):
+    """The tower at any size, and all of it where the images have the size of its tiles."""
+    stages, config = {}, model.config
+    tower = model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    with _recording(tower, stages, ""):
+        _call_at_any_size(tower, pixels)
+    depth, layer = len(stages) - 1, config.vision_feature_layer
+    stages["tokens"] = stages[f"block {layer - 1 if layer > 0 else depth + layer}"]
+    side = config.vision_config.image_size
+    if tuple(pixels.shape[2:]) != (side, side):
+        return stages
+    images = {"pixel_values": pixels}
+    if hasattr(config, "image_grid_pinpoints"):
+        size = size_of_image(side)
+        resolution = best_resolution(size, config.image_grid_pinpoints)
+        num_tiles = 1 + math.prod(length // side for length in resolution)
+        tiles = pixels[:, None].expand(-1, num_tiles, -1, -1, -1)
+        sizes = import_torch().tensor([size] * len(pixels))
+        images = {"pixel_values": tiles, "image_sizes": sizes}
+    with _recording(model.model.language_model, stages, "text "):
+        stages["logits"] = model(input_ids=token_ids, **images).logits
     return stages
 
 

@@ -4,30 +4,36 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import nnx
 
 import models
 import models.registry
+from convert import llava_inputs
 from convert.errors import ConversionError
 from convert.guesses import NOTHING
 from convert.layout import Source
-from convert.loading import convert_checkpoint, read_layout
+from convert.loading import convert_checkpoint, read_checkpoint
 from convert.originals import open_original
-from convert.sources import fetch, find_weights, read_config
-from convert.tensors import open_tensors
+from convert.sources import fetch, read_config
 from models.configs import image_shape
+from models.llava import LLaVA, LLaVAConfig, Prompts
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
+_LENGTHS = (7, 40)  # of texts for language models
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e."""
+    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e.
 
-    size: tuple[int, int]
+    `inputs` is what `name_of` calls them.
+    """
+
+    inputs: str
     stage: str
     error: float
     cosine: float
@@ -43,17 +49,18 @@ def verify(
       against: a directory of `models.save` to compare, instead of converting `source` now.
       revision, family, given: as in `load_pretrained`.
       sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
-        of another shape.
+        of another shape. For a language model numbers of tokens.
       seed: of the random inputs.
 
     Raises:
       ConversionError: a source that cannot be read, or whose original library is not installed.
     """
+    if given.adapter is not None:
+        raise ConversionError("an adapter is not verified: compare its model without")
     path = fetch(source, revision)
-    file = find_weights(path)
-    tensors = open_tensors(file)
-    layout, _ = read_layout(file, tensors, family, given)
-    original = open_original(layout, Source(file, read_config(file), tensors, given))
+    file, view, layout, _, _ = read_checkpoint(path, family, given)
+    values = read_config(file, given.config)
+    original = open_original(layout, Source(file, values, view.tensors, given))
     if against is None:
         model, _ = convert_checkpoint(path, dtype="float32", family=family, given=given)
     else:
@@ -66,13 +73,19 @@ def verify(
     comparisons = []
     pairs = random_inputs(model.config, sizes, seed)
     for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
-        comparisons += _compare(inputs[0].shape[1:3], stages(model, *inputs), original(*inputs))
+        comparisons += _compare(name_of(*inputs), stages(model, *inputs), original(*inputs))
     return comparisons
 
 
-def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
+def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, np.ndarray]]:
+    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`.
+
+    A language model has no images: None.
+    """
     rng = np.random.default_rng(seed)
+    if not models.registry.has_vision(config):
+        sizes = {min(length, config.max_positions) for length in sizes or _LENGTHS}
+        return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
     patch = vision.patch_size
     if sizes is None:
@@ -88,8 +101,17 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     ]
 
 
+def name_of(images, token_ids) -> str:
+    """What to call an input: by the size of its images, or else the number of its tokens."""
+    if images is None:
+        return f"{token_ids.shape[1]} tokens"
+    return "×".join(map(str, images.shape[1:3]))
+
+
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `originals`."""
+    if isinstance(model, LLaVA):
+        token_ids = llava_inputs.prompts_of(model.config, images, token_ids)
     graphdef, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
         found = _stages(graphdef, state, images, token_ids)
@@ -100,6 +122,8 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=0)
 def _stages(graphdef, state, images, token_ids):
     model = nnx.merge(graphdef, state)
+    if images is None:
+        return _language_stages(model, token_ids)
     tower = models.vision_tower(model)
     output = tower(images, capture=models.Capture(outputs=f"0:{len(tower.encoder.blocks)}"))
     found = _numbered("", [tower.embed(images), *output.captured.outputs.values()])
@@ -108,10 +132,25 @@ def _stages(graphdef, state, images, token_ids):
         found["projected"] = model.encode_image(images)
     if getattr(model.config, "num_classes", 0):
         found["logits"] = model.classify(images)
+    if isinstance(token_ids, Prompts):
+        found |= _llava_stages(model, token_ids)
     if hasattr(model, "text"):
         found |= _numbered("text ", model.text.hidden_states(token_ids))
         found["text projected"] = model.encode_text(token_ids)
     return found
+
+
+def _language_stages(model, token_ids):
+    embeddings, key_mask = model.embed(token_ids), jnp.ones(token_ids.shape, bool)
+    found = _numbered("", model.hidden_states(embeddings, key_mask=key_mask))
+    hidden, _ = model(embeddings, key_mask=key_mask)
+    return found | {"tokens": hidden, "logits": model.logits_of(hidden)}
+
+
+def _llava_stages(model, prompts):
+    embeddings = model.embed(prompts)
+    states = model.decoder.hidden_states(embeddings, key_mask=prompts.key_mask)
+    return _numbered("text ", states) | {"logits": model.logits(prompts)}
 
 
 def _numbered(prefix, states):
@@ -121,6 +160,8 @@ def _numbered(prefix, states):
 
 def _random_texts(config, rng):
     """Random token ids `[2, T]`, the last of each the end-of-text token if there is one."""
+    if isinstance(config, LLaVAConfig):
+        return llava_inputs.random_texts(config, rng)
     if not hasattr(config, "text"):
         return np.zeros((2, 1), np.int64)
     text = config.text
@@ -130,7 +171,7 @@ def _random_texts(config, rng):
     return token_ids
 
 
-def _compare(size, actual, expected):
+def _compare(inputs, actual, expected):
     blocks = [name for name in actual if name == "embeddings" or "block" in name]
     ends = [name for name in ("tokens", "pooled", "projected", "logits") if name in expected]
     if missing := [name for name in blocks if name not in expected]:
@@ -143,4 +184,4 @@ def _compare(size, actual, expected):
             raise ConversionError(f"{name} is {a.shape}, but {e.shape} in the original")
         error = np.max(np.abs(a - e)) / np.max(np.abs(e))
         cosine = np.vdot(a, e) / (np.linalg.norm(a) * np.linalg.norm(e))
-        yield Comparison(size, name, float(error), float(cosine))
+        yield Comparison(inputs, name, float(error), float(cosine))
