@@ -78,7 +78,20 @@ class OwnAttention(linen.Module):
 @pytest.fixture(scope="module")
 def variables():
     """Of the plain encoder with pooling; blocks alike, so that all styles can have them."""
-    return jax.jit(Encoder(pooling=True).init)(jax.random.key(0), INPUTS)
+    return random_variables(Encoder(pooling=True))
+
+
+def random_variables(model):
+    """As it begins, but with normal kernels from NumPy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+
+    def begin(path, leaf):
+        if (name := path[-1].key) in ("bias", "scale"):
+            return np.full(leaf.shape, name == "scale", leaf.dtype)
+        return (0.3 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), INPUTS)
+    return jax.tree_util.tree_map_with_path(begin, shapes)
 
 
 def apply_fast(model, variables, *arguments, **settings):
@@ -96,7 +109,7 @@ def apply_fast(model, variables, *arguments, **settings):
 def test_swapped_is_built_with_it(variables, style):
     model = Encoder(style, depth=2)
     if style == "scan":
-        variables = jax.jit(model.init)(jax.random.key(0), INPUTS)
+        variables = random_variables(model)
     exact = jax.jit(model.apply)(variables, INPUTS)
     expected = jax.jit(Encoder(style, mean, depth=2).apply)(variables, INPUTS)
     np.testing.assert_array_equal(apply_fast(model, variables, INPUTS), expected)
@@ -130,7 +143,7 @@ def test_a_bound_module_has_its_own_attention_afterwards(variables):
 
 def test_what_swaps_nothing_raises(variables):
     own = OwnAttention()
-    own_variables = own.init(jax.random.key(0), INPUTS)
+    own_variables = random_variables(own)
     with pytest.raises(ValueError, match=r"swapped nothing.*of its own \(OwnAttention\)"):
         apply_fast(own, own_variables, INPUTS)
     with pytest.raises(ValueError, match=r"only= matches none.* block_0/attn, block_1/attn"):
