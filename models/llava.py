@@ -181,8 +181,11 @@ class LLaVA(nnx.Module):
         looked = jnp.einsum(
             "bnkw,bnk->bnw", features[prompts.index].astype(jnp.float32), prompts.weight
         )
-        is_image = prompts.key_mask & (prompts.tokens == self.config.image_token_id)
-        return jnp.where(is_image[..., None], looked.astype(words.dtype), words)
+        return jnp.where(self.is_image(prompts)[..., None], looked.astype(words.dtype), words)
+
+    def is_image(self, prompts: Prompts):
+        """bool `[B, N]`, where features of images are."""
+        return prompts.key_mask & (prompts.tokens == self.config.image_token_id)
 
     def logits(self, prompts: Prompts, *, rng=None):
         """Logits float32 `[B, N, V]` of what follows each token; on padding they mean nothing."""
@@ -190,21 +193,39 @@ class LLaVA(nnx.Module):
         return self.decoder.logits_of(hidden)
 
 
-def generate(model: LLaVA, prompts: Prompts, *, rng=None, **settings):
-    """What the model writes behind the prompts, int32 `[B, max_new_tokens]`.
+def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
+    """What the language model reads of prompts: embeddings `[B, M, W]`, key mask bool `[B, M]`.
 
     Args:
       model: a LLaVA, or a view of one.
       prompts: of `prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
-      **settings: of `generation.generate`, with its errors.
+      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens.
     """
     graphdef, state = nnx.split(model)
-    embeddings = _embed(graphdef, state, prompts, rng)
-    return generation.generate(model.decoder, embeddings, prompts.key_mask, **settings)
+    if dropping is None:
+        return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
+    length = dropping.length(prompts.key_mask, model.is_image(prompts))
+    return _embed(graphdef, (dropping, length), state, prompts, rng)
+
+
+def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **settings):
+    """What the model writes behind the prompts, int32 `[B, max_new_tokens]`.
+
+    Args:
+      model, prompts, rng, dropping: as in `embed_prompts`.
+      **settings: of `generation.generate`, with its errors.
+    """
+    embeddings, key_mask = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    return generation.generate(model.decoder, embeddings, key_mask, **settings)
 
 
 # nnx.jit would copy the weights.
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(graphdef, state, prompts, rng):
-    return nnx.merge(graphdef, state).embed(prompts, rng=rng)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed(graphdef, dropping, state, prompts, rng):
+    model = nnx.merge(graphdef, state)
+    embeddings = model.embed(prompts, rng=rng)
+    if dropping is None:
+        return embeddings
+    dropping, length = dropping
+    return dropping.apply(embeddings, prompts.key_mask, model.is_image(prompts), length)

