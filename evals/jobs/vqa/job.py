@@ -142,11 +142,11 @@ def speeds(bench, arms, repeats) -> dict:
         return lambda: jax.block_until_ready(run(max_new_tokens=number))
 
     numbers = (1, most) if most > 1 else (1,)
-    runs = {(arm.name, number): writing(arm, number) for arm in arms for number in numbers}
+    runs = {f"{arm.name} {n}": writing(arm, n) for arm in arms for n in numbers}
     timings = time_in_turns(runs, repeats=repeats, progress="speed")
     first, following = {}, {}
     for arm in arms:
-        times = [timings[key].seconds for n in numbers if (key := (arm.name, n)) in timings]
+        times = [timings[run].seconds for n in numbers if (run := f"{arm.name} {n}") in timings]
         if times:
             first[arm.name] = 1000 * float(np.median(times[0]))
         if len(times) > 1:
@@ -165,13 +165,13 @@ def _cache_bytes(bench, view, arm, prompts) -> int:
     """Of keys and values that a prompt of the batch leaves for its answer."""
     settings = arm.settings(prompts)
     landmarks, decoder = settings.pop("landmark_cache"), view.model.decoder
-    embedded = embed_prompts(view.model, prompts, **settings)
 
-    def left(embeddings, key_mask):
+    def left():
+        embeddings, key_mask = embed_prompts(view.model, prompts, **settings)
         _, cache = decoder(embeddings, key_mask=key_mask)
         return cache if landmarks is None else landmarks.of_prompt(decoder, cache)
 
-    kept = [x for layer in jax.eval_shape(left, *embedded).layers for x in (layer.key, layer.value)]
+    kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)
 
 
