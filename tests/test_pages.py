@@ -137,6 +137,7 @@ TABLES = {  # each as the committed results make it
     "sweep": lambda: format_sweep(run("digit_scenes_sweep", "sweep.json")["table"]),
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
     "attention": lambda: tables.attention(rows("attention")),
+    "language_cost": lambda: tables.language_cost(rows("language_cost")),
     "models": lambda: tables.models(rows("models")),
     "recommended": lambda: tables.recommended(rows("recommended")),
     "equal_error": lambda: tables.equal_error(rows("equal_error")),
@@ -218,7 +219,14 @@ def sentences():
     }
     step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
     marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
+    next_7b = next(
+        row
+        for row in rows("language_cost")
+        if (row["model"], row["tokens"]) == ("llava-1.6-vicuna-7b", "2928")
+    )
+    assert float(next_7b["most_prefill_speedup"]) < 1.03
     return [
+        f"spends {float(next_7b['attention_percent']):.1f} % of its arithmetic in attention",
         f"takes {layer['exact', '257']:.1f} ms exactly and {layer[sampled, '257']:.1f} ms with FNA",
         f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[sampled, '4097']:.0f} ms at 4,097",
         f"is {whole['448']:.2f} times faster at 448 pixels",
