@@ -4,10 +4,14 @@ Shape letters: N tokens of a prompt, S landmarks.
 """
 
 import dataclasses
+import json
 
+from evals.running.workdir import claim_workdir, environment, write_atomically
 from models.decoder import DecoderConfig
 
 _BYTES = 2  # of a weight, a key or a value, in bfloat16
+_SHARE = 0.5  # of the blocks, that advice is about
+_WORTH = 1.1  # times faster, below which the advice is not to bother
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +67,47 @@ def with_landmarks(cost: LanguageCost, num_tokens, num_landmarks, share) -> Lang
     """The same with S landmarks in the cache in place of N tokens, in a share of the blocks."""
     kept = 1 - share * (1 - num_landmarks / num_tokens)
     return dataclasses.replace(cost, cache_bytes=round(kept * cost.cache_bytes))
+
+
+def language_advice(config: DecoderConfig, num_tokens, num_landmarks) -> str:
+    """What approximations can gain in this model, in a few sentences; honest when it is nothing.
+
+    Args:
+      config: of the model.
+      num_tokens: N.
+      num_landmarks: S, that could stay in the cache.
+    """
+    cost = language_cost(config, num_tokens)
+    fewer = with_landmarks(cost, num_tokens, min(num_landmarks, num_tokens), _SHARE)
+    read, read_fewer = (one.weight_bytes + one.cache_bytes for one in (cost, fewer))
+    gain = cost.most_speedup(_SHARE)
+    text = (
+        f"Language model: attention is {100 * cost.attention_share:.0f} % of the arithmetic of "
+        f"reading {num_tokens:,} tokens. Without it in half of the {config.depth} blocks that "
+        f"would be at most {gain:.2f} times faster. A token that is written reads "
+        f"{1e-9 * cost.weight_bytes:.1f} GB of weights and {1e-9 * cost.cache_bytes:.2f} GB of "
+        f"cache (bfloat16); {num_landmarks} landmarks in half of the blocks leave "
+        f"{1e-9 * fewer.cache_bytes:.2f} GB, {read / read_fewer:.2f} times less to read."
+    )
+    if gain < _WORTH and read / read_fewer < _WORTH:
+        text += (
+            " That does not pay for one prompt of this length: use exact attention, or fewer "
+            "tokens. Of many prompts at once each has its cache."
+        )
+    return text
+
+
+def language_report(decoder: DecoderConfig, config, workdir, num_landmarks) -> str:
+    """Writes `speed.json` with the advice on a model that has no vision tower to be timed.
+
+    Arguments are the model's config, those of `evals.jobs.speed.speed_report`, and S.
+    """
+    folder = claim_workdir(config, workdir)
+    record = {
+        "model": config.model,
+        "num_tokens": config.num_tokens,
+        "advice": language_advice(decoder, config.num_tokens, num_landmarks),
+        "environment": environment(),
+    }
+    write_atomically(folder / "speed.json", json.dumps(record, indent=2))
+    return f"model: {config.model}\n\n{record['advice']}\n\nWritten to {folder}: speed.json"

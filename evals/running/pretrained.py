@@ -177,13 +177,25 @@ def open_model(source, revision):
     Raises:
       ValueError: a language model, before its weights are read; or nothing usable there.
     """
+    config, path, weights = _found(source, revision)
+    vision_config(config)
+    return (
+        (models.load(path), path) if weights is None else (convert.load_pretrained(path), weights)
+    )
+
+
+def config_of(source, revision):
+    """The config of the model at `source`, without its weights; errors as of `open_model`."""
+    return _found(source, revision)[0]
+
+
+def _found(source, revision):
+    """Config, path, and file or directory of weights; None for those of `models.save`."""
     path = local_source(source)
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
-        vision_config(read_description(path)[1])
-        return models.load(path), path
+        return read_description(path)[1], path, None
     path = convert.fetch(source, revision)
     weights = find_weights(path)
-    vision_config(read_layout(weights, open_tensors(weights))[1].config)
-    return convert.load_pretrained(path), weights
+    return read_layout(weights, open_tensors(weights))[1].config, path, weights

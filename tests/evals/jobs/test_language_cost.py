@@ -6,7 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
-from evals.jobs.language_cost import language_cost, with_landmarks
+from evals.jobs.language_cost import language_advice, language_cost, with_landmarks
 from models import registry
 from models.decoder import VARIANTS, Decoder
 
@@ -48,3 +48,10 @@ def test_landmarks_in_half_of_the_layers():
     cost = language_cost(VICUNA, 1000)
     assert with_landmarks(cost, 1000, 250, 0.5).cache_bytes == cost.cache_bytes * 0.625
     assert with_landmarks(cost, 1000, 1000, 0.5) == cost
+
+
+@pytest.mark.parametrize("num_tokens, pays", [(2928, False), (30000, True)])
+def test_advice_says_whether_it_pays(num_tokens, pays):
+    text = language_advice(VICUNA, num_tokens, 256)
+    assert f"reading {num_tokens:,} tokens" in text
+    assert ("does not pay" in text) != pays
