@@ -185,6 +185,7 @@ def _llava(config):
         }
         if config.most_tiles:
             values["vision_aspect_ratio"] = f"anyres_max_{config.most_tiles}"
+            values["video_token_index"] = config.video_token_id
     return values
 
 

@@ -59,6 +59,7 @@ _DEFAULTS = {
     "llava_onevision": _LLAVA
     | {
         "image_token_index": 151646,
+        "video_token_index": 151647,
         "vision_feature_select_strategy": "full",
         "vision_feature_layer": -1,
         "image_grid_pinpoints": [list(pair) for pair in itertools.product(_SIDES, _SIDES)],
@@ -153,8 +154,7 @@ def parse_config(source: Source) -> Parsed:
     vision, unknown = _tower(whole, source.tensors)
     decoder, unknown_of_decoder, _ = parse_decoder("text_config", _section(whole, "text_config"))
     tied = whole.flag("tie_word_embeddings", null=False) or decoder.tied_head
-    whole.ignore("ignore_index", "image_seq_length", "video_token_index", "vocab_size")
-    whole.ignore("image_token_id", "image_token_index", "video_token_id")
+    whole.ignore("ignore_index", "image_seq_length", "vocab_size")
     whole.fix(use_image_newline_parameter=True)
     tiles = {}
     if model_type != "llava":
@@ -162,11 +162,11 @@ def parse_config(source: Source) -> Parsed:
         _check_preprocessing(source.file.parent, tiles["resolutions"])
     if model_type == "llava_onevision":
         tiles |= dict(most_tiles=_most_tiles(whole), tile_one_only=True)
-    named = "image_token_id" if "image_token_id" in whole.values else "image_token_index"
+        tiles["video_token_id"] = _token(whole, "video")
     config = LLaVAConfig(
         vision,
         dataclasses.replace(decoder, tied_head=tied),
-        whole.integer(named),
+        _token(whole, "image"),
         whole.activation("projector_hidden_act"),
         whole.flag("multimodal_projector_bias"),
         keep_class_token=_keeps_class_token(whole, vision.tower),
@@ -230,6 +230,13 @@ def _keeps_class_token(whole, tower):
             )
         return False
     return strategy == "full"
+
+
+def _token(whole, what):
+    """The token that stands for an image or a video, whose field has two names."""
+    names = f"{what}_token_id", f"{what}_token_index"
+    whole.ignore(*names)
+    return whole.integer(names[names[0] not in whole.values])
 
 
 def _most_tiles(whole):

@@ -54,6 +54,7 @@ class LLaVAConfig(ModelConfig):
       resolutions: that images are cut into tiles from, as in `tiles.Tiling`; none for no tiles.
       most_tiles: `Tiling.most`.
       tile_one_only: whether of several images in a prompt none is tiled, as in OneVision.
+      video_token_id: the token that stands for a video, in OneVision; None for no videos.
     """
 
     vision: LLaVAVisionConfig
@@ -65,23 +66,32 @@ class LLaVAConfig(ModelConfig):
     resolutions: tuple[tuple[int, int], ...] = ()
     most_tiles: int | None = None
     tile_one_only: bool = False
+    video_token_id: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "projector_activation", ACTIVATIONS)
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         object.__setattr__(self, "decoder", dataclasses.replace(self.decoder, **dtypes))
-        if not 0 <= self.image_token_id < self.decoder.vocab_size:
-            raise ValueError(
-                f"image_token_id {self.image_token_id} is none of the {self.decoder.vocab_size} "
-                "tokens of the language model"
-            )
+        for name in ("image_token_id", "video_token_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.decoder.vocab_size:
+                raise ValueError(
+                    f"{name} {token} is none of the {self.decoder.vocab_size} tokens of the "
+                    "language model"
+                )
         if self.keep_class_token and (self.resolutions or self.vision.tower == "siglip"):
             raise ValueError(
                 "keep_class_token=True needs CLIP's tower and images that are not cut into tiles"
             )
-        if not self.resolutions and (self.most_tiles is not None or self.tile_one_only):
-            raise ValueError("most_tiles and tile_one_only are about tiles: give resolutions")
+        of_tiles = dict(
+            most_tiles=self.most_tiles is not None,
+            tile_one_only=self.tile_one_only,
+            video_token_id=self.video_token_id is not None,
+        )
+        if not self.resolutions and any(of_tiles.values()):
+            named = next(name for name, given in of_tiles.items() if given)
+            raise ValueError(f"{named} is for models that cut images into tiles: give resolutions")
         if self.resolutions and len(set(image_shape(self.vision))) > 1:
             raise ValueError(f"tiles are square, got images of {image_shape(self.vision)} pixels")
         _ = self.tiling  # whose errors belong here
@@ -118,6 +128,11 @@ class Prompts:
     tiles: jax.Array
     index: jax.Array
     weight: jax.Array
+
+    @property
+    def is_image(self) -> jax.Array:
+        """bool `[B, N]`, where features of images are."""
+        return (self.weight > 0).any(axis=2)
 
 
 class Projector(nnx.Module):
@@ -178,14 +193,9 @@ class LLaVA(nnx.Module):
         if self.config.resolutions:  # the last, where tiles.END points to
             newline = self.newline[...].astype(features.dtype)
             features = jnp.concatenate([features, newline[None]])
-        looked = jnp.einsum(
-            "bnkw,bnk->bnw", features[prompts.index].astype(jnp.float32), prompts.weight
-        )
-        return jnp.where(self.is_image(prompts)[..., None], looked.astype(words.dtype), words)
-
-    def is_image(self, prompts: Prompts):
-        """bool `[B, N]`, where features of images are."""
-        return prompts.key_mask & (prompts.tokens == self.config.image_token_id)
+        weight = prompts.weight[..., None]
+        looked = jnp.sum(features[prompts.index] * weight, axis=2)  # in float32, as the weights are
+        return jnp.where(prompts.is_image[..., None], looked.astype(words.dtype), words)
 
     def logits(self, prompts: Prompts, *, rng=None):
         """Logits float32 `[B, N, V]` of what follows each token; on padding they mean nothing."""
@@ -205,7 +215,7 @@ def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
     graphdef, state = nnx.split(model)
     if dropping is None:
         return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
-    length = dropping.length(prompts.key_mask, model.is_image(prompts))
+    length = dropping.length(prompts.key_mask, prompts.is_image)
     return _embed(graphdef, (dropping, length), state, prompts, rng)
 
 
@@ -228,4 +238,4 @@ def _embed(graphdef, dropping, state, prompts, rng):
     if dropping is None:
         return embeddings
     dropping, length = dropping
-    return dropping.apply(embeddings, prompts.key_mask, model.is_image(prompts), length)
+    return dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)

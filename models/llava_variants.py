@@ -40,6 +40,6 @@ VARIANTS = {
     "llava-1.6-mistral-7b": _with_clip(_MISTRAL_7B, resolutions=_NEXT),
     "llava-interleave-qwen-0.5b": _with_siglip(_QWEN2),
     "llava-onevision-qwen2-0.5b": _with_siglip(
-        _QWEN2, resolutions=_ONEVISION, most_tiles=9, tile_one_only=True
+        _QWEN2, resolutions=_ONEVISION, most_tiles=9, tile_one_only=True, video_token_id=151647
     ),
 }

@@ -14,12 +14,24 @@ from .preprocessor import Preprocessor
 from .tiles import END, Packing, fitted_size, margins, plain_packing
 
 
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """Frames of a video in their order, each an image as `Preprocessor` takes it."""
+
+    frames: tuple
+
+    def __post_init__(self):
+        if not len(self.frames):
+            raise ValueError("a video has no frames")
+
+
 def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length=None) -> Prompts:
     """A batch for `LLaVA.embed` and `llava.generate`.
 
     Args:
       token_ids: for each prompt its tokens, among which one image token stands for each image.
-      images: for each prompt its images in that order, as `Preprocessor` takes them.
+      images: for each prompt its images in that order, as `Preprocessor` takes them, or a `Video`
+        where a video token stands.
       config: of the model.
       preprocessor: the checkpoint's, of `preprocessing.load_preprocessor`.
       length: to how many tokens prompts are padded, so that many batches have one shape; by default
@@ -32,10 +44,11 @@ def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length
     if len(token_ids) != len(images):
         raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
     for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
-        _check_tokens(number, ids, len(of_prompt), config)
+        _check_tokens(number, ids, of_prompt, config)
 
     def look_at(image, of_prompt):
-        return look(image, config, preprocessor, alone=len(of_prompt) == 1)
+        alone = sum(not isinstance(x, Video) for x in of_prompt) == 1
+        return look(image, config, preprocessor, alone=alone)
 
     looked = [[look_at(image, of_prompt) for image in of_prompt] for of_prompt in images]
     return lay_out(token_ids, looked, config=config, length=length)
@@ -66,7 +79,7 @@ def lay_out(token_ids, looked, *, config: LLaVAConfig, length=None) -> Prompts:
 
 
 def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.ndarray, Packing]:
-    """The tiles float32 `[T, S, S, 3]` of an image, and the packing of their features.
+    """The tiles float32 `[T, S, S, 3]` of an image or a `Video`, and the packing of their features.
 
     Args:
       image, config, preprocessor: as in `make_prompts`.
@@ -75,7 +88,13 @@ def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.nd
     Raises:
       ValueError: an image that cannot be read, or a preprocessor for another size than the model's.
     """
-    image, tiling = preprocessor.upright(image), config.tiling
+    tiling = config.tiling
+    if isinstance(image, Video):
+        frames = [preprocessor.upright(frame) for frame in image.frames]
+        side = image_shape(config.vision)
+        tiles = np.stack([_stretched(frame, preprocessor, side) for frame in frames])
+        return preprocessor.normalised(tiles), tiling.video_packing(len(frames))
+    image = preprocessor.upright(image)
     if tiling is not None and (alone or not config.tile_one_only):
         tiles = _cut(image, preprocessor, tiling)
         packing = tiling.packing(image.size[::-1])
@@ -96,19 +115,22 @@ def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.nd
 def _cut(image, preprocessor: Preprocessor, tiling):
     """All of an upright image squeezed to a tile, then its tiles row by row, in 0..255."""
 
-    def resized(size):
-        fill = dict(resize=size, crop=None, fit="fill", squared=False)
-        return dataclasses.replace(preprocessor, **fill).pixels(image)
-
     side, size = tiling.side, image.size[::-1]
     resolution = tiling.resolution(size)
     height, width = fitted = fitted_size(size, resolution)
     top, left = margins(fitted, resolution)
     pixels = np.zeros((*resolution, 3), np.float32)
-    pixels[top : top + height, left : left + width] = resized(fitted)
+    pixels[top : top + height, left : left + width] = _stretched(image, preprocessor, fitted)
     rows, columns = (length // side for length in resolution)
     tiles = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # [rows, columns, S, S, 3]
-    return np.concatenate([resized((side, side))[None], tiles.reshape(-1, side, side, 3)])
+    base = _stretched(image, preprocessor, (side, side))
+    return np.concatenate([base[None], tiles.reshape(-1, side, side, 3)])
+
+
+def _stretched(image, preprocessor, size):
+    """An upright image resized to height and width, in 0..255."""
+    fill = dict(resize=size, crop=None, fit="fill", squared=False)
+    return dataclasses.replace(preprocessor, **fill).pixels(image)
 
 
 def _behind(packing, num_features) -> Packing:
@@ -121,7 +143,8 @@ def _expanded(ids, packings, config):
     """A prompt's tokens `[N]`, index and weight `[N, K]`, each image token as often as packed."""
     nothing = np.zeros((1, 1 if config.most_tiles is None else 4))
     text, images = Packing(nothing.astype(np.int32), nothing.astype(np.float32)), iter(packings)
-    parts = [next(images) if token == config.image_token_id else text for token in ids]
+    marks = (config.image_token_id, config.video_token_id)
+    parts = [next(images) if token in marks else text for token in ids]
     tokens = np.repeat(np.asarray(ids, np.int32), [len(part.index) for part in parts])
     return tokens, *map(np.concatenate, zip(*parts, strict=True))
 
@@ -142,7 +165,7 @@ def _padded(rows, length):
     return dict(tokens=tokens, key_mask=mask, index=index, weight=weight)
 
 
-def _check_tokens(number, ids, num_images, config):
+def _check_tokens(number, ids, images, config):
     """Raises ValueError for a prompt that is empty, or whose tokens are not the model's."""
     if not len(ids):
         raise ValueError(f"prompt {number} is empty")
@@ -152,12 +175,22 @@ def _check_tokens(number, ids, num_images, config):
                 f"prompt {number} has the token {token}, but the model knows 0 to "
                 f"{config.decoder.vocab_size - 1}: not its tokenizer"
             )
-    found = sum(token == config.image_token_id for token in ids)
-    if found != num_images:
+    image, video = config.image_token_id, config.video_token_id
+    given = [video if isinstance(x, Video) else image for x in images]
+    if video is None and None in given:
         raise ValueError(
-            f"prompt {number} has {found} image tokens ({config.image_token_id}), but "
-            f"{num_images} images: write one for each image, where it belongs"
+            f"prompt {number} has a video, and this model has no token for videos: give its frames "
+            "as images"
         )
+    found = [token for token in ids if token in (image, video)]
+    for token, named in ((image, "image"), (video, "video")):
+        if found.count(token) != given.count(token):
+            raise ValueError(
+                f"prompt {number} has {found.count(token)} {named} tokens ({token}), but "
+                f"{given.count(token)} {named}s: write one for each {named}, where it belongs"
+            )
+    if found != given:
+        raise ValueError(f"prompt {number} names images and videos in another order than given")
 
 
 def _check_length(number, num_tokens, num_words, config):

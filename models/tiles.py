@@ -140,6 +140,19 @@ class Tiling:
         nothing = np.zeros((1, 0, 1 if self.most is None else 4))
         return _joined(base, _with_ends(nothing, nothing))
 
+    def video_packing(self, num_frames) -> Packing:
+        """The tokens of a video's frames, shrunk to half their sides, and one end behind the last.
+
+        A frame is a base tile. OneVision takes videos so.
+        """
+        side, num_patches = math.ceil(self.patches / 2), self.patches**2
+        patches = np.arange(num_patches).reshape(self.patches, self.patches)
+        index, weight = _interpolated(patches, (side, side))
+        frames = np.arange(num_frames)[:, None, None, None] * num_patches
+        line = (1, num_frames * side**2, 4)
+        index, weight = index + frames, np.broadcast_to(weight, (num_frames, *weight.shape))
+        return _with_ends(index.reshape(line), weight.reshape(line))
+
     def _patches(self, size):
         """The places of the shown patches among the features, `[rows, columns]`."""
         rows, columns = self.unpadded(size)
@@ -155,12 +168,7 @@ class Tiling:
 
     def _shrunk(self, size):
         """As `_whole`, of patches interpolated to `shape`, between four each."""
-        patches = self._patches(size)
-        (y, by_y), (x, by_x) = map(_bilinear, patches.shape, self.shape(size))
-        index = patches[y[:, None, :, None], x[None, :, None, :]]  # [rows, columns, 2, 2]
-        weight = by_y[:, None, :, None] * by_x[None, :, None, :]
-        flat = (*index.shape[:2], 4)
-        return _with_ends(index.reshape(flat), weight.reshape(flat))
+        return _with_ends(*_interpolated(self._patches(size), self.shape(size)))
 
 
 def plain_packing(num_features) -> Packing:
@@ -184,6 +192,14 @@ def _with_ends(index, weight) -> Packing:
     weight = np.concatenate([weight, np.broadcast_to(first, (rows, 1, terms))], axis=1)
     index, weight = index.astype(np.int32), weight.astype(np.float32)
     return Packing(index.reshape(-1, terms), weight.reshape(-1, terms))
+
+
+def _interpolated(patches, shape):
+    """Four of the patches `[rows, columns]` and their weights for each of a grid, `[*shape, 4]`."""
+    (y, by_y), (x, by_x) = map(_bilinear, patches.shape, shape)
+    index = patches[y[:, None, :, None], x[None, :, None, :]]  # [rows, columns, 2, 2]
+    weight = by_y[:, None, :, None] * by_x[None, :, None, :]
+    return index.reshape(*shape, 4), weight.reshape(*shape, 4)
 
 
 def _bilinear(size, new_size):

@@ -11,14 +11,14 @@ import convert
 from convert.originals import prepare_libraries
 from models.llava import generate
 from models.preprocessor import Preprocessor
-from models.prompts import look, make_prompts
+from models.prompts import Video, look, make_prompts
 from tests import zoo
 from tests.conftest import rel_max_error
 
 pytestmark = pytest.mark.reference
 
 CASES = ("llava_hf", "llava_interleave_hf", "llava_next_hf", "llava_onevision_hf")
-IMAGE = 7  # the token
+IMAGE, VIDEO = 7, 8  # the tokens
 BOUND = 1e-5  # measured: 1.3e-6
 PREPROCESSOR = Preprocessor((32, 32), None, (0.5,) * 3, (0.3,) * 3, fit="fill")
 BATCHES = {  # sizes of the images of each prompt
@@ -102,6 +102,23 @@ def test_logits_are_the_originals(pair, case, batch):
     actual = np.asarray(logits(model, prompts))
     error = rel_max_error(actual[prompts.key_mask], expected[prompts.key_mask])
     assert error < BOUND
+
+
+def test_a_video_beside_an_image(pair):
+    import torch
+
+    original, model = pair("llava_onevision_hf")
+    (frames,), _ = images_and_tokens([[(32, 32), (47, 61), (30, 90)]])
+    (images,), _ = images_and_tokens([[(200, 60)]])
+    tokens = [[3, VIDEO, 5, IMAGE, 11]]
+    prompts = make_prompts(
+        tokens, [[Video(tuple(frames)), *images]], config=model.config, preprocessor=PREPROCESSOR
+    )
+    batch = for_original(prompts, [images], model.config)
+    shown = np.transpose(prompts.tiles[: len(frames)], (0, 3, 1, 2))
+    with torch.no_grad():
+        expected = original(**batch, pixel_values_videos=torch.tensor(shown[None])).logits.numpy()
+    assert rel_max_error(logits(model, prompts), expected) < BOUND
 
 
 @pytest.mark.parametrize("case", CASES)

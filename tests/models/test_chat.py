@@ -41,7 +41,8 @@ def folder(tmp_path):
     )
     tokenizer.enable_padding(length=99)  # left in the file by whoever trained with it
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": INST}
+    end = {"__type": "AddedToken", "content": "</s>"}
+    config = {"bos_token": "<s>", "eos_token": end, "chat_template": INST}
     write(tmp_path / "tokenizer_config.json", config)
     return tmp_path
 

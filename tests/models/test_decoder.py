@@ -28,32 +28,32 @@ def test_every_published_kind_is_tested():
 
 @of_kinds
 def test_cached_decoding_is_recomputation(kind):
-    """Tokens in one call, and in three: eight of a prompt with padding, then one by one."""
-    model, (tokens, real) = tiny(kind), prompts(length=10)
+    """Tokens in one call, and in three: seven of a prompt with padding, then one by one."""
+    model, (tokens, real) = tiny(kind), prompts()
     whole, _, _ = run(model, tokens, real)
-    hidden, _, cache = run(model, tokens[:, :8], real[:, :8])
+    hidden, _, cache = run(model, tokens[:, :7], real[:, :7])
     parts, cache = [hidden], cache.with_room(2)
-    for i in (8, 9):
+    for i in (7, 8):
         hidden, _, cache = run(model, tokens[:, i : i + 1], real[:, i : i + 1], cache)
         parts.append(hidden)
     assert rel_max_error(np.concatenate(parts, axis=1)[real], whole[real]) < ROUNDING
-    np.testing.assert_array_equal(cache.position, [10, 6])
+    np.testing.assert_array_equal(cache.position, [9, 5])
 
 
 def test_an_empty_cache_and_a_prompt_in_pieces():
     """The first piece of the second row is padding alone."""
-    model, (tokens, real) = tiny("qwen3"), prompts(length=8)
+    model, (tokens, real) = tiny("qwen3"), prompts()
     whole, _, _ = run(model, tokens, real)
-    first, _, cache = run(model, tokens[:, :4], real[:, :4], model.init_cache(2, 8))
+    first, _, cache = run(model, tokens[:, :4], real[:, :4], model.init_cache(2, 9))
     second, _, cache = run(model, tokens[:, 4:], real[:, 4:], cache)
     parts = np.concatenate([first, second], axis=1)
     assert rel_max_error(parts[real], whole[real]) < ROUNDING
-    assert cache.layers[1].filled == 8
+    assert cache.layers[1].filled == 9
 
 
 @of_kinds
 def test_padding_and_companions_change_nothing(kind):
-    model, (tokens, real) = tiny(kind), prompts(length=9, padding=(0, 4))
+    model, (tokens, real) = tiny(kind), prompts()
     together, _, _ = run(model, tokens, real)
     alone, _, _ = run(model, tokens[1:, 4:], real[1:, 4:])
     assert rel_max_error(together[1:, 4:], alone) < ROUNDING

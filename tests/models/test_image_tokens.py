@@ -24,10 +24,9 @@ def prompts():
 @pytest.fixture(scope="module")
 def batch(prompts):
     """Embeddings that number the tokens of each prompt, mask and which are of images."""
-    model = tiny_llava("1.5")
     random = np.random.default_rng(0).standard_normal((*prompts.tokens.shape, 2))
     random[..., 0] = np.arange(prompts.tokens.shape[1])
-    return random.astype(np.float32), prompts.key_mask, np.asarray(model.is_image(prompts))
+    return random.astype(np.float32), prompts.key_mask, np.asarray(prompts.is_image)
 
 
 def left_of(dropping, batch):

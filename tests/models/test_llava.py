@@ -157,8 +157,10 @@ def test_the_language_model_has_the_dtypes_of_the_whole():
     "kind, overrides, message",
     [
         ("1.5", dict(image_token_id=31), "image_token_id 31 is none of the 31 tokens"),
-        ("1.5", dict(most_tiles=3), "are about tiles: give resolutions"),
-        ("1.5", dict(tile_one_only=True), "are about tiles: give resolutions"),
+        ("1.5", dict(most_tiles=3), "most_tiles is for models that cut .*: give resolutions"),
+        ("1.5", dict(tile_one_only=True), "tile_one_only is for models that cut"),
+        ("1.5", dict(video_token_id=3), "video_token_id is for models that cut"),
+        ("onevision", dict(video_token_id=31), "video_token_id 31 is none of the 31 tokens"),
         ("1.5", dict(projector_activation="relu"), "projector_activation must be one of"),
         ("1.5", dict(vision={"tower": "dino"}), "tower must be one of clip, siglip, got 'dino'"),
         ("1.5", dict(vision={"head": True}), "has no head"),

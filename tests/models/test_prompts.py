@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from models.preprocessor import Preprocessor
-from models.prompts import look, make_prompts
+from models.prompts import Video, look, make_prompts
 from models.tiles import END
-from tests.models.tiny_llava import IMAGE, SIDE, config_of
+from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
 
 ONES = (1.0, 1.0, 1.0)
 PREPROCESSOR = Preprocessor((SIDE, SIDE), None, (0.5, 0.5, 0.5), ONES, fit="fill")
@@ -94,6 +94,45 @@ def test_prompts_are_padded_to_the_length_that_is_asked_for():
     assert prompts.tokens.shape == (1, 20) and prompts.key_mask.sum() == 17
     with pytest.raises(ValueError, match="17 tokens cannot be padded to 16"):
         prompts_of("1.5", [[IMAGE, 3]], [[plain(9, 9)]], length=16)
+
+
+def test_frames_of_a_video_are_halved_and_end_once():
+    video = Video((plain(20, 47), plain(30, 30, 0), plain(28, 28)))
+    config = config_of("onevision")
+    tiles, packing = look(video, config, PREPROCESSOR)
+    assert tiles.shape == (3, SIDE, SIDE, 3)
+    for frame, level in zip(tiles, (0.5, -0.5, 0.5), strict=True):
+        np.testing.assert_array_equal(frame, level)
+    assert packing.index.shape == (3 * 2 * 2 + 1, 4) and packing.index[-1, 0] == END
+    grid = np.arange(3 * 16.0)  # of which each token is the mean of four neighbours
+    tokens = np.sum(grid[packing.index] * packing.weight, axis=1)[:-1]
+    means = grid.reshape(3, 2, 2, 2, 2).mean((2, 4)).ravel()
+    np.testing.assert_allclose(tokens, means)
+    prompts = prompts_of("onevision", [[3, VIDEO, IMAGE]], [[video, plain(20, 47)]])
+    _, beside = look(plain(20, 47), config, PREPROCESSOR)  # which is the only image
+    assert np.sum(prompts.tokens == VIDEO) == 13
+    assert np.sum(prompts.tokens == IMAGE) == len(beside.index)
+
+
+@pytest.mark.parametrize(
+    "ids, images, message",
+    [
+        ([VIDEO], [plain(9, 9)], "0 image tokens .9., but 1 images"),
+        ([IMAGE], [Video((plain(9, 9),))], "1 image tokens .9., but 0 images"),
+        ([IMAGE, VIDEO, VIDEO], [plain(9, 9), Video((plain(9, 9),))], "2 video tokens .10., but 1"),
+        ([VIDEO, IMAGE], [plain(9, 9), Video((plain(9, 9),))], "in another order than given"),
+    ],
+)
+def test_videos_that_do_not_match_raise(ids, images, message):
+    with pytest.raises(ValueError, match=message):
+        prompts_of("onevision", [ids], [images])
+
+
+def test_videos_need_a_model_for_them_and_frames():
+    with pytest.raises(ValueError, match="no token for videos: give its frames as images"):
+        prompts_of("interleave", [[IMAGE]], [[Video((plain(9, 9),))]])
+    with pytest.raises(ValueError, match="a video has no frames"):
+        Video(())
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from PIL import Image
 
 from convert.originals import prepare_libraries
 from models.preprocessing import load_preprocessor
-from models.prompts import make_prompts
-from tests.models.tiny_llava import IMAGE, SIDE, config_of
+from models.prompts import Video, make_prompts
+from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
 
 pytestmark = pytest.mark.reference
 LEVEL = 1 / 255
@@ -22,7 +22,7 @@ def transformers():
 
 
 def tokenizer(transformers):
-    words = {"<image>": IMAGE, "<video>": 1, "?": 2, "what": 3, "[PAD]": 0}
+    words = {"<image>": IMAGE, "<video>": VIDEO, "?": 2, "what": 3, "[PAD]": 0}
     model = tokenizers.models.WordLevel(words, unk_token="?")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -50,7 +50,7 @@ def processor(transformers, kind, config):
             {
                 "num_image_tokens": config.num_features,
                 "vision_aspect_ratio": f"anyres_max_{config.most_tiles}",
-                "video_processor": transformers.LlavaOnevisionVideoProcessor(),
+                "video_processor": transformers.LlavaOnevisionVideoProcessor(size=square),
             },
         ),
     }[kind]
@@ -95,6 +95,24 @@ def test_as_transformers(transformers, tmp_path, kind):
         np.testing.assert_array_equal(prompts.tokens[mask], expected["input_ids"][mask])
         tiles = np.transpose(prompts.tiles, (0, 3, 1, 2))
         assert_equal_tiles(tiles, expected["pixel_values"], std[:, None, None])
+
+
+def test_a_video_as_transformers(transformers, tmp_path):
+    config = config_of("onevision")
+    theirs = processor(transformers, "onevision", config)
+    theirs.save_pretrained(tmp_path)
+    preprocessor = load_preprocessor(tmp_path)
+    frames = [image_of((40, 60), seed) for seed in range(3)]
+    text = "what <video> ?"
+    expected = theirs(
+        text=text, videos=[np.stack([np.asarray(frame) for frame in frames])], return_tensors="np"
+    )
+    ids, video = theirs.tokenizer(text)["input_ids"], Video(tuple(frames))
+    prompts = make_prompts([ids], [[video]], config=config, preprocessor=preprocessor)
+    np.testing.assert_array_equal(prompts.tokens, expected["input_ids"])
+    tiles = np.transpose(prompts.tiles, (0, 3, 1, 2))
+    std = np.array(preprocessor.std, np.float32)[:, None, None]
+    assert_equal_tiles(tiles, expected["pixel_values_videos"][0], std)
 
 
 def assert_equal_tiles(actual, expected, std):

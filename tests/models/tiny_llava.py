@@ -8,7 +8,7 @@ import models
 from models import registry
 
 SIDE = 28
-IMAGE = 9  # the token
+IMAGE, VIDEO = 9, 10  # the tokens
 ENCODER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
 DECODER = dict(
     vocab_size=31,
@@ -27,7 +27,7 @@ KINDS = {
     "interleave": ("llava-interleave-qwen-0.5b", {}),
     "onevision": (
         "llava-onevision-qwen2-0.5b",
-        {"resolutions": RESOLUTIONS, "most_tiles": 3},
+        {"resolutions": RESOLUTIONS, "most_tiles": 3, "video_token_id": VIDEO},
     ),
 }
 

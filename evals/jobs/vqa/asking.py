@@ -83,14 +83,14 @@ class Bench:
         Raises:
           ValueError: an image token in a question.
         """
-        chat, image = self.backbone.chat, self.backbone.model.config.image_token_id
-        found = []
+        chat, config = self.backbone.chat, self.backbone.model.config
+        marks, found = (config.image_token_id, config.video_token_id), []
         for number, text in zip(self.questions.ids, self.questions.texts, strict=True):
             ids = encoded(chat, self.form.replace(PLACE, text))
-            if ids.count(image) != 1:
+            if len(extra := [token for token in ids if token in marks]) != 1:
                 raise ValueError(
                     f"question {show(number)} has the image token "
-                    f"{chat.tokenizer.id_to_token(image)!r} in its text, but one image: "
+                    f"{chat.tokenizer.id_to_token(extra[-1])!r} in its text, but one image: "
                     f"{show(text)}"
                 )
             found.append(ids)
