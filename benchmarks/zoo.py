@@ -55,7 +55,10 @@ def main(argv=None):
 
 
 def groups_of_models() -> list[list[str]]:
-    """All names, those together that differ in the resolution only, or in the weights alone."""
+    """All names, those together that differ in the resolution or the weights alone.
+
+    Whether a LLaVA cuts its images into tiles is resolution, too; its family lists the tiled first.
+    """
     groups = {}
     for family in models.registry.FAMILIES.values():
         for name, config in family.variants.items():
@@ -68,8 +71,7 @@ def _without_resolution(config):
         return config
     vision = models.registry.vision_config(config)
     vision = dataclasses.replace(vision, image_size=vision.patch_size)
-    others = (getattr(config, name, None) for name in ("text", "decoder", "resolutions"))
-    return type(config), vision, *others
+    return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
 def measure(names) -> list[dict]:
@@ -115,12 +117,13 @@ def measure(names) -> list[dict]:
 
 
 def _shallow(config):
-    """The config with four blocks, and how many there were."""
+    """The config with four blocks, and how many there were, of a LLaVA in its language model."""
     if not models.registry.has_vision(config):
         return models.registry.override(config, SHALLOW["encoder"]), config.depth
     towers = {"vision": SHALLOW, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
     shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
-    depth = models.registry.vision_config(config).encoder.depth
+    vision = models.registry.vision_config(config)
+    depth = getattr(config, "decoder", vision.encoder).depth
     return models.registry.override(config, shallow), depth
 
 

@@ -33,13 +33,13 @@ def _with_siglip(decoder, **tiles):
 
 
 VARIANTS = {
-    "llava-1.5-7b": _with_clip(_VICUNA_7B),
-    "llava-1.5-13b": _with_clip(_VICUNA_13B),
     "llava-1.6-vicuna-7b": _with_clip(_VICUNA_7B, resolutions=_NEXT),
     "llava-1.6-vicuna-13b": _with_clip(_VICUNA_13B, resolutions=_NEXT),
     "llava-1.6-mistral-7b": _with_clip(_MISTRAL_7B, resolutions=_NEXT),
-    "llava-interleave-qwen-0.5b": _with_siglip(_QWEN2),
+    "llava-1.5-7b": _with_clip(_VICUNA_7B),
+    "llava-1.5-13b": _with_clip(_VICUNA_13B),
     "llava-onevision-qwen2-0.5b": _with_siglip(
         _QWEN2, resolutions=_ONEVISION, most_tiles=9, tile_one_only=True, video_token_id=151647
     ),
+    "llava-interleave-qwen-0.5b": _with_siglip(_QWEN2),
 }
