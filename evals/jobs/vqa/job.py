@@ -23,6 +23,9 @@ from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
 from models.llava import embed_prompts
 from models.registry import vision_tower
 
+_CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
+_MAY_BE_EMPTY = ("fna.methods", "landmark_cache.num_landmarks", "dropping.methods")
+
 
 def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
     """Every arm's answers, their score, and the arms' speed; each is kept in `workdir`.
@@ -196,10 +199,10 @@ def check_settings(config) -> None:
     if jax.process_count() > 1:
         raise ValueError("vqa.py runs in one process: start it on one host")
     check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
-    for name, values in (
-        ("fna.num_landmarks", config.fna.num_landmarks),
-        ("fna.seeds", config.fna.seeds),
-        ("dropping.kept", config.dropping.kept),
-        ("dropping.seeds", config.dropping.seeds),
-    ):
-        check_choice(values, name)
+    for name in _CHOICES:
+        group, field = name.split(".")
+        check_choice(config[group][field], name)
+    for name in _MAY_BE_EMPTY:
+        group, field = name.split(".")
+        if config[group][field]:
+            check_choice(config[group][field], name)

@@ -211,10 +211,12 @@ def test_arms_of_a_config(config):
         ("model", "", "there is no embedded model that answers questions; give a converted LLaVA"),
         ("questions", None, r"--config\.questions is missing"),
         ("batch_size", 0, r"--config\.batch_size must be at least 1, got 0"),
+        ("dropping.kept", (), r"--config\.dropping\.kept must be some values, all different"),
+        ("landmark_cache.num_landmarks", (4, 4), "must be some values, all different"),
     ],
 )
 def test_settings_that_cannot_be_used(config, field, value, message):
-    config[field] = value
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         check_settings(config)
 
@@ -252,6 +254,11 @@ def test_the_whole_job(config, companions, tmp_path):
     models.save(tiny_llava("1.5"), tmp_path / "model", companions=[*companions.iterdir()])
     config.model, config.max_new_tokens = str(tmp_path / "model"), 2
     config.fna.methods, config.dropping.methods = (), ("farthest",)  # each arm is programs
+    config.landmark_cache.num_landmarks = (40,)
+    with pytest.raises(ValueError, match=r"=40 is more than the \d+ tokens of the first prompt"):
+        answer_questions(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.landmark_cache.num_landmarks = (4,)
     text = vqa_report(config, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
     assert [row["attention"] for row in rows] == [
