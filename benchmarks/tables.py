@@ -56,6 +56,15 @@ _MODELS = {
     "times_hugging_face": "time / Hugging Face's",
     "compile_s": "compile s",
 }
+_LANGUAGE = {  # columns of results/language_cost.csv, their headings and decimals
+    "attention_percent": ("attention, % of prefill", 1),
+    "most_prefill_speedup": ("prefill at most times faster", 2),
+    "weights_gb": ("weights, GB", 1),
+    "cache_gb": ("cache, GB", 2),
+    "cache_percent": ("cache, % of what a token reads", 1),
+    "landmark_cache_gb": ("with landmarks, GB", 2),
+    "times_fewer_bytes": ("times less to read", 2),
+}
 _PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
 _PAIR += ("ms", "times exact", "by counting")
 
@@ -68,6 +77,7 @@ def main():
         gpu,
         gpu_towers,
         landmarks,
+        language_cost,
         models,
         memory,
         recommended,
@@ -167,6 +177,17 @@ def landmarks(rows) -> str:
         cells += [_milliseconds(peer.get("median_ms")), _ratio(peer.get("times_faster"), 1)]
         lines.append(cells)
     return markdown_table(["tokens", "features", "ms", "torch-quickfps", "times faster"], lines)
+
+
+def language_cost(rows) -> str:
+    """Where a language model's time goes: a line for each model and number of tokens."""
+    lines = [
+        [row["model"], f"{int(row['tokens']):,}"]
+        + [_ratio(row[column], digits) for column, (_, digits) in _LANGUAGE.items()]
+        for row in rows
+    ]
+    headings = [heading for heading, _ in _LANGUAGE.values()]
+    return markdown_table(["language model of", "tokens", *headings], lines)
 
 
 def models(rows) -> str:

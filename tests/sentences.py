@@ -22,7 +22,10 @@ def rows(name):
 
 def sentences():
     """All of them."""
-    themes = layers, whole_models, centroids, gpus, real_model, embedded_model, programs
+    themes = (
+        *(layers, whole_models, centroids, gpus, real_model, embedded_model, language),
+        programs,
+    )
     return [sentence for theme in themes for sentence in theme()]
 
 
@@ -137,3 +140,14 @@ def programs():
         f"{float(analysis['seconds']) / 60:.1f} minutes and {float(analysis['peak_gb']):.1f} GB on",
         f"after {sum(int(row['kills']) for row in rows('kills'))} kills at random moments",
     ]
+
+
+def language():
+    """Of language models: what attention is of their arithmetic."""
+    of_7b = next(
+        row
+        for row in rows("language_cost")
+        if (row["model"], row["tokens"]) == ("llava-1.6-vicuna-7b", "2928")
+    )
+    assert float(of_7b["most_prefill_speedup"]) < 1.03
+    return [f"spends {float(of_7b['attention_percent']):.1f} % of its arithmetic in attention"]

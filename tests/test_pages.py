@@ -126,6 +126,7 @@ TABLES = {  # each as the committed results make it
     "sweep": lambda: format_sweep(run("digit_scenes_sweep", "sweep.json")["table"]),
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
     "attention": lambda: tables.attention(rows("attention")),
+    "language_cost": lambda: tables.language_cost(rows("language_cost")),
     "models": lambda: tables.models(rows("models")),
     "recommended": lambda: tables.recommended(rows("recommended")),
     "equal_error": lambda: tables.equal_error(rows("equal_error")),
