@@ -1,6 +1,16 @@
 """All layouts that can be converted, and which of them a checkpoint has."""
 
-from convert import clip, dinov2, dinov3, hf_vit, onnx_dinov2, open_clip, siglip, timm_vit
+from convert import (
+    clip,
+    dinov2,
+    dinov3,
+    hf_vit,
+    onnx_dinov2,
+    open_clip,
+    qwen_vision,
+    siglip,
+    timm_vit,
+)
 from convert.errors import ConversionError, show
 from convert.layout import Layout
 
@@ -13,6 +23,7 @@ LAYOUTS: tuple[Layout, ...] = (
     siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
+    qwen_vision.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from convert import open_clip as open_clip_layout
-from convert import timm_vit
+from convert import qwen_original, qwen_vision, timm_vit
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
@@ -95,6 +95,11 @@ def _failures_named(library):
 
 def _transformers(transformers, source):
     model_type = source.config.get("model_type")
+    if model_type in (qwen_vision.WHOLE, qwen_vision.TOWER):
+        tower = qwen_original.open_tower(
+            transformers, source, _state_dict(source), attn_implementation="eager"
+        )
+        return functools.partial(_run_qwen, tower)
     if model_type not in _CLASSES:
         raise ConversionError(f"model_type {show(model_type)} is none that verify knows")
     plain, with_classifier = _CLASSES[model_type]
@@ -149,6 +154,14 @@ def _run_transformers(model, pixels, token_ids):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
         with _recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
+    return stages
+
+
+def _run_qwen(tower, pixels, token_ids):
+    del token_ids
+    batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
+    recording = functools.partial(_recording, prefix="")
+    (stages,) = qwen_original.run_tower(tower, batches, recording)
     return stages
 
 

@@ -18,6 +18,7 @@ from convert.originals import open_original
 from convert.sources import fetch, find_weights, read_config
 from convert.tensors import open_tensors
 from models.configs import image_shape
+from models.qwen_vision import QwenVision
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
@@ -74,7 +75,7 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
     rng = np.random.default_rng(seed)
     vision = models.registry.vision_config(config)
-    patch = vision.patch_size
+    patch = vision.patch_size * getattr(vision, "merge_size", 1)
     if sizes is None:
         # Of DINOv3 the config's size is nominal, and may be any.
         height, width = own = image_shape(vision)
@@ -108,6 +109,10 @@ def _stages(graphdef, state, images, token_ids):
         found["projected"] = model.encode_image(images)
     if getattr(model.config, "num_classes", 0):
         found["logits"] = model.classify(images)
+    if isinstance(model, QwenVision):
+        (features,) = model.encode([images])
+        found["merged"] = features.merged
+        found |= {f"deepstack {i}": x for i, x in enumerate(features.deepstack)}
     if hasattr(model, "text"):
         found |= _numbered("text ", model.text.hidden_states(token_ids))
         found["text projected"] = model.encode_text(token_ids)

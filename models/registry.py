@@ -7,7 +7,7 @@ import typing
 import jax
 from flax import nnx
 
-from . import clip, dinov2, dinov3, plain_vit, siglip
+from . import clip, dinov2, dinov3, plain_vit, qwen_vision, siglip
 from .vit import VisionTower
 
 
@@ -24,6 +24,9 @@ FAMILIES = {
     "clip": Family(clip.CLIP, clip.CLIPConfig, clip.VARIANTS),
     "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
     "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
+    "qwen3_vl_vision": Family(
+        qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
+    ),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
 }
@@ -127,10 +130,24 @@ def config_from_dict(config_class, values: dict):
 
 
 def _of_type(hint, value, name):
-    """`value` if it is of the type; True and False are no integers here."""
+    """`value` if it is of the type; True and False are no integers here, and lists are tuples."""
+    if typing.get_origin(hint) is tuple:
+        return _tuple_of(hint, value, name)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{name} must be {getattr(hint, '__name__', hint)}, got {value!r}")
     return value
+
+
+def _tuple_of(hint, value, name):
+    """A tuple of the types, as in `tuple[int, int]` or `tuple[int, ...]`, of a list or a tuple."""
+    hints = typing.get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise ValueError(f"{name} must be a list of {len(hints)}, got {value!r}")
+    return tuple(_of_type(*pair, name) for pair in zip(hints, value))
 
 
 def did_you_mean(name, choices) -> str:

@@ -1,0 +1,69 @@
+"""Qwen3-VL's vision tower of transformers, run on images. Needs torch and transformers.
+
+Shape letters: B images of one size, N tokens of each, C width.
+"""
+
+import math
+
+import numpy as np
+
+from convert.qwen_vision import PREFIXES, vision_values
+from models.qwen_images import patches_of
+
+
+def open_tower(transformers, source, state, **options):
+    """transformers' tower of a checkpoint, of which the language model is not built.
+
+    Args:
+      transformers: the module.
+      source: whose config was parsed without an error.
+      state: its tensors by name, for torch.
+      **options: of `from_pretrained`.
+    """
+    prefix = next(prefix for prefix in PREFIXES if f"{prefix}pos_embed.weight" in state)
+    tower = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    model_class = transformers.Qwen3VLVisionModel
+    config = model_class.config_class.from_dict(vision_values(source.config))
+    return model_class.from_pretrained(None, config=config, state_dict=tower, **options).eval()
+
+
+def run_tower(model, batches, recording) -> list[dict]:
+    """Stages of each batch, whose images are one sequence, with patches row by row.
+
+    Args:
+      model: of `open_tower`.
+      batches: images of one size as the tower here takes them, `[B, height, width, 3]` or
+        `[B, 2, height, width, 3]`.
+      recording: a context of the model and a dictionary that records its blocks.
+    """
+    import torch
+
+    cut = dict(patch_size=model.config.patch_size, merge_size=model.config.spatial_merge_size)
+    grids = [tuple(x // cut["patch_size"] for x in batch.shape[-3:-1]) for batch in batches]
+    patches = np.concatenate([patches_of(batch, **cut) for batch in batches])
+    thw = [(1, *grid) for batch, grid in zip(batches, grids) for _ in batch]
+    stages = {}
+    with recording(model, stages):
+        weights = model.patch_embed.proj.weight
+        output = model(torch.from_numpy(patches).to(weights.dtype), grid_thw=torch.tensor(thw))
+    stages["tokens"] = output.last_hidden_state
+    merged = {"merged": output.pooler_output}
+    merged |= {f"deepstack {i}": x for i, x in enumerate(output.deepstack_features)}
+
+    split = lambda x, of: torch.split(
+        x, [len(b) * math.prod(g) // of for b, g in zip(batches, grids)]
+    )
+    found = [{} for _ in batches]
+    for name, packed in stages.items():
+        for of_batch, x, batch, grid in zip(found, split(packed, 1), batches, grids):
+            of_batch[name] = _row_by_row(x, len(batch), grid, cut["merge_size"])
+    for name, packed in merged.items():
+        for of_batch, x, batch in zip(found, split(packed, cut["merge_size"] ** 2), batches):
+            of_batch[name] = x.reshape(len(batch), -1, x.shape[-1])
+    return found
+
+
+def _row_by_row(x, batch, grid, size):
+    """Tokens `[B·N, C]` square by square of the mergers as `[B, N, C]` row by row."""
+    squares = x.reshape(batch, grid[0] // size, grid[1] // size, size, size, x.shape[-1])
+    return squares.transpose(2, 3).reshape(batch, -1, x.shape[-1])
