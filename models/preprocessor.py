@@ -6,6 +6,8 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image
 
+from .qwen_images import PixelBudget
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
@@ -16,6 +18,7 @@ class Preprocessor:
       crop: height and width of the centre crop, black where the image is smaller; or None.
       mean, std: per channel, of values in 0..1.
       resample: Pillow's filter number; 3 is bicubic.
+      budget: gives each image its own size to be stretched to; then `resize` is None.
       fit: "fill" stretches to `resize`, "contain" fits the image into it, "cover" makes the shorter
         side that of a square.
       library: whose order and rounding to follow: "transformers", "open_clip" or "timm".
@@ -32,6 +35,7 @@ class Preprocessor:
     library: str = "transformers"
     levels: bool = True
     on_white: bool = False
+    budget: PixelBudget | None = None
 
     def __call__(self, image):
         """float32 `[height, width, 3]` of a Pillow image of any mode, or of an array.
@@ -87,7 +91,7 @@ class Preprocessor:
         return (self.crop or self.resize)[0]
 
     def _resized_and_cropped(self, image):
-        size = self._size(*image.size) if self.resize else image.size
+        size = self._size(*image.size) if self.resize or self.budget else image.size
         if self.library == "transformers" and size != image.size:
             return self._resized_as_floats(image, size)
         image = image.resize(size, self.resample) if size != image.size else image
@@ -112,6 +116,8 @@ class Preprocessor:
 
     def _size(self, width, height):
         """Width and height after resizing, rounded as all three libraries do."""
+        if self.budget is not None:
+            return self.budget.size(height, width)[::-1]
         to_height, to_width = self.resize
         if self.fit == "fill":
             return to_width, to_height

@@ -62,6 +62,10 @@ PUBLISHED_PARAMETERS = {
     "vit-s-32-384": 22_915_432,
     "vit-ti-16": 5_717_416,
     "vit-ti-16-384": 5_790_376,
+    # Of transformers.Qwen3VLVisionModel with the published sizes, transformers 5.23.0.
+    "qwen3-vl-2b-vision": 406_957_056,
+    "qwen3-vl-4b-vision": 415_347_712,
+    "qwen3-vl-8b-vision": 576_388_336,
     # Of transformers.SiglipModel with the published sizes, transformers 5.23.0.
     "siglip-vit-b-16-224": 203_155_970,
     "siglip-vit-b-16-256": 203_202_050,
