@@ -4,7 +4,6 @@ Shape letters: B images, F frames, h and w patches down and across, p pixels alo
 """
 
 import dataclasses
-import fractions
 import math
 
 import numpy as np
@@ -44,11 +43,7 @@ class PixelBudget:
                 f"an image of {height} × {width} pixels is more than {_MOST_ELONGATED} times as "
                 "long as wide: crop it"
             )
-        # Halves to even, exactly, as Python's round of the quotient does it.
-        rounded = [
-            self.multiple * round(fractions.Fraction(side, self.multiple))
-            for side in (height, width)
-        ]
+        rounded = [self.multiple * round(side / self.multiple) for side in (height, width)]
         if math.prod(rounded) > self.most:
             scale = math.sqrt(height * width / self.most)
             steps = (math.floor(side / scale / self.multiple) for side in (height, width))
