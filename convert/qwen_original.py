@@ -32,8 +32,8 @@ def run_tower(model, batches, recording) -> list[dict]:
 
     Args:
       model: of `open_tower`.
-      batches: images of one size as the tower here takes them, `[B, height, width, 3]` or
-        `[B, 2, height, width, 3]`.
+      batches: images of one size as the tower here takes them, `[B, height, width, 3]`, or the
+        pairs of frames of one video `[B, 2, height, width, 3]`.
       recording: a context of the model and a dictionary that records its blocks.
     """
     import torch
@@ -41,7 +41,9 @@ def run_tower(model, batches, recording) -> list[dict]:
     cut = dict(patch_size=model.config.patch_size, merge_size=model.config.spatial_merge_size)
     grids = [tuple(x // cut["patch_size"] for x in batch.shape[-3:-1]) for batch in batches]
     patches = np.concatenate([patches_of(batch, **cut) for batch in batches])
-    thw = [(1, *grid) for batch, grid in zip(batches, grids) for _ in batch]
+    thw = []
+    for batch, grid in zip(batches, grids):
+        thw += [(len(batch), *grid)] if batch.ndim == 5 else [(1, *grid)] * len(batch)
     stages = {}
     with recording(model, stages):
         weights = model.patch_embed.proj.weight

@@ -104,9 +104,9 @@ def vision_values(values: dict) -> dict:
     Raises:
       ConversionError: a part that is not an object.
     """
-    if values.get("model_type") == TOWER:
-        return values
-    return Fields("config.json", values, {}).section("vision_config", {}).values
+    if values.get("model_type") == WHOLE or "vision_config" in values:
+        return Fields("config.json", values, {}).section("vision_config", {}).values
+    return values
 
 
 def parse_config(values: dict) -> Parsed:
@@ -121,7 +121,6 @@ def parse_config(values: dict) -> Parsed:
         whole.ignore("text_config", "vision_config", "tie_word_embeddings", *_OF_TOKENS)
         unknown = whole.unknown()
     fields = Fields(name, vision, _DEFAULTS)
-    fields.choice("model_type", (WHOLE, TOWER)) if "model_type" in vision else None
     fields.fix(in_channels=3, temporal_patch_size=FRAMES)
     patch_size = fields.side("patch_size")
     encoder = EncoderConfig(
