@@ -221,7 +221,7 @@ class QwenVision(VisionTower):
         grids = [self._merged_grid(x) for x in batches]
         self._check_encode(batches)
         packing = Packing(tuple((len(x), math.prod(grid)) for x, grid in zip(batches, grids)))
-        of_batches = zip(*(self._attends(*of, rng) for of in zip(batches, grids)))
+        of_batches = zip(*(self.attends_on(x, rng=rng) for x in batches))
         attends = [packing.attend(attends) for attends in of_batches]
 
         x = packing.pack([self.embed(x) for x in batches])
@@ -242,8 +242,9 @@ class QwenVision(VisionTower):
         packing = Packing(tuple(part.shape[:2] for part in squares))
         return packing.unpack(merger(packing.pack(squares)))
 
-    def _attends(self, images, grid, rng):
-        """The attention of each block on a batch of images."""
+    def attends_on(self, images, *, rng=None):
+        """The attention of each block on a batch of images, of which only the shape matters."""
+        grid = self.patch_embedding.grid(images)
         options = dict(grid=grid, rng=rng, compare=False, tokens=None, capture=None)
         return self.position_attends(vision_attends(self, **options), images)
 
