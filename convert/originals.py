@@ -96,9 +96,9 @@ def _failures_named(library):
 def _transformers(transformers, source):
     model_type = source.config.get("model_type")
     if model_type in (qwen_vision.WHOLE, qwen_vision.TOWER):
-        tower = qwen_original.open_tower(
-            transformers, source, _state_dict(source), attn_implementation="eager"
-        )
+        of_tower = source._replace(tensors=qwen_original.tower_tensors(source.tensors))
+        state, options = _state_dict(of_tower), dict(attn_implementation="eager")
+        tower = qwen_original.open_tower(transformers, source.config, state, **options)
         return functools.partial(_run_qwen, tower)
     if model_type not in _CLASSES:
         raise ConversionError(f"model_type {show(model_type)} is none that verify knows")

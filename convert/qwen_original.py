@@ -11,20 +11,25 @@ from convert.qwen_vision import PREFIXES, vision_values
 from models.qwen_images import patches_of
 
 
-def open_tower(transformers, source, state, **options):
+def tower_tensors(tensors) -> dict:
+    """Of a checkpoint's tensors those of the tower, by the names that they have in it alone."""
+    prefix = next(prefix for prefix in PREFIXES if f"{prefix}pos_embed.weight" in tensors)
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors[name] for name in names}
+
+
+def open_tower(transformers, values, state, **options):
     """transformers' tower of a checkpoint, of which the language model is not built.
 
     Args:
       transformers: the module.
-      source: whose config was parsed without an error.
-      state: its tensors by name, for torch.
+      values: the checkpoint's config, that was parsed without an error.
+      state: the tower's tensors by name, for torch.
       **options: of `from_pretrained`.
     """
-    prefix = next(prefix for prefix in PREFIXES if f"{prefix}pos_embed.weight" in state)
-    tower = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
     model_class = transformers.Qwen3VLVisionModel
-    config = model_class.config_class.from_dict(vision_values(source.config))
-    return model_class.from_pretrained(None, config=config, state_dict=tower, **options).eval()
+    config = model_class.config_class.from_dict(vision_values(values))
+    return model_class.from_pretrained(None, config=config, state_dict=state, **options).eval()
 
 
 def run_tower(model, batches, recording) -> list[dict]:

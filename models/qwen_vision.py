@@ -118,7 +118,7 @@ class FramePairEmbedding(PatchEmbedding):
     def grid(self, images):
         """Patches down and across; raises where an image does not divide by the patch."""
         if images.ndim == 5 and images.shape[1] == FRAMES:
-            images = jax.eval_shape(lambda images: images[:, 0], images)
+            images = jax.ShapeDtypeStruct((images.shape[0], *images.shape[2:]), images.dtype)
         return super().grid(images)
 
     def __call__(self, images):

@@ -8,10 +8,9 @@ from flax import nnx
 from PIL import ImageOps
 
 import convert
-from convert.layout import Source
 from convert.originals import _recording as recording
 from convert.originals import import_torch, prepare_libraries
-from convert.qwen_original import open_tower, run_tower
+from convert.qwen_original import open_tower, run_tower, tower_tensors
 from convert.sources import read_config
 from models.preprocessing import load_preprocessor
 from models.qwen_images import frame_pairs, images_of, patches_of
@@ -44,12 +43,11 @@ def folder(tmp_path_factory):
 def original(transformers, folder):
     """transformers' tower, by the name of its dtype."""
     torch = import_torch()
-    state = {name: torch.from_numpy(x) for name, x in zoo.tensors("qwen3_vl_hf").items()}
-    file = folder / "model.safetensors"
-    source = Source(file, read_config(file), {})
-    return lambda dtype: open_tower(transformers, source, state, attn_implementation="eager").to(
-        getattr(torch, dtype)
-    )
+    tensors = tower_tensors(zoo.tensors("qwen3_vl_hf"))
+    state = {name: torch.from_numpy(x) for name, x in tensors.items()}
+    values = read_config(folder / "model.safetensors")
+    open_one = functools.partial(open_tower, transformers, values, state)
+    return lambda dtype: open_one(attn_implementation="eager").to(getattr(torch, dtype))
 
 
 def stages(tower, batches):
