@@ -60,10 +60,9 @@ def _verify(source, against, revision, family, **given):
     given = Given(**given)
     path = fetch(source, revision)
     comparisons = verify(path, against=against, family=family, given=given)
-    print(f"{'image size':<12}{'stage':<20}{'max error':>10}{'cosine':>13}")
+    print(f"{'input':<12}{'stage':<20}{'max error':>10}{'cosine':>13}")
     for c in comparisons:
-        size = f"{c.size[0]}×{c.size[1]}"
-        print(f"{size:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
+        print(f"{c.inputs:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
     for guess in read_checkpoint(path, family, given).parsed.guesses:
         if guess.reason is not None:
             print(f"warning     {guess}: the original was built with the same guess")

@@ -4,6 +4,7 @@ from convert import (
     clip,
     dinov2,
     dinov3,
+    hf_decoder,
     hf_vit,
     onnx_dinov2,
     open_clip,
@@ -23,6 +24,7 @@ LAYOUTS: tuple[Layout, ...] = (
     siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
+    hf_decoder.LAYOUT,
     qwen_vision.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)

@@ -15,7 +15,9 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 LABELS = "labels.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 _PREPROCESSINGS = ("preprocessor_config.json", "processor_config.json", CONFIG)
-_COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, OPEN_CLIP_CONFIG)
+# Of language models: how a dialogue is written down, and which tokens end an answer.
+_DIALOGUES = ("chat_template.jinja", "chat_template.json", "generation_config.json")
+_COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, *_DIALOGUES, OPEN_CLIP_CONFIG)
 # In order of preference: files that cannot hold code first.
 _SAFE_WEIGHTS = (
     "model.safetensors",
@@ -88,7 +90,8 @@ def fetch(source, revision=None) -> pathlib.Path:
 def companions(weights, library) -> list[pathlib.Path]:
     """The files beside a file of weights that tell how its library reads texts and images."""
     preprocessings = (OPEN_CLIP_CONFIG,) if library == "open_clip" else _PREPROCESSINGS
-    files = (weights.parent / name for name in (*_TOKENIZERS, *preprocessings))
+    names = (*_TOKENIZERS, *_DIALOGUES, *preprocessings)
+    files = (weights.parent / name for name in names)
     return [file for file in files if file.is_file()]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import nnx
@@ -21,13 +22,17 @@ from models.qwen_vision import QwenVision
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
+_LENGTHS = (7, 40)  # of texts for language models
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e."""
+    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e.
 
-    size: tuple[int, int]
+    `inputs` is what `name_of` calls them.
+    """
+
+    inputs: str
     stage: str
     error: float
     cosine: float
@@ -43,7 +48,7 @@ def verify(
       against: a directory of `models.save` to compare, instead of converting `source` now.
       revision, family, given: as in `load_pretrained`.
       sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
-        of another shape.
+        of another shape. For a language model numbers of tokens.
       seed: of the random inputs.
 
     Raises:
@@ -67,13 +72,19 @@ def verify(
     comparisons = []
     pairs = random_inputs(model.config, sizes, seed)
     for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
-        comparisons += _compare(inputs[0].shape[1:3], stages(model, *inputs), original(*inputs))
+        comparisons += _compare(name_of(*inputs), stages(model, *inputs), original(*inputs))
     return comparisons
 
 
-def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
+def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, np.ndarray]]:
+    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`.
+
+    A language model has no images: None.
+    """
     rng = np.random.default_rng(seed)
+    if not models.registry.has_vision(config):
+        sizes = {min(length, config.max_positions) for length in sizes or _LENGTHS}
+        return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
     patch = vision.patch_size * getattr(vision, "merge_size", 1)
     if sizes is None:
@@ -89,6 +100,13 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     ]
 
 
+def name_of(images, token_ids) -> str:
+    """What to call an input: by the size of its images, or else the number of its tokens."""
+    if images is None:
+        return f"{token_ids.shape[1]} tokens"
+    return "×".join(map(str, images.shape[1:3]))
+
+
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `originals`."""
     graphdef, state = nnx.split(model)
@@ -101,6 +119,8 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=0)
 def _stages(graphdef, state, images, token_ids):
     model = nnx.merge(graphdef, state)
+    if images is None:
+        return _language_stages(model, token_ids)
     tower = models.vision_tower(model)
     found = _numbered("", tower.hidden_states(images))
     output = tower(images)
@@ -119,6 +139,13 @@ def _stages(graphdef, state, images, token_ids):
     return found
 
 
+def _language_stages(model, token_ids):
+    embeddings, key_mask = model.embed(token_ids), jnp.ones(token_ids.shape, bool)
+    found = _numbered("", model.hidden_states(embeddings, key_mask=key_mask))
+    hidden, _ = model(embeddings, key_mask=key_mask)
+    return found | {"tokens": hidden, "logits": model.logits_of(hidden)}
+
+
 def _numbered(prefix, states):
     names = ["embeddings", *(f"block {i}" for i in range(len(states) - 1))]
     return {f"{prefix}{name}": state for name, state in zip(names, states, strict=True)}
@@ -135,7 +162,7 @@ def _random_texts(config, rng):
     return token_ids
 
 
-def _compare(size, actual, expected):
+def _compare(inputs, actual, expected):
     blocks = [name for name in actual if name == "embeddings" or "block" in name]
     ends = [name for name in ("tokens", "pooled", "projected", "logits") if name in expected]
     if missing := [name for name in blocks if name not in expected]:
@@ -148,4 +175,4 @@ def _compare(size, actual, expected):
             raise ConversionError(f"{name} is {a.shape}, but {e.shape} in the original")
         error = np.max(np.abs(a - e)) / np.max(np.abs(e))
         cosine = np.vdot(a, e) / (np.linalg.norm(a) * np.linalg.norm(e))
-        yield Comparison(size, name, float(error), float(cosine))
+        yield Comparison(inputs, name, float(error), float(cosine))

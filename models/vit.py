@@ -100,10 +100,15 @@ class Mlp(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`."""
+    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`.
 
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    Of a config with `width`, `mlp_dim` and `activation`.
+    """
+
+    def __init__(self, config, *, use_bias=True, dtype, param_dtype, rngs):
+        linear = functools.partial(
+            nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.gate = linear(config.width, config.mlp_dim)
         self.fc1 = linear(config.width, config.mlp_dim)
         self.fc2 = linear(config.mlp_dim, config.width)
