@@ -16,6 +16,7 @@ from convert import (
     dinov3,
     hf_decoder,
     hf_vit,
+    llava,
     open_clip,
     qwen_vision,
     siglip,
@@ -27,6 +28,7 @@ from models.configs import EncoderConfig, position_grid
 from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
+from models.llava import LLaVAConfig
 from models.plain_vit import ViTConfig
 from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
@@ -46,6 +48,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(dinov2.LAYOUT, _dinov2(config))]
         case DINOv3Config():
             return [(dinov3.LAYOUT, _dinov3(config))]
+        case LLaVAConfig():
+            return [(llava.LAYOUT, _llava(config))]
         case QwenVisionConfig():
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
@@ -190,6 +194,34 @@ def _siglip(config):
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
     }
+
+
+def _llava(config):
+    """With a tower that ends with the block that is read."""
+    values = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": config.image_token_id,
+        "multimodal_projector_bias": config.projector_bias,
+        "projector_hidden_act": config.projector_activation,
+        "text_config": _decoder(config.decoder),
+        "vision_config": _encoder(config.vision.encoder)
+        | _image(config.vision)
+        | {"model_type": f"{config.vision.tower}_vision_model", "vision_use_head": False},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default" if config.vision.tower == "clip" else "full",
+    }
+    if config.resolutions:
+        kind = "next" if config.most_tiles is None else "onevision"
+        values |= {
+            "architectures": [f"Llava{kind.title()}ForConditionalGeneration"],
+            "model_type": f"llava_{kind}",
+            "image_grid_pinpoints": [list(pair) for pair in config.resolutions],
+        }
+        if config.most_tiles:
+            values["vision_aspect_ratio"] = f"anyres_max_{config.most_tiles}"
+            values["video_token_index"] = config.video_token_id
+    return values
 
 
 def _hf_vit(config):

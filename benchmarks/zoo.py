@@ -25,6 +25,7 @@ from benchmarks.published import layouts_of, write_random_checkpoint
 from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
+from models.configs import image_shape
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
@@ -54,7 +55,10 @@ def main(argv=None):
 
 
 def groups_of_models() -> list[list[str]]:
-    """All names, those together that differ in the resolution only, or in the weights alone."""
+    """All names, those together that differ in the resolution or the weights alone.
+
+    Whether a LLaVA cuts its images into tiles is resolution, too; its family lists the tiled first.
+    """
     groups = {}
     for family in models.registry.FAMILIES.values():
         for name, config in family.variants.items():
@@ -67,7 +71,7 @@ def _without_resolution(config):
         return config
     vision = models.registry.vision_config(config)
     vision = dataclasses.replace(vision, image_size=vision.patch_size)
-    return type(config), vision, getattr(config, "text", None)
+    return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
 def measure(names) -> list[dict]:
@@ -84,7 +88,10 @@ def measure(names) -> list[dict]:
         blocks = f"4 of {depth}"
     size = NUM_TOKENS
     if models.registry.has_vision(config):
-        size = tuple(n * models.registry.vision_config(config).patch_size for n in GRID)
+        vision = models.registry.vision_config(config)
+        size = tuple(n * vision.patch_size for n in GRID)
+        if hasattr(config, "decoder"):  # which sees images of the tower's size alone
+            size = image_shape(vision)
     rows = []
     for layout, values in layouts_of(config):
         with tempfile.TemporaryDirectory() as folder:
@@ -110,11 +117,13 @@ def measure(names) -> list[dict]:
 
 
 def _shallow(config):
-    """The config with four blocks, and how many there were."""
+    """The config with four blocks, and how many there were, of a LLaVA in its language model."""
     if not models.registry.has_vision(config):
         return models.registry.override(config, SHALLOW["encoder"]), config.depth
-    shallow = {"vision": SHALLOW, "text": SHALLOW} if hasattr(config, "vision") else SHALLOW
-    depth = models.registry.vision_config(config).encoder.depth
+    towers = {"vision": SHALLOW, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
+    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
+    vision = models.registry.vision_config(config)
+    depth = getattr(config, "decoder", vision.encoder).depth
     return models.registry.override(config, shallow), depth
 
 

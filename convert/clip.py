@@ -26,7 +26,7 @@ _TEXT_DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-_VISION_DEFAULTS = {
+VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -63,7 +63,7 @@ def parse_config(values: dict) -> Parsed:
     """
     whole = Fields("config.json", values, _DEFAULTS)
     text = _section(whole, "text", _TEXT_DEFAULTS)
-    vision = _section(whole, "vision", _VISION_DEFAULTS)
+    vision = _section(whole, "vision", VISION_DEFAULTS)
     for section in (whole, text, vision):
         section.ignore("logit_scale_init_value", "projection_dim")  # the towers' are not used
     vision.fix(num_channels=3)

@@ -6,6 +6,7 @@ from convert import (
     dinov3,
     hf_decoder,
     hf_vit,
+    llava,
     onnx_dinov2,
     open_clip,
     qwen_vision,
@@ -25,6 +26,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
     hf_decoder.LAYOUT,
+    llava.LAYOUT,
     qwen_vision.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)

@@ -8,6 +8,7 @@ from classes named here: nothing that a checkpoint says chooses code.
 import contextlib
 import functools
 import importlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,9 @@ from convert import qwen_original, qwen_vision, timm_vit
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
+from convert.llava_inputs import size_of_image
+from convert.recording import recording
+from models.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
 _CLASSES = {
@@ -34,6 +38,9 @@ _CLASSES = {
     "mistral": ("MistralForCausalLM", None),
     "qwen2": ("Qwen2ForCausalLM", None),
     "qwen3": ("Qwen3ForCausalLM", None),
+    "llava": ("LlavaForConditionalGeneration", None),
+    "llava_next": ("LlavaNextForConditionalGeneration", None),
+    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", None),
 }
 # Fields with which a config asks transformers for other code than its own.
 _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
@@ -147,13 +154,15 @@ def _state_dict(source):
 def _run_transformers(model, pixels, token_ids):
     if pixels is None:
         return _run_language_model(model, token_ids)
+    if hasattr(model.config, "vision_feature_layer"):
+        return _run_llava(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
     if model.config.model_type == "vit":
         vision.pooler = None  # no part of what is converted
     stages = {}
-    with _recording(vision, stages, ""):
+    with recording(vision, stages, ""):
         output = _call_at_any_size(vision, pixels, **_unmasking(model.config, pixels))
     for key, stage in (("last_hidden_state", "tokens"), ("pooler_output", "pooled")):
         if output.get(key) is not None:
@@ -162,7 +171,7 @@ def _run_transformers(model, pixels, token_ids):
         stages["logits"] = _call_at_any_size(model, pixels).logits
     if hasattr(model, "text_model"):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
-        with _recording(model.text_model, stages, "text "):
+        with recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
     return stages
 
@@ -170,16 +179,40 @@ def _run_transformers(model, pixels, token_ids):
 def _run_qwen(tower, pixels, token_ids):
     del token_ids
     batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
-    recording = functools.partial(_recording, prefix="")
-    (stages,) = qwen_original.run_tower(tower, batches, recording)
+    (stages,) = qwen_original.run_tower(tower, batches)
     return stages
 
 
 def _run_language_model(model, token_ids):
     stages = {}
-    with _recording(model.model, stages, ""):
+    with recording(model.model, stages, ""):
         stages["tokens"] = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
     return stages | {"logits": model.lm_head(stages["tokens"])}
+
+
+def _run_llava(model, pixels, token_ids):
+    """The tower at any size, and all of it where the images have the size of its tiles."""
+    stages, config = {}, model.config
+    tower = model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    with recording(tower, stages, ""):
+        _call_at_any_size(tower, pixels)
+    depth, layer = len(stages) - 1, config.vision_feature_layer
+    stages["tokens"] = stages[f"block {layer - 1 if layer > 0 else depth + layer}"]
+    side = config.vision_config.image_size
+    if tuple(pixels.shape[2:]) != (side, side):
+        return stages
+    images = {"pixel_values": pixels}
+    if hasattr(config, "image_grid_pinpoints"):
+        size = size_of_image(side)
+        resolution = best_resolution(size, config.image_grid_pinpoints)
+        num_tiles = 1 + math.prod(length // side for length in resolution)
+        tiles = pixels[:, None].expand(-1, num_tiles, -1, -1, -1)
+        sizes = import_torch().tensor([size] * len(pixels))
+        images = {"pixel_values": tiles, "image_sizes": sizes}
+    with recording(model.model.language_model, stages, "text "):
+        stages["logits"] = model(input_ids=token_ids, **images).logits
+    return stages
 
 
 def _call_at_any_size(function, pixels, **keywords):
@@ -213,9 +246,9 @@ def _open_clip(open_clip, source):
         open_clip.model.resize_pos_embed(state, model)
         model.load_state_dict(state, assign=True)
         stages = {}
-        with _recording(model.visual, stages, ""):
+        with recording(model.visual, stages, ""):
             stages["projected"] = model.encode_image(pixels)
-        with _recording(model.text if custom else model.transformer, stages, "text "):
+        with recording(model.text if custom else model.transformer, stages, "text "):
             stages["text projected"] = model.encode_text(token_ids)
         return stages
 
@@ -237,7 +270,7 @@ def _timm(timm, source):
 def _run_timm(model, pixels, token_ids):
     del token_ids
     stages = {}
-    with _recording(model, stages, ""):
+    with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
     if model.num_classes:
@@ -246,34 +279,6 @@ def _run_timm(model, pixels, token_ids):
 
 
 _LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}
-
-
-@contextlib.contextmanager
-def _recording(tower, stages, prefix):
-    """Records the input of a tower's first block and the output of each, by forward hooks."""
-    torch = import_torch()
-    lists = [module for module in tower.modules() if isinstance(module, torch.nn.ModuleList)]
-    blocks = tower.blocks if hasattr(tower, "blocks") else max(lists, key=len)
-
-    def state(value):
-        return value[0] if isinstance(value, tuple) else value
-
-    def record_output(i):
-        def hook(module, inputs, output):
-            stages[f"{prefix}block {i}"] = state(output)
-
-        return hook
-
-    def record_input(module, inputs, keywords):
-        stages[f"{prefix}embeddings"] = state(inputs) if inputs else keywords["hidden_states"]
-
-    handles = [blocks[0].register_forward_pre_hook(record_input, with_kwargs=True)]
-    handles += [block.register_forward_hook(record_output(i)) for i, block in enumerate(blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @functools.cache

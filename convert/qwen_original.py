@@ -3,11 +3,13 @@
 Shape letters: B images of one size, N tokens of each, C width.
 """
 
+import functools
 import math
 
 import numpy as np
 
 from convert.qwen_vision import PREFIXES, vision_values
+from convert.recording import recording
 from models.qwen_images import patches_of
 
 
@@ -32,20 +34,20 @@ def open_tower(transformers, values, state, **options):
     return model_class.from_pretrained(None, config=config, state_dict=state, **options).eval()
 
 
-def run_tower(model, batches, recording) -> list[dict]:
+def run_tower(model, batches) -> list[dict]:
     """Stages of each batch, whose images are one sequence, with patches row by row.
 
     Args:
       model: of `open_tower`.
       batches: images of one size as the tower here takes them, `[B, height, width, 3]`, or the
         pairs of frames of one video `[B, 2, height, width, 3]`.
-      recording: a context of the model and a dictionary that records its blocks.
     """
     import torch
 
-    cut = dict(patch_size=model.config.patch_size, merge_size=model.config.spatial_merge_size)
-    grids = [tuple(x // cut["patch_size"] for x in batch.shape[-3:-1]) for batch in batches]
-    patches = np.concatenate([patches_of(batch, **cut) for batch in batches])
+    patch, size = model.config.patch_size, model.config.spatial_merge_size
+    grids = [tuple(x // patch for x in batch.shape[-3:-1]) for batch in batches]
+    of_batch = functools.partial(patches_of, patch_size=patch, merge_size=size)
+    patches = np.concatenate([of_batch(batch) for batch in batches])
     thw = []
     for batch, grid in zip(batches, grids):
         thw += [(len(batch), *grid)] if batch.ndim == 5 else [(1, *grid)] * len(batch)
@@ -56,17 +58,15 @@ def run_tower(model, batches, recording) -> list[dict]:
     stages["tokens"] = output.last_hidden_state
     merged = {"merged": output.pooler_output}
     merged |= {f"deepstack {i}": x for i, x in enumerate(output.deepstack_features)}
-
-    split = lambda x, of: torch.split(
-        x, [len(b) * math.prod(g) // of for b, g in zip(batches, grids)]
-    )
-    found = [{} for _ in batches]
-    for name, packed in stages.items():
-        for of_batch, x, batch, grid in zip(found, split(packed, 1), batches, grids):
-            of_batch[name] = _row_by_row(x, len(batch), grid, cut["merge_size"])
-    for name, packed in merged.items():
-        for of_batch, x, batch in zip(found, split(packed, cut["merge_size"] ** 2), batches):
-            of_batch[name] = x.reshape(len(batch), -1, x.shape[-1])
+    found, end = [], 0
+    for batch, grid in zip(batches, grids):
+        start, end = end, end + len(batch) * math.prod(grid)
+        of_patches = {name: x[start:end] for name, x in stages.items()}
+        of_squares = {name: x[start // size**2 : end // size**2] for name, x in merged.items()}
+        found.append(
+            {name: _row_by_row(x, len(batch), grid, size) for name, x in of_patches.items()}
+            | {name: x.reshape(len(batch), -1, x.shape[-1]) for name, x in of_squares.items()}
+        )
     return found
 
 

@@ -24,7 +24,7 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-6,
 }
 _TEXT_DEFAULTS = _DEFAULTS | {"vocab_size": 32000, "max_position_embeddings": 64}
-_VISION_DEFAULTS = _DEFAULTS | {"image_size": 224, "patch_size": 16}
+VISION_DEFAULTS = _DEFAULTS | {"image_size": 224, "patch_size": 16}
 
 _POOLING = "vision_model.head"
 _REST = (
@@ -44,6 +44,7 @@ _REST = (
     ("text_model.head.weight", "text_projection.kernel", LINEAR),
     ("text_model.head.bias", "text_projection.bias", SAME),
 )
+POOLING_TENSORS = tuple(dict.fromkeys(name for name, *_ in _REST if name.startswith(_POOLING)))
 
 
 def tables(config: SigLIPConfig) -> tuple[Table, ...]:
@@ -60,7 +61,7 @@ def parse_config(values: dict) -> Parsed:
     whole = Fields("config.json", values, {})
     whole.ignore("logit_scale_init_value", "projection_dim")  # of early files; not used
     text = whole.section("text_config", _TEXT_DEFAULTS)
-    vision = whole.section("vision_config", _VISION_DEFAULTS)
+    vision = whole.section("vision_config", VISION_DEFAULTS)
     vision.fix(num_channels=3, vision_use_head=True)
     config = SigLIPConfig(
         SigLIPVisionConfig(

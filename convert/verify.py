@@ -11,6 +11,7 @@ from flax import nnx
 
 import models
 import models.registry
+from convert import llava_inputs
 from convert.errors import ConversionError
 from convert.guesses import NOTHING
 from convert.layout import Source
@@ -18,6 +19,7 @@ from convert.loading import convert_checkpoint, read_checkpoint
 from convert.originals import open_original
 from convert.sources import fetch, read_config
 from models.configs import image_shape
+from models.llava import LLaVA, LLaVAConfig, Prompts
 from models.qwen_vision import QwenVision
 
 BOUND = 1e-4  # of the relative maximum error, in float32
@@ -109,6 +111,8 @@ def name_of(images, token_ids) -> str:
 
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `originals`."""
+    if isinstance(model, LLaVA):
+        token_ids = llava_inputs.prompts_of(model.config, images, token_ids)
     graphdef, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
         found = _stages(graphdef, state, images, token_ids)
@@ -129,6 +133,8 @@ def _stages(graphdef, state, images, token_ids):
         found["projected"] = model.encode_image(images)
     if getattr(model.config, "num_classes", 0):
         found["logits"] = model.classify(images)
+    if isinstance(token_ids, Prompts):
+        found |= _llava_stages(model, token_ids)
     if isinstance(model, QwenVision):
         (features,) = model.encode([images])
         found["merged"] = features.merged
@@ -146,6 +152,12 @@ def _language_stages(model, token_ids):
     return found | {"tokens": hidden, "logits": model.logits_of(hidden)}
 
 
+def _llava_stages(model, prompts):
+    embeddings = model.embed(prompts)
+    states = model.decoder.hidden_states(embeddings, key_mask=prompts.key_mask)
+    return _numbered("text ", states) | {"logits": model.logits(prompts)}
+
+
 def _numbered(prefix, states):
     names = ["embeddings", *(f"block {i}" for i in range(len(states) - 1))]
     return {f"{prefix}{name}": state for name, state in zip(names, states, strict=True)}
@@ -153,6 +165,8 @@ def _numbered(prefix, states):
 
 def _random_texts(config, rng):
     """Random token ids `[2, T]`, the last of each the end-of-text token if there is one."""
+    if isinstance(config, LLaVAConfig):
+        return llava_inputs.random_texts(config, rng)
     if not hasattr(config, "text"):
         return np.zeros((2, 1), np.int64)
     text = config.text

@@ -114,7 +114,8 @@ class CLIPVisionTower(VisionTower):
         self.class_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
         self.pre_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
-        self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
+        if config.head:
+            self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
 
     def embed(self, images):
         """Tokens `[B, 1 + h·w, C]` before the first block, class token first."""
@@ -131,6 +132,8 @@ class CLIPVisionTower(VisionTower):
 
     def finish(self, tokens):
         """The tokens as they are, and the class token after layer norm."""
+        if not self.config.head:
+            return self.headless(tokens)
         return tokens, self.post_norm(tokens[:, 0])
 
 

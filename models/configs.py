@@ -93,6 +93,8 @@ class VisionConfig:
       image_size: height in pixels at which positions were learned, and width if that is None.
       position_resize: one of `embeddings.POSITION_RESIZES`.
       image_width: where the images were not square.
+      head: whether what follows the blocks is there. Without it the tower's tokens are the last
+        block's, and their mean over the patches is what is pooled.
     """
 
     image_size: int
@@ -100,6 +102,7 @@ class VisionConfig:
     position_resize: str
     encoder: EncoderConfig
     image_width: int | None = None
+    head: bool = True
 
     def __post_init__(self):
         check_patches(self)

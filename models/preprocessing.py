@@ -76,6 +76,9 @@ _CLASSES = {
     "CLIP": _CROPPED,
     "Bit": _CROPPED,
     "Siglip": _class(_HALF, [224, 224], do_convert_rgb=True),
+    "Llava": _CROPPED,
+    "LlavaNext": _CROPPED,
+    "LlavaOnevision": _class(_OPENAI, [384, 384], do_convert_rgb=True),
     "ViT": _class(_HALF, [224, 224], resample=2),
     "DeiT": _class(_HALF, [256, 256], do_center_crop=True, crop_size=224),
     "DINOv3ViT": _class(_IMAGENET, [224, 224], resample=2),
@@ -97,9 +100,13 @@ _CLASS_OF_MODEL_TYPE = {
     "siglip": "Siglip",
     "vit": "ViT",
     "vit_mae": "ViT",
+    "llava": "Llava",
+    "llava_next": "LlavaNext",
+    "llava_onevision": "LlavaOnevision",
     "qwen3_vl": "Qwen2VL",
     "qwen3_vl_vision": "Qwen2VL",
 }
+_TILED = ("LlavaNext", "LlavaOnevision")  # what is read of them is how their base tile is made
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -113,8 +120,9 @@ def _from_processor(values, folder):
 def _from_preprocessor(values, folder):
     name = _class_of(values, folder)
     values = {"resample": 3} | _CLASSES.get(name, {}) | values
+    known = _STEPS + ("do_pad",) * (name in ("Llava", *_TILED))
     for step in filter(re.compile("do_").match, values):
-        _expect(step in _STEPS or not values[step], step, values[step])
+        _expect(step in known or not values[step], step, values[step])
     _expect(values.get("do_rescale", True), "do_rescale", False)
     _expect(values["resample"] in (1, 2, 3), "resample", values["resample"])
     factor = values.get("rescale_factor", 1 / 255)
@@ -124,16 +132,22 @@ def _from_preprocessor(values, folder):
     resize, fit = (
         _size_and_fit(values["size"], name) if resizes and budget is None else (None, "fill")
     )
+    crop = _pair("crop_size", values["crop_size"]) if values.get("do_center_crop") else None
+    if name in _TILED:
+        _expect(resize is not None and resize[0] == resize[1], "size", values["size"])
+        _expect(crop in (None, resize), "crop_size", crop)
+        crop, fit = None, "fill"
     normalised = values.get("do_normalize", True)
     return Preprocessor(
         resize=resize,
-        crop=_pair("crop_size", values["crop_size"]) if values.get("do_center_crop") else None,
+        crop=crop,
         mean=_channels("image_mean", values["image_mean"]) if normalised else (0.0, 0.0, 0.0),
         std=_scales("image_std", values["image_std"]) if normalised else (1.0, 1.0, 1.0),
         resample=int(values["resample"]),
         fit=fit,
         levels=name != "DINOv3ViT",  # which scales to 0..1 before it resizes
         on_white=bool(values.get("do_convert_rgb")),
+        squared=name == "Llava" and bool(values.get("do_pad")),
         budget=budget,
     )
 

@@ -18,12 +18,13 @@ class Preprocessor:
       crop: height and width of the centre crop, black where the image is smaller; or None.
       mean, std: per channel, of values in 0..1.
       resample: Pillow's filter number; 3 is bicubic.
-      budget: gives each image its own size to be stretched to; then `resize` is None.
       fit: "fill" stretches to `resize`, "contain" fits the image into it, "cover" makes the shorter
         side that of a square.
       library: whose order and rounding to follow: "transformers", "open_clip" or "timm".
       levels: whether resizing gives whole levels in 0..255; for "transformers" only.
       on_white: whether transparent pixels show white, rather than the colour stored for them.
+      squared: whether the image is first put into the middle of a square of the mean colour.
+      budget: gives each image its own size to be stretched to; then `resize` is None.
     """
 
     resize: tuple[int, int] | None
@@ -35,6 +36,7 @@ class Preprocessor:
     library: str = "transformers"
     levels: bool = True
     on_white: bool = False
+    squared: bool = False
     budget: PixelBudget | None = None
 
     def __call__(self, image):
@@ -47,6 +49,10 @@ class Preprocessor:
           ValueError: an array of another shape, type or range, too narrow an image for `fit`, or
             numbers that say nothing of what is white.
         """
+        return self.normalised(self.pixels(self.upright(image)))
+
+    def upright(self, image):
+        """The Pillow image that is shown, of 8 bits; arguments and errors as in a call."""
         if isinstance(image, np.ndarray):
             image = _image_of(image)
         if (turn := turn_of(image)) is not None:
@@ -58,7 +64,14 @@ class Preprocessor:
         # open_clip resizes in the image's own mode: palettes by nearest neighbour, RGBA by alpha.
         if self.library != "open_clip" and image.mode != "RGB":
             image = image.convert("RGB")
-        pixels = self._resized_and_cropped(image)
+        return image
+
+    def pixels(self, image):
+        """float32 `[height, width, 3]` in 0..255 of an upright image, resized and cropped."""
+        return self._resized_and_cropped(self._squared(image) if self.squared else image)
+
+    def normalised(self, pixels):
+        """What the model takes, of values in 0..255."""
         return (pixels / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def at_size(self, size: int) -> "Preprocessor":
@@ -89,6 +102,12 @@ class Preprocessor:
                 "size to set"
             )
         return (self.crop or self.resize)[0]
+
+    def _squared(self, image):
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in self.mean))
+        square.paste(image, tuple((side - length) // 2 for length in image.size))
+        return square
 
     def _resized_and_cropped(self, image):
         size = self._size(*image.size) if self.resize or self.budget else image.size

@@ -185,7 +185,7 @@ class QwenVision(VisionTower):
 
     def finish(self, tokens):
         """The tokens as they are, and their mean."""
-        return tokens, jnp.mean(tokens, axis=1)
+        return self.headless(tokens)
 
     def position_attends(self, attends, images):
         """Each block's attention after the patches' query and key are rotated."""

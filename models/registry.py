@@ -7,7 +7,17 @@ import typing
 import jax
 from flax import nnx
 
-from . import clip, decoder, dinov2, dinov3, plain_vit, qwen_vision, siglip
+from . import (
+    clip,
+    decoder,
+    dinov2,
+    dinov3,
+    llava,
+    llava_variants,
+    plain_vit,
+    qwen_vision,
+    siglip,
+)
 from .vit import VisionTower
 
 
@@ -25,6 +35,7 @@ FAMILIES = {
     "decoder": Family(decoder.Decoder, decoder.DecoderConfig, decoder.VARIANTS),
     "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
     "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
+    "llava": Family(llava.LLaVA, llava.LLaVAConfig, llava_variants.VARIANTS),
     "qwen3_vl_vision": Family(
         qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
     ),

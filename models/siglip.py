@@ -132,8 +132,9 @@ class SigLIPVisionTower(VisionTower):
         num_positions = math.prod(position_grid(config))
         normal = nnx.initializers.normal(width**-0.5)
         self.positions = nnx.Param(normal(rngs.params(), (num_positions, width), param_dtype))
-        self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
-        self.pooling = AttentionPooling(config.encoder, **dtypes, rngs=rngs)
+        if config.head:
+            self.post_norm = LayerNorm(config.encoder, param_dtype=param_dtype, rngs=rngs)
+            self.pooling = AttentionPooling(config.encoder, **dtypes, rngs=rngs)
 
     def embed(self, images):
         """Tokens `[B, h·w, C]` before the first block."""
@@ -154,6 +155,8 @@ class SigLIPVisionTower(VisionTower):
 
     def finish(self, tokens):
         """The tokens after layer norm, and what the pooling head makes of them."""
+        if not self.config.head:
+            return self.headless(tokens)
         tokens = self.post_norm(tokens)
         return tokens, self.pooling(tokens)
 

@@ -234,6 +234,11 @@ class VisionTower(nnx.Module):
         """The tower's tokens `[B, N, C]` and pooled state `[B, C]`, of the last block's tokens."""
         raise NotImplementedError
 
+    def headless(self, tokens):
+        """`finish` of a tower that ends with its blocks: the tokens, and the patches' mean."""
+        patches = tokens[:, self.num_prefix :].astype(jnp.float32)
+        return tokens, jnp.mean(patches, axis=1).astype(tokens.dtype)
+
     def position_attends(self, attends, images):
         """The blocks' attentions with what positions do to them: nothing, unless rotary."""
         del images

@@ -14,6 +14,7 @@ import models.registry
 from fna_jax import FNAConfig
 from models.configs import image_shape, position_grid
 from tests.conftest import random_images, rel_max_error
+from tests.models import tiny_llava
 
 ENCODER = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
 SIZES = {"image_size": 32, "patch_size": 8}
@@ -22,6 +23,7 @@ TINY = {
     "clip": ("clip-vit-b-32", {"vision": SIZES, "text": TEXT}),
     "dinov2": ("dinov2-vit-g-14-reg", SIZES),
     "dinov3": ("dinov3-vit-s-plus-16", SIZES),
+    "llava": tiny_llava.settings_of("1.5"),
     "qwen3_vl_vision": ("qwen3-vl-2b-vision", SIZES | {"out_width": 24, "deepstack": (0,)}),
     "siglip": (
         "siglip-vit-b-16-224",
@@ -37,7 +39,9 @@ FNA = FNAConfig("1:2", 8)
 def tiny(family):
     """A random model of the family. Tests must not change it."""
     name, settings = TINY[family]
-    if "vision" in settings:
+    if family == "llava":  # of other sizes than these, for its tiles
+        settings = settings | {"vision": SIZES | {"encoder": ENCODER}}
+    elif "vision" in settings:
         settings = settings | {"vision": settings["vision"] | {"encoder": ENCODER}}
     else:
         settings = settings | {"encoder": ENCODER}

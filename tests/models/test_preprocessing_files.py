@@ -102,6 +102,33 @@ def test_the_smallest_file_without_a_class(tmp_path):
     assert preprocess == dataclasses.replace(CLIP, crop=None, fit="fill", on_white=False)
 
 
+@pytest.mark.parametrize(("do_pad", "name"), [(False, "Llava"), (True, "Llava"), (True, "CLIP")])
+def test_padding_to_a_square_is_of_llava_alone(tmp_path, do_pad, name):
+    values = OPENAI | {"do_pad": do_pad, "image_processor_type": f"{name}ImageProcessor"}
+    if name == "CLIP":
+        refused(tmp_path, "do_pad", preprocessor_config=values)
+    else:
+        expected = dataclasses.replace(CLIP, squared=do_pad)
+        assert load_transformers(tmp_path, values) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("LlavaNextImageProcessor", {"shortest_edge": 32}),
+        ("LlavaNextImageProcessorFast", {"height": 32, "width": 32}),
+        ("LlavaOnevisionImageProcessor", {"height": 32, "width": 32}),
+    ],
+)
+def test_the_base_of_tiled_images_is_squeezed_to_a_square(tmp_path, name, size):
+    values = OPENAI | {"do_pad": True, "image_processor_type": name, "size": size}
+    tiled = dataclasses.replace(CLIP, crop=None, fit="fill")
+    assert load_transformers(tmp_path, values) == tiled
+    for field, value in (("crop_size", 31), ("size", {"height": 32, "width": 31})):
+        refused(tmp_path, field, preprocessor_config=values | {field: value})
+    refused(tmp_path, "size", preprocessor_config=values | {"do_resize": False})
+
+
 def test_steps_that_are_off(tmp_path):
     off = {"do_resize": False, "do_center_crop": None, "do_normalize": False, "size": None}
     zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

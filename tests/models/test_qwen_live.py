@@ -8,7 +8,6 @@ from flax import nnx
 from PIL import ImageOps
 
 import convert
-from convert.originals import _recording as recording
 from convert.originals import import_torch, prepare_libraries
 from convert.qwen_original import open_tower, run_tower, tower_tensors
 from convert.sources import read_config
@@ -25,7 +24,6 @@ BATCHES = (
     frame_pairs(random_images(2, batch=5, height=24, width=16)),  # a video of three pairs
     random_images(3, batch=1, height=8, width=64),
 )
-record = functools.partial(recording, prefix="")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,7 @@ def stages(tower, batches):
 def run_original(model, batches):
     torch = import_torch()
     with torch.no_grad():
-        found = run_tower(model, batches, record)
+        found = run_tower(model, batches)
     return [{name: x.float().numpy() for name, x in of.items()} for of in found]
 
 

@@ -99,6 +99,15 @@ PUBLISHED_PARAMETERS = {
     "qwen2-0.5b": 494_032_768,
     "qwen3-0.6b": 596_049_920,
     "vicuna-7b-v1.5": 6_738_415_616,
+    # Of transformers 5.24.0's classes, less what no output depends on: the last norm of the tower
+    # and CLIP's last block, 12,598,272 of all 7,063,427,072 in llava-1.5-7b.
+    "llava-1.5-13b": 13_338_896_384,
+    "llava-1.5-7b": 7_050_828_800,
+    "llava-1.6-mistral-7b": 7_554_149_376,
+    "llava-1.6-vicuna-13b": 13_338_901_504,
+    "llava-1.6-vicuna-7b": 7_050_832_896,
+    "llava-interleave-qwen-0.5b": 893_672_352,
+    "llava-onevision-qwen2-0.5b": 893_673_248,
 }
 
 

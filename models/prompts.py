@@ -1,0 +1,203 @@
+"""Texts and images to what a LLaVA takes: tiles, and tokens with room for their features.
+
+Shape letters: N tokens of a prompt, T tiles, S pixels along the side of a tile, F features of a
+tile, K features that a token is the weighted sum of.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from .configs import image_shape
+from .llava import LLaVAConfig, Prompts
+from .preprocessor import Preprocessor
+from .tiles import END, Packing, fitted_size, margins, plain_packing
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """Frames of a video in their order, each an image as `Preprocessor` takes it."""
+
+    frames: tuple
+
+    def __post_init__(self):
+        if not len(self.frames):
+            raise ValueError("a video has no frames")
+
+
+def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length=None) -> Prompts:
+    """A batch for `LLaVA.embed` and `llava.generate`.
+
+    Args:
+      token_ids: for each prompt its tokens, among which one image token stands for each image.
+      images: for each prompt its images in that order, as `Preprocessor` takes them, or a `Video`
+        where a video token stands.
+      config: of the model.
+      preprocessor: the checkpoint's, of `preprocessing.load_preprocessor`.
+      length: to how many tokens prompts are padded, so that many batches have one shape; by default
+        as many as the longest has.
+
+    Raises:
+      ValueError: image tokens and images that do not match, tokens that the model does not have,
+        more of them than it has positions, an empty prompt, or images that cannot be read.
+    """
+    if len(token_ids) != len(images):
+        raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
+    for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
+        _check_tokens(number, ids, of_prompt, config)
+
+    def look_at(image, of_prompt):
+        alone = sum(not isinstance(x, Video) for x in of_prompt) == 1
+        return look(image, config, preprocessor, alone=alone)
+
+    looked = [[look_at(image, of_prompt) for image in of_prompt] for of_prompt in images]
+    return lay_out(token_ids, looked, config=config, length=length)
+
+
+def lay_out(token_ids, looked, *, config: LLaVAConfig, length=None) -> Prompts:
+    """A batch as `make_prompts` makes it, of images that were looked at.
+
+    Args:
+      token_ids, config, length: as there.
+      looked: for each prompt what `look` gave for each of its images.
+
+    Raises:
+      ValueError: more tokens than the model has positions, or than `length`.
+    """
+    rows, tiles, num_tiles = [], [], 0
+    for number, (ids, of_prompt) in enumerate(zip(token_ids, looked, strict=True)):
+        packings = []
+        for pixels, packing in of_prompt:
+            packings.append(_behind(packing, num_tiles * config.num_features))
+            tiles.append(pixels)
+            num_tiles += len(pixels)
+        rows.append(_expanded(ids, packings, config))
+        _check_length(number, len(rows[-1][0]), len(ids) - len(of_prompt), config)
+    side, across = image_shape(config.vision)
+    tiles = np.concatenate([np.zeros((0, side, across, 3), np.float32), *tiles])
+    return Prompts(**_padded(rows, length), tiles=tiles)
+
+
+def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.ndarray, Packing]:
+    """The tiles float32 `[T, S, S, 3]` of an image or a `Video`, and the packing of their features.
+
+    Args:
+      image, config, preprocessor: as in `make_prompts`.
+      alone: whether it is the only image of its prompt.
+
+    Raises:
+      ValueError: an image that cannot be read, or a preprocessor for another size than the model's.
+    """
+    tiling = config.tiling
+    if isinstance(image, Video):
+        frames = [preprocessor.upright(frame) for frame in image.frames]
+        side = image_shape(config.vision)
+        tiles = np.stack([_stretched(frame, preprocessor, side) for frame in frames])
+        return preprocessor.normalised(tiles), tiling.video_packing(len(frames))
+    image = preprocessor.upright(image)
+    if tiling is not None and (alone or not config.tile_one_only):
+        tiles = _cut(image, preprocessor, tiling)
+        packing = tiling.packing(image.size[::-1])
+    else:
+        whole = preprocessor
+        if tiling is not None:
+            whole = dataclasses.replace(preprocessor, squared=True)
+        tiles = whole.pixels(image)[None]
+        packing = tiling.base_packing() if tiling else plain_packing(config.num_features)
+    if tiles.shape[1:3] != image_shape(config.vision):
+        raise ValueError(
+            f"the preprocessing gives images of {list(tiles.shape[1:3])} pixels, but the model "
+            f"takes {list(image_shape(config.vision))}: not its own"
+        )
+    return preprocessor.normalised(tiles), packing
+
+
+def _cut(image, preprocessor: Preprocessor, tiling):
+    """All of an upright image squeezed to a tile, then its tiles row by row, in 0..255."""
+
+    side, size = tiling.side, image.size[::-1]
+    resolution = tiling.resolution(size)
+    height, width = fitted = fitted_size(size, resolution)
+    top, left = margins(fitted, resolution)
+    pixels = np.zeros((*resolution, 3), np.float32)
+    pixels[top : top + height, left : left + width] = _stretched(image, preprocessor, fitted)
+    rows, columns = (length // side for length in resolution)
+    tiles = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # [rows, columns, S, S, 3]
+    base = _stretched(image, preprocessor, (side, side))
+    return np.concatenate([base[None], tiles.reshape(-1, side, side, 3)])
+
+
+def _stretched(image, preprocessor, size):
+    """An upright image resized to height and width, in 0..255."""
+    fill = dict(resize=size, crop=None, fit="fill", squared=False)
+    return dataclasses.replace(preprocessor, **fill).pixels(image)
+
+
+def _behind(packing, num_features) -> Packing:
+    """The same of tiles that have so many features of others in front."""
+    index = np.where(packing.index == END, END, packing.index + num_features)
+    return packing._replace(index=index)
+
+
+def _expanded(ids, packings, config):
+    """A prompt's tokens `[N]`, index and weight `[N, K]`, each image token as often as packed."""
+    nothing = np.zeros((1, 1 if config.most_tiles is None else 4))
+    text, images = Packing(nothing.astype(np.int32), nothing.astype(np.float32)), iter(packings)
+    marks = (config.image_token_id, config.video_token_id)
+    parts = [next(images) if token in marks else text for token in ids]
+    tokens = np.repeat(np.asarray(ids, np.int32), [len(part.index) for part in parts])
+    return tokens, *map(np.concatenate, zip(*parts, strict=True))
+
+
+def _padded(rows, length):
+    """Tokens, mask, index and weight of all prompts, with zeros on the left."""
+    longest = max((len(tokens) for tokens, *_ in rows), default=0)
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"a prompt of {longest} tokens cannot be padded to {length}")
+
+    def batch(arrays):
+        pad = lambda x: np.pad(x, [(length - len(x), 0)] + [(0, 0)] * (x.ndim - 1))
+        return np.stack([pad(x) for x in arrays])
+
+    tokens, index, weight = map(batch, zip(*rows, strict=True))
+    mask = batch([np.ones(len(ids), bool) for ids, *_ in rows])
+    return dict(tokens=tokens, key_mask=mask, index=index, weight=weight)
+
+
+def _check_tokens(number, ids, images, config):
+    """Raises ValueError for a prompt that is empty, or whose tokens are not the model's."""
+    if not len(ids):
+        raise ValueError(f"prompt {number} is empty")
+    for token in ids:
+        if not 0 <= token < config.decoder.vocab_size:
+            raise ValueError(
+                f"prompt {number} has the token {token}, but the model knows 0 to "
+                f"{config.decoder.vocab_size - 1}: not its tokenizer"
+            )
+    image, video = config.image_token_id, config.video_token_id
+    given = [video if isinstance(x, Video) else image for x in images]
+    if video is None and None in given:
+        raise ValueError(
+            f"prompt {number} has a video, and this model has no token for videos: give its frames "
+            "as images"
+        )
+    found = [token for token in ids if token in (image, video)]
+    for token, named in ((image, "image"), (video, "video")):
+        if found.count(token) != given.count(token):
+            raise ValueError(
+                f"prompt {number} has {found.count(token)} {named} tokens ({token}), but "
+                f"{given.count(token)} {named}s: write one for each {named}, where it belongs"
+            )
+    if found != given:
+        raise ValueError(f"prompt {number} names images and videos in another order than given")
+
+
+def _check_length(number, num_tokens, num_words, config):
+    """Raises ValueError for a prompt of more tokens than the model has positions."""
+    if num_tokens > config.decoder.max_positions:
+        raise ValueError(
+            f"prompt {number} has {num_tokens} tokens, {num_tokens - num_words} of them of its "
+            f"images, but the model has positions for {config.decoder.max_positions}: give fewer "
+            "or smaller images, or less text"
+        )
