@@ -4,6 +4,8 @@ import pytest
 
 import models.registry
 from benchmarks import qwen_tower
+from benchmarks.rows import read_rows
+from evals.running.workdir import ROOT
 
 SMALL = models.registry.override(
     models.registry.FAMILIES["qwen3_vl_vision"].variants["qwen3-vl-2b-vision"],
@@ -23,6 +25,16 @@ def tiny(monkeypatch):
     )
     monkeypatch.setitem(models.registry.FAMILIES, "qwen3_vl_vision", family)
     return ["--model", "tiny", "--landmarks", 3, "--windows", 4]
+
+
+def test_committed_memory_is_linear_in_the_patches():
+    """By XLA's account of the compiled blocks; compiling them here would take a minute."""
+    rows = [row for row in read_rows(ROOT / "results" / "qwen_tower.csv") if row["gmacs"]]
+    per_patch = lambda row: float(row["block_temporaries_mb"]) / int(row["patches"])
+    of_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
+    assert all(int(of_rows[-1]["patches"]) == 65536 for of_rows in of_arm.values())
+    for of_rows in of_arm.values():
+        assert per_patch(of_rows[-1]) < 1.1 * per_patch(of_rows[0])
 
 
 @pytest.mark.slow
