@@ -126,8 +126,8 @@ def _stages(graphdef, state, images, token_ids):
     if images is None:
         return _language_stages(model, token_ids)
     tower = models.vision_tower(model)
-    found = _numbered("", tower.hidden_states(images))
-    output = tower(images)
+    output = tower(images, capture=models.Capture(outputs=f"0:{len(tower.encoder.blocks)}"))
+    found = _numbered("", [tower.embed(images), *output.captured.outputs.values()])
     found |= {"tokens": output.tokens, "pooled": output.pooled}
     if hasattr(model, "encode_image"):
         found["projected"] = model.encode_image(images)
