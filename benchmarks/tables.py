@@ -211,6 +211,27 @@ def memory(rows) -> str:
     return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
 
 
+def qwen_tower(rows) -> str:
+    """What Qwen3-VL's tower takes at each size, by counting and compiling: a line for each."""
+    arms = ("exact", "FNA", "centroid", "centroid, near field")
+    by_size = {}
+    for row in rows:
+        by_size.setdefault(int(row["patches"]), {})[row["arm"]] = row
+    lines = []
+    for patches, of_arms in by_size.items():
+        if not of_arms.keys() >= set(arms):
+            continue  # of a run that was cut off
+        exact = of_arms["exact"]
+        largest = max(float(of_arms[arm]["block_temporaries_mb"]) for arm in arms)
+        cells = [f"{patches:,}", _ratio(exact["gmacs"], 0)]
+        cells.append(_ratio(100 * float(exact["attention_share"]), 0))
+        cells += [_ratio(of_arms[arm]["times_less"], 2) for arm in arms[1:]]
+        lines.append([*cells, _ratio(largest / 1e3, 2), _ratio(exact["matrix_gb"], 2)])
+    heading = ["patches", "exact, GMAC", "attention's share, %"]
+    heading += [f"{arm}, times less" for arm in arms[1:]]
+    return markdown_table([*heading, "temporaries, at most GB", "one matrix, GB"], lines)
+
+
 def recommended(rows) -> str:
     """What was chosen on some photographs for each ceiling of the error, shown on others."""
     lines = [

@@ -134,6 +134,7 @@ TABLES = {  # each as the committed results make it
     "gpu": lambda: tables.gpu(rows("gpu")),
     "gpu_towers": lambda: tables.gpu_towers(rows("gpu")),
     "tpu": lambda: tables.tpu(rows("tpu")),
+    "qwen_tower": lambda: tables.qwen_tower(rows("qwen_tower")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
 }
 

@@ -24,6 +24,7 @@ TINY = {
     "dinov2": ("dinov2-vit-g-14-reg", SIZES),
     "dinov3": ("dinov3-vit-s-plus-16", SIZES),
     "llava": tiny_llava.settings_of("1.5"),
+    "qwen3_vl_vision": ("qwen3-vl-2b-vision", SIZES | {"out_width": 24, "deepstack": (0,)}),
     "siglip": (
         "siglip-vit-b-16-224",
         {"vision": SIZES, "text": TEXT},
