@@ -48,6 +48,7 @@ _TPU = {  # arms of results/tpu.csv
     "FNA, landmarks given": "FNA, landmarks given",
     "FNA, q sampled": "FNA",
     "centroids, k-means": "centroids, k-means",
+    "centroids, k-means, near own": "with a near field",
 }
 _MODELS = {
     "speedup": "times faster than exact",
@@ -151,10 +152,14 @@ def gpu_towers(rows) -> str:
 
 
 def tpu(rows) -> str:
-    """Estimated microseconds of one layer on a TPU v5e: a line for each size."""
-    found = {(row["tokens"], row["arm"]): row for row in rows if row["chip"] == "v5e"}
+    """Estimated microseconds of one layer on a TPU v5e: a line for each size that is complete."""
+    shown = ("v5e", "64", "bfloat16")
+    rows = [row for row in rows if (row["chip"], row["landmarks"], row["dtype"]) == shown]
+    found = {(row["tokens"], row["arm"]): row for row in rows}
     lines = []
-    for tokens in dict.fromkeys(tokens for tokens, _ in found if tokens):
+    for tokens in dict.fromkeys(tokens for tokens, _ in found):
+        if not found.keys() >= {(tokens, arm) for arm in _TPU}:
+            continue
         mine = [found[tokens, arm] for arm in _TPU]
         times = [row["estimate_us"] or row["compiles"].split(":")[0] for row in mine]
         lines.append([f"{int(tokens):,}", *map(_microseconds, times)])

@@ -23,7 +23,7 @@ def rows(name):
 def sentences():
     """All of them."""
     themes = (
-        *(layers, whole_models, centroids, gpus, real_model, embedded_model, language),
+        *(layers, whole_models, centroids, gpus, tpus, real_model, embedded_model, language),
         programs,
     )
     return [sentence for theme in themes for sentence in theme()]
@@ -92,6 +92,37 @@ def gpus():
         f"at 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
         f"At 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
         f"FNA with its sampling {launches[SAMPLED, '4097', 'bfloat16']} kernels where it was 455",
+    ]
+
+
+def tpus():
+    """Of one layer in bfloat16 as the compiler for TPUs makes it, on one chip and on four."""
+    layer = {
+        (row["arm"], row["tokens"], row["chip"]): row
+        for row in rows("tpu")
+        if (row["landmarks"], row["dtype"]) == ("64", "bfloat16")
+    }
+
+    def flash_on(chip):
+        shares = []
+        for tokens in ("4097", "16385"):
+            arms = (layer[arm, tokens, chip] for arm in ("exact, Pallas flash", "exact"))
+            flash, exact = (float(row["estimate_us"]) for row in arms)
+            shares.append(f"{100 * flash / exact:.0f}")
+        return f"{' and '.join(shares)} %"
+
+    def received(arm):
+        ends = (layer[f"{arm}, tokens split", n, "v5e"] for n in ("4096", "16384"))
+        (megabytes,) = {row["collectives_mb"] for row in ends}
+        return f"{float(megabytes):.1f} MB"
+
+    near = layer["centroids, k-means, near own, batch split", "4097", "v5e"]["estimate_us"]
+    return [
+        f"flash is estimated at {flash_on('v5p')} of exact attention's time on a v5p, "
+        f"at {flash_on('v6e')} on a v6e",
+        f"takes {float(near):.0f} µs of a chip where the batch is split",
+        f"{received(SAMPLED)} for FNA with its sampling and "
+        f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",
     ]
 
 

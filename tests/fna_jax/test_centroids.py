@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-import fna_jax.centroids as centroids_module
+import fna_jax.near_field as near_field_module
 import fna_jax.softmax as softmax_module
 from fna_jax import exact_attention
 from fna_jax.centroids import Clusters, Windows, centroid_attention, centroid_key_value
@@ -264,7 +264,7 @@ def test_the_form_for_a_kernel_is_the_same(name, monkeypatch):
     qkv, windows = random_qkv(tokens=TOKENS, heads=4, kv_heads=2), WINDOWS[name]
     options = dict(key_mask=np.arange(TOKENS)[None] < [[TOKENS], [30]])
     plain = centroid(*qkv, partition(), windows=windows, **options)
-    monkeypatch.setattr(centroids_module, "flash_obstacle", lambda *_: None)
+    monkeypatch.setattr(near_field_module, "flash_obstacle", lambda *_: None)
     once_more = jax.jit(functools.partial(centroid_attention, windows=windows))
     together = once_more(*qkv, partition(), **options)
     np.testing.assert_allclose(together, plain, atol=2e-6)

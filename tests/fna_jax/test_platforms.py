@@ -50,7 +50,7 @@ def test_parts_make_the_whole(images, heads):
     x, y = np.random.default_rng(0).integers(-9, 9, (2, 3, 5, 4, 2))  # exact in any order
     weights = np.arange(3)
     attend = lambda x, y, w: jnp.cumsum(x * y, axis=1) * w["image"][:, None, None, None]
-    parts = softmax._part_by_part(attend, x, y, {"image": weights}, images=images, heads=heads)
+    parts = softmax.part_by_part(attend, x, y, {"image": weights}, images=images, heads=heads)
     np.testing.assert_array_equal(parts, attend(x, y, {"image": weights}))
 
 
@@ -59,14 +59,14 @@ def test_parts_make_the_whole(images, heads):
 )
 def test_a_tpu_goes_by_images_or_heads_where_logits_do_not_fit(room, parts, on_tpu, monkeypatch):
     taken = []
-    part_by_part = softmax._part_by_part
+    part_by_part = softmax.part_by_part
 
     def record(*arguments, images, heads):
         taken.append((images, heads))
         return part_by_part(*arguments, images=images, heads=heads)
 
     monkeypatch.setattr(softmax, "_VMEM_LOGITS", room)
-    monkeypatch.setattr(softmax, "_part_by_part", record)
+    monkeypatch.setattr(softmax, "part_by_part", record)
     on_tpu()
     x = jax.ShapeDtypeStruct((2, 8, 3, 2), np.float32)  # 64 logits of each of 3 heads of 2 images
     jax.eval_shape(lambda x: softmax.softmax_attention(x, x, x, scale=1.0), x)
