@@ -10,10 +10,11 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
-from convert import clip, dinov2, dinov3, hf_vit, open_clip, siglip, timm_vit
+from convert import clip, dinov2, dinov3, hf_decoder, hf_vit, open_clip, siglip, timm_vit
 from convert.layout import Layout
 from models.clip import CLIPConfig
 from models.configs import EncoderConfig
+from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
 from models.plain_vit import ViTConfig
@@ -27,6 +28,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(clip.LAYOUT, _clip(config))]
         case CLIPConfig():
             return [(open_clip.LAYOUT, _open_clip(config))]
+        case DecoderConfig():
+            return [(hf_decoder.LAYOUT, _decoder(config))]
         case DINOv2Config():
             return [(dinov2.LAYOUT, _dinov2(config))]
         case DINOv3Config():
@@ -92,6 +95,30 @@ def _open_clip(config):
         "text_cfg": text_cfg,
     }
     return {"model_cfg": model_cfg, "preprocess_cfg": {}}
+
+
+def _decoder(config):
+    grouped = config.num_kv_heads < config.num_heads
+    of_type = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    model_type = "mistral" if grouped else "llama"
+    model_type = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else model_type
+    return {
+        "architectures": [f"{of_type[model_type]}ForCausalLM"],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.activation,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "sliding_window": config.sliding_window,
+        "tie_word_embeddings": config.tied_head,
+    }
 
 
 def _dinov2(config):

@@ -30,6 +30,7 @@ LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
 SHALLOW = {"encoder": {"depth": 4}}
 GRID = (10, 6)  # patches down and across
+NUM_TOKENS = 60  # of texts for language models
 
 
 def main(argv=None):
@@ -53,7 +54,7 @@ def main(argv=None):
 
 
 def groups_of_models() -> list[list[str]]:
-    """All names, those together that differ in the resolution only."""
+    """All names, those together that differ in the resolution only, or in the weights alone."""
     groups = {}
     for family in models.registry.FAMILIES.values():
         for name, config in family.variants.items():
@@ -62,6 +63,8 @@ def groups_of_models() -> list[list[str]]:
 
 
 def _without_resolution(config):
+    if not models.registry.has_vision(config):
+        return config
     vision = models.registry.vision_config(config)
     vision = dataclasses.replace(vision, image_size=vision.patch_size)
     return type(config), vision, getattr(config, "text", None)
@@ -70,17 +73,18 @@ def _without_resolution(config):
 def measure(names) -> list[dict]:
     """A row for each layout: the largest difference of any stage, relative to its largest value.
 
-    Of models that differ in the resolution only, the first is measured.
+    Of models that differ in the resolution only, or in nothing, the first is measured.
     """
     (family,) = (x for x in models.registry.FAMILIES.values() if names[0] in x.variants)
     config = family.variants[names[0]]
     num_parameters = count_parameters(family, config)
     blocks = "all"
     if num_parameters > MOST_PARAMETERS:
-        shallow = {"vision": SHALLOW, "text": SHALLOW} if hasattr(config, "vision") else SHALLOW
-        blocks = f"4 of {models.registry.vision_config(config).encoder.depth}"
-        config = models.registry.override(config, shallow)
-    size = tuple(n * models.registry.vision_config(config).patch_size for n in GRID)
+        config, depth = _shallow(config)
+        blocks = f"4 of {depth}"
+    size = NUM_TOKENS
+    if models.registry.has_vision(config):
+        size = tuple(n * models.registry.vision_config(config).patch_size for n in GRID)
     rows = []
     for layout, values in layouts_of(config):
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +98,7 @@ def measure(names) -> list[dict]:
                 "parameters": num_parameters,
                 "layout": layout.library,
                 "blocks": blocks,
-                "image": f"{size[0]}×{size[1]}",
+                "image": comparisons[0].inputs,
                 "stages": len(comparisons),
                 "max_error": f"{max(c.error for c in comparisons):.1e}",
                 "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
@@ -103,6 +107,15 @@ def measure(names) -> list[dict]:
             }
         )
     return rows
+
+
+def _shallow(config):
+    """The config with four blocks, and how many there were."""
+    if not models.registry.has_vision(config):
+        return models.registry.override(config, SHALLOW["encoder"]), config.depth
+    shallow = {"vision": SHALLOW, "text": SHALLOW} if hasattr(config, "vision") else SHALLOW
+    depth = models.registry.vision_config(config).encoder.depth
+    return models.registry.override(config, shallow), depth
 
 
 def count_parameters(family, config) -> int:

@@ -65,6 +65,10 @@ class Fields:
         """An integer from 1 to a million."""
         return self.integer(field, least=1, most=_LARGEST_SIZE)
 
+    def size_or_none(self, field) -> int | None:
+        """A size; None where the file has null."""
+        return None if self._get(field) is None else self.size(field)
+
     def side(self, field) -> int:
         """A size of something square, which libraries write once or twice."""
         height, width = self.sides(field)

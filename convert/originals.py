@@ -30,6 +30,10 @@ _CLASSES = {
     "siglip": ("SiglipModel", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
+    "llama": ("LlamaForCausalLM", None),
+    "mistral": ("MistralForCausalLM", None),
+    "qwen2": ("Qwen2ForCausalLM", None),
+    "qwen3": ("Qwen3ForCausalLM", None),
 }
 # Fields with which a config asks transformers for other code than its own.
 _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
@@ -37,6 +41,8 @@ _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "qu
 
 def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.ndarray]]:
     """A function of images `[B, height, width, 3]` and token_ids `[B, T]`: the original's stages.
+
+    Of a language model the images are None.
 
     Args:
       layout: of the source.
@@ -61,7 +67,9 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
         run = open_model(library, source)
 
     def stages(images, token_ids):
-        pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
+        pixels = None
+        if images is not None:
+            pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
         token_ids = torch.from_numpy(np.asarray(token_ids, np.int64))
         with _failures_named(layout.library), torch.no_grad():
             found = run(pixels, token_ids)
@@ -132,6 +140,8 @@ def _state_dict(source):
 
 
 def _run_transformers(model, pixels, token_ids):
+    if pixels is None:
+        return _run_language_model(model, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
@@ -150,6 +160,13 @@ def _run_transformers(model, pixels, token_ids):
         with _recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
     return stages
+
+
+def _run_language_model(model, token_ids):
+    stages = {}
+    with _recording(model.model, stages, ""):
+        stages["tokens"] = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
+    return stages | {"logits": model.lm_head(stages["tokens"])}
 
 
 def _call_at_any_size(function, pixels, **keywords):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import nnx
@@ -13,21 +14,24 @@ import models.registry
 from convert.errors import ConversionError
 from convert.guesses import NOTHING
 from convert.layout import Source
-from convert.loading import convert_checkpoint, read_layout
+from convert.loading import convert_checkpoint, read_checkpoint
 from convert.originals import open_original
-from convert.sources import fetch, find_weights, read_config
-from convert.tensors import open_tensors
+from convert.sources import fetch, read_config
 from models.configs import image_shape
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
+_LENGTHS = (7, 40)  # of texts for language models
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e."""
+    """One stage of one input: `max |a − e| / max |e|`, and the cosine of a and e.
 
-    size: tuple[int, int]
+    `inputs` is what `name_of` calls them.
+    """
+
+    inputs: str
     stage: str
     error: float
     cosine: float
@@ -43,17 +47,18 @@ def verify(
       against: a directory of `models.save` to compare, instead of converting `source` now.
       revision, family, given: as in `load_pretrained`.
       sizes: of images, (height, width) in pixels; by default two, that of the checkpoint and one
-        of another shape.
+        of another shape. For a language model numbers of tokens.
       seed: of the random inputs.
 
     Raises:
       ConversionError: a source that cannot be read, or whose original library is not installed.
     """
+    if given.adapter is not None:
+        raise ConversionError("an adapter is not verified: compare its model without")
     path = fetch(source, revision)
-    file = find_weights(path)
-    tensors = open_tensors(file)
-    layout, _ = read_layout(file, tensors, family, given)
-    original = open_original(layout, Source(file, read_config(file), tensors, given))
+    file, view, layout, _, _ = read_checkpoint(path, family, given)
+    values = read_config(file, given.config)
+    original = open_original(layout, Source(file, values, view.tensors, given))
     if against is None:
         model, _ = convert_checkpoint(path, dtype="float32", family=family, given=given)
     else:
@@ -66,13 +71,19 @@ def verify(
     comparisons = []
     pairs = random_inputs(model.config, sizes, seed)
     for inputs in tqdm.tqdm(pairs, desc="verifying", unit="size", leave=False, disable=None):
-        comparisons += _compare(inputs[0].shape[1:3], stages(model, *inputs), original(*inputs))
+        comparisons += _compare(name_of(*inputs), stages(model, *inputs), original(*inputs))
     return comparisons
 
 
-def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`."""
+def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, np.ndarray]]:
+    """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`.
+
+    A language model has no images: None.
+    """
     rng = np.random.default_rng(seed)
+    if not models.registry.has_vision(config):
+        sizes = {min(length, config.max_positions) for length in sizes or _LENGTHS}
+        return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
     patch = vision.patch_size
     if sizes is None:
@@ -88,6 +99,13 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray, np.ndarr
     ]
 
 
+def name_of(images, token_ids) -> str:
+    """What to call an input: by the size of its images, or else the number of its tokens."""
+    if images is None:
+        return f"{token_ids.shape[1]} tokens"
+    return "×".join(map(str, images.shape[1:3]))
+
+
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `originals`."""
     graphdef, state = nnx.split(model)
@@ -100,6 +118,8 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=0)
 def _stages(graphdef, state, images, token_ids):
     model = nnx.merge(graphdef, state)
+    if images is None:
+        return _language_stages(model, token_ids)
     tower = models.vision_tower(model)
     found = _numbered("", tower.hidden_states(images))
     output = tower(images)
@@ -112,6 +132,13 @@ def _stages(graphdef, state, images, token_ids):
         found |= _numbered("text ", model.text.hidden_states(token_ids))
         found["text projected"] = model.encode_text(token_ids)
     return found
+
+
+def _language_stages(model, token_ids):
+    embeddings, key_mask = model.embed(token_ids), jnp.ones(token_ids.shape, bool)
+    found = _numbered("", model.hidden_states(embeddings, key_mask=key_mask))
+    hidden, _ = model(embeddings, key_mask=key_mask)
+    return found | {"tokens": hidden, "logits": model.logits_of(hidden)}
 
 
 def _numbered(prefix, states):
@@ -130,7 +157,7 @@ def _random_texts(config, rng):
     return token_ids
 
 
-def _compare(size, actual, expected):
+def _compare(inputs, actual, expected):
     blocks = [name for name in actual if name == "embeddings" or "block" in name]
     ends = [name for name in ("tokens", "pooled", "projected", "logits") if name in expected]
     if missing := [name for name in blocks if name not in expected]:
@@ -143,4 +170,4 @@ def _compare(size, actual, expected):
             raise ConversionError(f"{name} is {a.shape}, but {e.shape} in the original")
         error = np.max(np.abs(a - e)) / np.max(np.abs(e))
         cosine = np.vdot(a, e) / (np.linalg.norm(a) * np.linalg.norm(e))
-        yield Comparison(size, name, float(error), float(cosine))
+        yield Comparison(inputs, name, float(error), float(cosine))

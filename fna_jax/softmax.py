@@ -17,8 +17,10 @@ from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle
 # queries, which keeps memory linear in the number of keys.
 _BLOCK_LOGITS = 2**20
 _MIN_ROWS = 128
-# On a CPU heads go one by one from this many logits each, which then stay in its caches.
+# On a CPU heads go one by one from this many logits each, which then stay in its caches, and images
+# from more than this many of all: the system maps large temporaries anew at every call.
 _HEAD_LOGITS = 2**18
+_BATCH_LOGITS = 2**20
 _KERNEL_DTYPES = ("float32", "bfloat16", "float16")
 # What a TPU holds at a time: 96 of the 128 MiB of its vector memory. Others go to HBM and back.
 _VMEM_LOGITS = 3 * 2**23
@@ -147,8 +149,9 @@ def take_tokens(x, indices):
 def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     """`attend(*states, of_images)`, part by part where its logits are many, `[B, …, K, D]`.
 
-    A CPU goes head by head if each has many logits. A TPU goes image by image if all logits do not
-    fit into its vector memory, and head by head if those of one image do not either.
+    A CPU goes head by head if each has many logits, and image by image if all together are many. A
+    TPU goes image by image if all logits do not fit into its vector memory, and head by head if
+    those of one image do not either.
 
     Each part is read and written where it lies: to bring all heads of a long sequence in front
     first would cost as much as a product. On one device the images too go one by one; on several
@@ -170,8 +173,10 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     by_heads = functools.partial(_part_by_part, attend, images=images, heads=True)
     by_images = functools.partial(_part_by_part, attend, images=True, heads=False)
     # An unknown number of images, under jax.export, is many.
-    fits = lambda parts: isinstance(parts, int) and parts * num_logits <= _VMEM_LOGITS
-    cpu = by_heads if num_logits >= _HEAD_LOGITS else attend
+    fits = lambda parts, most=_VMEM_LOGITS: isinstance(parts, int) and parts * num_logits <= most
+    many = batch != 1 and not fits(batch * num_groups, _BATCH_LOGITS)
+    cpu = by_images if images and many else attend
+    cpu = by_heads if num_logits >= _HEAD_LOGITS else cpu
     tpu = by_images if images and (in_blocks or fits(num_groups)) else by_heads
     tpu = attend if fits(batch * num_groups) else tpu
     if cpu is tpu is attend:

@@ -77,21 +77,7 @@ def load(path, *, sharding=None) -> nnx.Module:
         other, or a sharding that does not fit a leaf.
     """
     path = local_path(path).absolute()
-    if not (path / DESCRIPTION).is_file():
-        raise FileNotFoundError(
-            f"{path} holds no {DESCRIPTION}: not a checkpoint of models.save. "
-            "Convert PyTorch weights with: python -m convert SOURCE DESTINATION"
-        )
-    try:
-        description = json.loads((path / DESCRIPTION).read_text())
-        family_name, values = description["family"], description["config"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path / DESCRIPTION} is damaged: {error!r}") from None
-    if family_name not in FAMILIES:
-        raise ValueError(f"unknown family {family_name!r}{did_you_mean(family_name, FAMILIES)}")
-    family = FAMILIES[family_name]
-    config = config_from_dict(family.config, values)
-
+    family, config = read_description(path)
     graphdef, abstract = nnx.split(abstract_model(family.model, config))
     target = _placed(nnx.to_pure_dict(abstract), sharding)
     try:
@@ -105,6 +91,25 @@ def load(path, *, sharding=None) -> nnx.Module:
         ) from error
     nnx.replace_by_pure_dict(abstract, weights)
     return nnx.merge(graphdef, abstract)
+
+
+def read_description(path):
+    """The family and the config of the model that `save` wrote to `path`; errors as of `load`."""
+    path = local_path(path).absolute()
+    if not (path / DESCRIPTION).is_file():
+        raise FileNotFoundError(
+            f"{path} holds no {DESCRIPTION}: not a checkpoint of models.save. "
+            "Convert PyTorch weights with: python -m convert SOURCE DESTINATION"
+        )
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        family_name, values = description["family"], description["config"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path / DESCRIPTION} is damaged: {error!r}") from None
+    if family_name not in FAMILIES:
+        raise ValueError(f"unknown family {family_name!r}{did_you_mean(family_name, FAMILIES)}")
+    family = FAMILIES[family_name]
+    return family, config_from_dict(family.config, values)
 
 
 def _placed(leaves, sharding):

@@ -7,7 +7,7 @@ import typing
 import jax
 from flax import nnx
 
-from . import clip, dinov2, dinov3, plain_vit, siglip
+from . import clip, decoder, dinov2, dinov3, plain_vit, siglip
 from .vit import VisionTower
 
 
@@ -22,6 +22,7 @@ class Family:
 
 FAMILIES = {
     "clip": Family(clip.CLIP, clip.CLIPConfig, clip.VARIANTS),
+    "decoder": Family(decoder.Decoder, decoder.DecoderConfig, decoder.VARIANTS),
     "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
     "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
@@ -32,6 +33,11 @@ FAMILIES = {
 def list_models() -> list[str]:
     """Names that `create` knows."""
     return sorted(name for family in FAMILIES.values() for name in family.variants)
+
+
+def list_vision_models() -> list[str]:
+    """Those of models that have a vision tower."""
+    return [name for name in list_models() if has_vision(published(name)[1])]
 
 
 def create(name, *, rngs, **overrides) -> nnx.Module:
@@ -46,9 +52,19 @@ def create(name, *, rngs, **overrides) -> nnx.Module:
     Raises:
       ValueError: an unknown name or field, with the nearest known one, or a bad value.
     """
+    family, config = published(name)
+    return family.model(override(config, overrides), rngs=rngs)
+
+
+def published(name) -> tuple[Family, typing.Any]:
+    """The family and the config of a model that `create` knows.
+
+    Raises:
+      ValueError: an unknown name, with the nearest known one.
+    """
     for family in FAMILIES.values():
         if name in family.variants:
-            return family.model(override(family.variants[name], overrides), rngs=rngs)
+            return family, family.variants[name]
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, list_models())}")
 
 
@@ -80,13 +96,29 @@ def vision_tower(model) -> VisionTower:
 
     Raises:
       TypeError: a model that is not from this zoo.
+      ValueError: a language model, which has none.
     """
     family_of(model)
+    vision_config(model.config)
     return getattr(model, "vision", model)
 
 
+def has_vision(config) -> bool:
+    """Whether a model of this config has a vision tower."""
+    return hasattr(config, "vision") or hasattr(config, "patch_size")
+
+
 def vision_config(config):
-    """Of a model's config the part for the vision tower, with `patch_size` and `encoder`."""
+    """Of a model's config the part for the vision tower, with `patch_size` and `encoder`.
+
+    Raises:
+      ValueError: that of a language model, which has none.
+    """
+    if not has_vision(config):
+        raise ValueError(
+            f"a model of {type(config).__name__} reads text alone and has no vision tower: take "
+            "one that reads images"
+        )
     return getattr(config, "vision", config)
 
 

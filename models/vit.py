@@ -100,10 +100,15 @@ class Mlp(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`."""
+    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`.
 
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    Of a config with `width`, `mlp_dim` and `activation`.
+    """
+
+    def __init__(self, config, *, use_bias=True, dtype, param_dtype, rngs):
+        linear = functools.partial(
+            nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.gate = linear(config.width, config.mlp_dim)
         self.fc1 = linear(config.width, config.mlp_dim)
         self.fc2 = linear(config.mlp_dim, config.width)
@@ -280,8 +285,17 @@ class VisionTower(nnx.Module):
             self._last_landmarks(landmarks),
             jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
-            Captured.of(capture, [record.kept for record in records], x) if capture else None,
+            capture and self._captured(capture, records, x, grid),
         )
+
+    def _captured(self, capture, records, x, grid):
+        """What was captured, of the blocks' records and the tokens after the last."""
+
+        def as_features(tokens, finished):
+            tokens = self.finish(tokens)[0] if finished else tokens
+            return tokens[:, self.num_prefix :].reshape(len(tokens), *grid, -1)
+
+        return Captured.of(capture, [record.kept for record in records], x, as_features)
 
     def _finished(self, x, landmarks):
         """`finish` of the last block's tokens x, whether or not some were taken away."""

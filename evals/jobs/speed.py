@@ -207,6 +207,7 @@ def _open(config):
     if config.model in models.list_models():
         if config.revision is not None:
             raise ValueError(f"--config.revision is for the hub, but {config.model} is random")
+        models.registry.vision_config(models.registry.published(config.model)[1])
         dtypes = (
             {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
         )

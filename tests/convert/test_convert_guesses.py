@@ -9,12 +9,13 @@ import models
 from convert import timm_vit
 from convert.__main__ import main
 from convert.errors import ConversionError
+from convert.files import open_tensors
 from convert.guesses import Given
 from convert.layout import Source
 from convert.loading import read_layout
 from convert.originals import prepare_libraries
 from convert.sources import find_weights
-from convert.tensors import Tensor, open_tensors
+from convert.tensors import Tensor
 from convert.verify import BOUND, Comparison, verify
 from tests import zoo
 
@@ -125,7 +126,7 @@ def test_the_tower_and_the_pooling_of_timms_names(tmp_path):
 def test_verify_says_that_it_shares_the_guess(dinov2, monkeypatch, capsys, error, status):
     def compare(path, *, given, **_):
         assert given == Given(patch_grid=(4, 4))
-        return [Comparison((32, 32), "tokens", error, 1.0)]
+        return [Comparison("32×32", "tokens", error, 1.0)]
 
     monkeypatch.setattr("convert.__main__.verify", compare)
     assert main(["verify", str(dinov2), "--patch-grid", "4,4"]) == status

@@ -436,6 +436,7 @@ def test_without_any_key_the_output_and_gradient_are_zero():
 SPLITS = {
     "blocks of queries": {"_BLOCK_LOGITS": 40 * 7, "_MIN_ROWS": 1},  # 6 of 7 rows: padded to 42
     "heads": {"_HEAD_LOGITS": 1},
+    "images": {"_BATCH_LOGITS": 1},
 }
 
 

@@ -17,12 +17,10 @@ SIZES = [1, 64, 257, 999, 1000, 1370, 1999, 2000, 4097, 16130]
 
 def encoder_of(name):
     """The encoder of a published size."""
-    families = models.registry.FAMILIES.values()
-    (config,) = (family.variants[name] for family in families if name in family.variants)
-    return models.registry.vision_config(config).encoder
+    return models.registry.vision_config(models.registry.published(name)[1]).encoder
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", models.registry.list_vision_models())
 def test_what_is_recommended_saves_arithmetic_from_some_number_of_tokens_on(name):
     encoder, gains = encoder_of(name), {}
     halves = set(), set(range(encoder.depth // 2, encoder.depth)), set(range(encoder.depth))

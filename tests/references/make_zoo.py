@@ -5,7 +5,7 @@
 from the root of the repository, in an environment of requirements-reference.txt. A case is a folder
 of `zoo/` with the config of a tiny model as its library publishes it; the weights follow from their
 names (tests/zoo.py). Beside the config this writes `tensors.json` (names and shapes, as the library
-saves them) and `expected.npz` (the last stages, at two sizes of images).
+saves them) and `expected.npz` (the last stages, at two sizes of images or lengths of texts).
 """
 
 import importlib.metadata
@@ -16,12 +16,12 @@ import tempfile
 
 import numpy as np
 
+from convert.files import open_tensors
 from convert.layout import Source
 from convert.loading import read_layout
 from convert.originals import open_original, prepare_libraries
 from convert.sources import find_weights, read_config
-from convert.tensors import open_tensors
-from convert.verify import random_inputs
+from convert.verify import name_of, random_inputs
 from tests import zoo
 
 PINNED = {  # what expected.npz was computed with
@@ -90,10 +90,9 @@ def write_case(case):
         original = open_original(layout, source)
         expected = {}
         for inputs in random_inputs(parsed.config):
-            height, width = inputs[0].shape[1:3]
             for stage, array in original(*inputs).items():
                 if stage in KEPT:
-                    expected[f"{height}×{width} {stage}"] = array
+                    expected[f"{name_of(*inputs)} {stage}"] = array
     np.savez_compressed(folder / "expected.npz", **expected)
     print(case, *expected, sep=", ")
 

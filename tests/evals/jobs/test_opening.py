@@ -8,9 +8,12 @@ import types
 import pytest
 
 import main
+from convert.__main__ import main as convert
 from evals.data import photographs
 from evals.jobs.opening import first_batch, num_tokens_of, open_images, open_named
+from evals.jobs.speed import speed_report
 from evals.running.overrides import Override, apply_overrides
+from tests import zoo
 from tests.evals.conftest import write_image
 
 
@@ -77,3 +80,20 @@ def test_what_is_no_half_is_a_path():
     config = types.SimpleNamespace(images="photographs/all", num_images=None)
     with pytest.raises(FileNotFoundError, match="photographs/all"):
         open_images(config)
+
+
+def test_a_language_model_is_refused_before_its_weights_are_read(tmp_path, monkeypatch, capsys):
+    """By what runs on images: converted, as it was published, and by its name."""
+    source = zoo.write("qwen2_hf", tmp_path / "source")
+    assert convert([str(source), str(tmp_path / "converted")]) == 0
+    for function in ("models.load", "convert.load_pretrained", "models.create"):
+        monkeypatch.setattr(function, None)
+    config = importlib.import_module("configs.eval").get_config()
+    for model in (source, tmp_path / "converted"):
+        config.model = str(model)
+        with pytest.raises(ValueError, match="reads text alone and has no vision tower"):
+            open_named(config)
+    speed = importlib.import_module("configs.speed").get_config()
+    speed.model = "llama-2-7b"
+    with pytest.raises(ValueError, match="reads text alone and has no vision tower"):
+        speed_report(speed, None)
