@@ -96,13 +96,11 @@ def model_at(name, pixels, dtype) -> nnx.Module:
     """The real model, or a published one with random weights for images of so many pixels a side.
 
     Raises:
-      ValueError: an unknown model, a size that does not divide by its patches, or another dtype
-        than that of the real one.
+      ValueError: as `sized_config`, or another dtype than that of the real one.
     """
     if name != REAL:
-        config = sized_config(name, pixels, dtype)
-        (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
-        return family.model(config, rngs=nnx.Rngs(0))
+        family, _ = models.registry.published(name)
+        return family.model(sized_config(name, pixels, dtype), rngs=nnx.Rngs(0))
     model = open_backbone(name).model
     if dtype != model.config.dtype:
         raise ValueError(f"{name} is {model.config.dtype}, got --dtype {dtype}: leave it out")
@@ -113,17 +111,14 @@ def sized_config(name, pixels, dtype):
     """The config of a published model for square images of so many pixels a side.
 
     Raises:
-      ValueError: an unknown model, or a size that does not divide by its patches.
+      ValueError: an unknown model, one without vision, or a size that does not divide by its
+        patches.
     """
-    for family in models.registry.FAMILIES.values():
-        if name in family.variants:
-            config = family.variants[name]
-            size = {"image_size": pixels}
-            size = {"vision": size} if hasattr(config, "vision") else size
-            dtypes = {"dtype": dtype, "param_dtype": dtype}
-            return models.registry.override(config, size | dtypes)
-    known = models.list_models()
-    raise ValueError(f"unknown model {name!r}{models.registry.did_you_mean(name, known)}")
+    _, config = models.registry.published(name)
+    models.registry.vision_config(config)  # raises where there is none
+    size = {"image_size": pixels}
+    size = {"vision": size} if hasattr(config, "vision") else size
+    return models.registry.override(config, size | {"dtype": dtype, "param_dtype": dtype})
 
 
 def measure(model, pixels, arguments) -> list[dict]:

@@ -280,7 +280,7 @@ def sentences_of_models():
         f"FNA and centroid attention make none of these models more than {few:.1f} times faster",
         f"At {most:,} tokens ({model}) FNA is {fna:.1f} times faster than exact attention, "
         f"centroid attention in all blocks {everywhere:.1f} times, token merging {merging:.1f}",
-        f"at 21,905 it takes {memory[0] / memory[1]:.1f} times exact attention's memory",
+        f"in a ViT-S at 21,905 it takes {memory[0] / memory[1]:.1f} times exact attention's memory",
     ]
 
 

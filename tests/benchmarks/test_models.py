@@ -69,6 +69,8 @@ def test_a_model_is_of_the_size_asked_for_and_an_unknown_one_refused():
     assert (config.vision.image_size, config.dtype, config.param_dtype) == (448, *["bfloat16"] * 2)
     with pytest.raises(ValueError, match="did you mean 'clip-vit-l-14'"):
         benchmark.sized_config("clip-vit-l14", 448, "float32")
+    with pytest.raises(ValueError, match="has no vision tower"):
+        benchmark.sized_config(next(iter(models.decoder.VARIANTS)), 448, "float32")
 
 
 def test_the_real_model_is_of_its_own_dtype(monkeypatch):
