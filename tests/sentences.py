@@ -22,20 +22,9 @@ def rows(name):
 
 def sentences():
     """All of them."""
-    themes = (
-        *(
-            layers,
-            whole_models,
-            where_it_pays,
-            centroids,
-            gpus,
-            tpus,
-            real_model,
-            embedded_model,
-            language,
-        ),
-        programs,
-    )
+    of_speed = layers, whole_models, where_it_pays, centroids, gpus, tpus, language
+    of_jobs = real_model, embedded_model, programs
+    themes = of_speed + of_jobs
     return [sentence for theme in themes for sentence in theme()]
 
 
