@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fna_jax import (
-    centroid_attention,
-    exact_attention,
-    farthest_point_sampling,
-    near_field,
-    newton_schulz_inverse,
-)
+from fna_jax import centroid_attention, exact_attention, farthest_point_sampling, near_field
 from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle, near, tpu_obstacle
 from fna_jax.kernels.farthest import farthest_points
 from fna_jax.kernels.flash import flash_attention
@@ -21,6 +15,9 @@ from fna_jax.kernels.inverse import newton_schulz
 from fna_jax.softmax import softmax_attention
 from fna_jax.windows import Windows
 from tests.conftest import random_qkv, rel_max_error
+from tests.fna_jax.formulas import inverse_of, softmax
+
+plain_attention = jax.jit(functools.partial(softmax_attention, scale=0.3))
 
 
 def random(seed, *shape):
@@ -43,16 +40,15 @@ def test_flash_attention(num_queries, num_keys, num_heads, num_groups, head_dim,
     log_mass[:, 1::3] = -np.inf  # keys that do not take part
     log_mass[0, : num_keys - num_keys // 2] = -np.inf  # a whole block, or all
     kernel = jax.jit(functools.partial(flash_attention, scale=0.3, interpret=True))
-    right = softmax_attention(query, key, value, scale=0.3, log_mass=log_mass)
+    right = plain_attention(query, key, value, log_mass=log_mass)
     np.testing.assert_allclose(kernel(query, key, value, log_mass), right, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [5, 32])
 def test_newton_schulz(size):
-    kernel = jax.nn.softmax(random(0, 2, 3, size, size))
-    np.testing.assert_allclose(
-        newton_schulz(kernel, steps=6, interpret=True), newton_schulz_inverse(kernel), atol=2e-5
-    )
+    kernel = softmax(random(0, 2, 3, size, size))
+    fused = jax.jit(functools.partial(newton_schulz, steps=6, interpret=True))
+    np.testing.assert_allclose(fused(kernel), inverse_of(kernel), atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +58,11 @@ def test_newton_schulz(size):
 def test_farthest_points(num_points, width, num_samples):
     points = np.round(4 * random(0, 2, num_points, width))  # of integers sums are exact, and tied
     eligible = random(1, 2, num_points) < 0.5
-    distance = jnp.where(eligible, jnp.inf, -jnp.inf)
+    distance = np.where(eligible, np.float32(np.inf), -np.float32(np.inf))
     kernel = functools.partial(farthest_points, num_samples=num_samples, interpret=True)
     plain = lambda x, e: farthest_point_sampling(x, num_samples, eligible=e)
     np.testing.assert_array_equal(
-        jax.jit(jax.vmap(kernel))(points, distance), jax.vmap(plain)(points, eligible)
+        jax.jit(jax.vmap(kernel))(points, distance), jax.jit(jax.vmap(plain))(points, eligible)
     )
 
 
@@ -145,8 +141,8 @@ def test_derivatives_are_those_of_the_plain_form():
     plain = lambda x, y: jnp.sum(jnp.sin(x) * y)
     fused = differentiated_as(plain, lambda x, y: jnp.float32(7))
     assert fused(1.0, 2.0) == 7
-    np.testing.assert_allclose(jax.grad(fused)(1.0, 2.0), 2 * np.cos(1.0), rtol=1e-6)
-    tangents = jax.jvp(fused, (1.0, 2.0), (0.5, 3.0))
+    np.testing.assert_allclose(jax.jit(jax.grad(fused))(1.0, 2.0), 2 * np.cos(1.0), rtol=1e-6)
+    tangents = jax.jit(functools.partial(jax.jvp, fused))((1.0, 2.0), (0.5, 3.0))
     np.testing.assert_allclose(tangents, (7, np.cos(1.0) + 3 * np.sin(1.0)), rtol=1e-6)
 
 
