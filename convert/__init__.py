@@ -3,5 +3,6 @@
 from convert.errors import ConversionError
 from convert.loading import load_pretrained
 from convert.sources import fetch
+from convert.writing import converted, load
 
-__all__ = ["ConversionError", "fetch", "load_pretrained"]
+__all__ = ["ConversionError", "converted", "fetch", "load", "load_pretrained"]

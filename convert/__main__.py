@@ -5,19 +5,15 @@
 
 import argparse
 import ctypes
-import os
 import sys
-import tempfile
 
-import models
 from convert.errors import ConversionError, one_line, show
 from convert.families import FAMILIES
 from convert.guesses import Given
-from convert.labels import write_labels
-from convert.loading import Report, convert_checkpoint, read_layout
-from convert.sources import companions, fetch, find_weights
-from convert.tensors import open_tensors
+from convert.loading import Report, read_checkpoint
+from convert.sources import fetch
 from convert.verify import BOUND, verify
+from convert.writing import write_converted
 from models.checkpoint import local_path
 from models.configs import DTYPES
 from models.plain_vit import POOLS
@@ -47,19 +43,12 @@ def _give_freed_memory_back():
 
 def _convert(source, destination, revision, dtype, family, **given):
     """Converts `source` into the new directory `destination`; the report as text."""
-    destination = local_path(destination)
-    if os.path.lexists(destination):  # before hours of download
-        raise FileExistsError(f"{destination} exists; choose another destination or remove it")
-    given = Given(**given)
-    path = fetch(source, revision)
-    model, report = convert_checkpoint(path, dtype=dtype, family=family, given=given)
-    files = companions(find_weights(path), report.layout.library)
-    with tempfile.TemporaryDirectory() as folder:
-        written = [write_labels(report.labels, folder)] if report.labels else []
-        models.save(model, destination, companions=[*files, *written])
+    report, files = write_converted(
+        source, destination, revision=revision, dtype=dtype, family=family, given=Given(**given)
+    )
     return "\n".join(
         [
-            f"converted   {show(source)} to {show(str(destination))}",
+            f"converted   {show(source)} to {show(str(local_path(destination)))}",
             *_lines(report),
             *(f"companion   {file.name} copied" for file in files),
         ]
@@ -74,8 +63,7 @@ def _verify(source, against, revision, family, **given):
     print(f"{'input':<12}{'stage':<20}{'max error':>10}{'cosine':>13}")
     for c in comparisons:
         print(f"{c.inputs:<12}{c.stage:<20}{c.error:>10.1e}{c.cosine:>13.9f}")
-    file = find_weights(path)
-    for guess in read_layout(file, open_tensors(file), family, given)[1].guesses:
+    for guess in read_checkpoint(path, family, given).parsed.guesses:
         if guess.reason is not None:
             print(f"warning     {guess}: the original was built with the same guess")
     beyond = [c for c in comparisons if not c.error <= BOUND]  # also where it is NaN
@@ -89,23 +77,42 @@ def _verify(source, against, revision, family, **given):
 
 
 def _lines(report: Report):
+    view = report.view
+    if view.place:
+        yield f"weights     {show(view.place)}{_beside(view.others)}"
+    if view.prefix:
+        yield f"prefix      {view.prefix} taken off {len(view.tensors)} names"
+    if view.wrappers:
+        yield f"prefix      {', '.join(view.wrappers)} taken out of names"
+    if view.in_chunks:
+        yield "blocks      without the numbers of the chunks that they were trained in"
     yield f"family      {report.layout}"
     yield f"mapped      {report.num_mapped} tensors"
     for why in dict.fromkeys(report.ignored.values()):
         names = [name for name, reason in report.ignored.items() if reason == why]
-        others = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        yield f"ignored     {', '.join(names[:2])}{others}: {why}"
+        yield f"ignored     {_first(names, 2)}: {why}"
+    if report.merged:
+        yield f"adapter     {report.merged}"
     for guess in report.guesses:
         yield f"{'given' if guess.reason is None else 'guessed':<12}{guess}"
     if report.labels:
-        others = f" and {len(report.labels) - 3} more" if len(report.labels) > 3 else ""
-        yield f"labels      {', '.join(map(show, report.labels[:3]))}{others}"
+        yield f"labels      {_first(list(map(show, report.labels)), 3)}"
     yield f"parameters  {report.num_parameters:,}"
     dtypes = ", ".join(f"{count} × {name}" for name, count in report.file_dtypes.items())
     widened = " (models compute in float32 or bfloat16)" if "float16" in report.file_dtypes else ""
     yield f"dtype       {report.dtype}, from {dtypes}{widened}"
     for warning in report.warnings():
         yield f"warning     {warning}"
+
+
+def _beside(others):
+    """What else a file holds, in words."""
+    return f", beside {_first(list(map(show, others)), 3)}" if others else ""
+
+
+def _first(names, most):
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{others}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,6 +126,9 @@ def _parser():
         "destination", metavar="DESTINATION", help="new checkpoint directory, for models.load"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="by default that of the file")
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", help="LoRA that peft saved, to merge into the weights"
+    )
     return parser
 
 
@@ -141,6 +151,12 @@ def _source_parser(prog, description):
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--family", choices=FAMILIES, help="by default told from the files")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the weights' config, where it does not lie beside them"
+    )
+    parser.add_argument(
+        "--weights", metavar="NAME", help="the state dict to take, where a file holds several"
+    )
     group = parser.add_argument_group("what files without a config leave open, guessed by default")
     group.add_argument("--heads", type=int, metavar="N", help="of attention in the vision tower")
     group.add_argument("--text-heads", type=int, metavar="N", help="of attention in the text tower")

@@ -5,6 +5,7 @@ import reprlib
 _MOST = 10  # problems listed in one message
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 300
+_REPR.maxlevel = 2  # each multiplies the length by up to six
 
 
 class ConversionError(ValueError):

@@ -30,9 +30,10 @@ LAYOUTS: tuple[Layout, ...] = (
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))
 
-_CONFIG = (
-    "Put the config.json that the weights were published with beside them, or name the family "
-    "with --family"
+_WHICH = "--family NAME says which, or --config FILE, the config.json that they were published with"
+_NONE = (
+    "If they are of one of these under other names, --config FILE, the config.json that they were "
+    "published with, tells which names are missing"
 )
 _SAFETENSORS = "Get the weights as safetensors, with their config.json: other models are read so"
 
@@ -49,15 +50,7 @@ def find_layout(values: dict | None, names, family=None, *, among=LAYOUTS) -> La
     Raises:
       ConversionError: none or several; the message lists what was considered.
     """
-    if family is not None and family not in FAMILIES:
-        raise ConversionError(f"family must be one of {', '.join(FAMILIES)}, got {show(family)}")
-    layouts = [layout for layout in among if family in (None, layout.family)]
-    if values is not None:
-        _refuse_relatives(values, layouts)
-        described = [layout for layout in layouts if layout.describes(values)]
-        if not described and family is None:
-            raise _not_described(values)
-        layouts = described or layouts
+    layouts = considered(values, family, among=among)
     if len(layouts) > 1 or among is ONNX_LAYOUTS:
         layouts = [layout for layout in layouts if layout.has_keys(names)]
     if len(layouts) != 1:
@@ -65,14 +58,29 @@ def find_layout(values: dict | None, names, family=None, *, among=LAYOUTS) -> La
         none = f"none fits: {', '.join(map(str, among))}"
         raise ConversionError(
             f"the family cannot be told from the names of the tensors; {fit if layouts else none}. "
-            + (_SAFETENSORS if among is ONNX_LAYOUTS else _CONFIG)
+            + (_SAFETENSORS if among is ONNX_LAYOUTS else _WHICH if layouts else _NONE)
         )
     if values is None and layouts[0].needs_config:
         raise ConversionError(
             f"the names of the tensors are those of {layouts[0]}, whose weights can be read only "
-            "with the config.json that they were published with: put it beside them"
+            "with the config.json that they were published with: put it beside them, or "
+            "say where it is with --config FILE"
         )
     return layouts[0]
+
+
+def considered(values: dict | None, family=None, *, among=LAYOUTS) -> list[Layout]:
+    """The layouts that a checkpoint may have by its config, or all; errors as for `find_layout`."""
+    if family is not None and family not in FAMILIES:
+        raise ConversionError(f"family must be one of {', '.join(FAMILIES)}, got {show(family)}")
+    layouts = [layout for layout in among if family in (None, layout.family)]
+    if values is None:
+        return layouts
+    _refuse_relatives(values, layouts)
+    described = [layout for layout in layouts if layout.describes(values)]
+    if not described and family is None:
+        raise _not_described(values)
+    return described or layouts
 
 
 def _refuse_relatives(values, layouts):

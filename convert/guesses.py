@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 
 from convert.errors import ConversionError, show
@@ -10,9 +11,12 @@ from models.plain_vit import POOLS
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a person says of a checkpoint where its files do not; None is guessed.
+    """What a person says of a checkpoint where its files do not; None is guessed, or nothing.
 
     Attributes:
+      weights: the name of the state dict to take, where several fit.
+      config: a file to read in place of the config beside the weights.
+      adapter: a folder that peft wrote, to be merged into the weights.
       heads: of attention in the vision tower.
       text_heads: of attention in the text tower.
       patch_grid: patches down and across at which positions were learned.
@@ -22,12 +26,17 @@ class Given:
       ConversionError: a value that no model has.
     """
 
+    weights: str | None = None
+    config: str | os.PathLike | None = None
+    adapter: str | os.PathLike | None = None
     heads: int | None = None
     text_heads: int | None = None
     patch_grid: tuple[int, int] | None = None
     pool: str | None = None
 
     def __post_init__(self):
+        if not isinstance(self.weights, str | None):
+            raise ConversionError(f"weights must be a name, got {show(self.weights)}")
         for name in ("heads", "text_heads"):
             if (value := getattr(self, name)) is not None and not _is_count(value):
                 raise ConversionError(f"{name} must be a number from 1 on, got {show(value)}")
@@ -70,7 +79,8 @@ class Guess(typing.NamedTuple):
 
 def refuse_unused(given: Given, guesses, checkpoint):
     """Raises ConversionError for a value given where nothing had to be guessed."""
-    for name, value in dataclasses.asdict(given).items():
+    for name in OPTIONS:
+        value = getattr(given, name)
         if value is not None and name not in {guess.name for guess in guesses}:
             raise ConversionError(
                 f"{name} was given as {show(value)}, but nothing leaves it open in a checkpoint of "

@@ -1,9 +1,16 @@
-"""ViT and MAE as Hugging Face's transformers, 4 and 5, writes them."""
+"""ViT and MAE as Hugging Face's transformers, 4 and 5, writes them, or 5 has them in memory."""
 
 from convert import mae
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, Source, of_model_type
-from convert.rows import HF_VIT_ATTENTION, HF_VIT_HEAD, block_rows, with_biases
+from convert.rows import (
+    HF_DINO_ATTENTION,
+    HF_VIT_ATTENTION,
+    HF_VIT_HEAD,
+    TIMM_MLP,
+    block_rows,
+    with_biases,
+)
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
 from models.plain_vit import ViTConfig
@@ -44,17 +51,21 @@ _IRRELEVANT = (
     "decoder_intermediate_size",
 )
 
-_BLOCK = (
+_NORMS = (
     ("layernorm_before.weight", "norm1.scale", SAME),
     ("layernorm_before.bias", "norm1.bias", SAME),
-    *HF_VIT_ATTENTION,
     ("layernorm_after.weight", "norm2.scale", SAME),
     ("layernorm_after.bias", "norm2.bias", SAME),
+)
+_BLOCK = (
+    *_NORMS,
+    *HF_VIT_ATTENTION,
     ("intermediate.dense.weight", "mlp.fc1.kernel", LINEAR),
     ("intermediate.dense.bias", "mlp.fc1.bias", SAME),
     ("output.dense.weight", "mlp.fc2.kernel", LINEAR),
     ("output.dense.bias", "mlp.fc2.bias", SAME),
 )
+_BLOCK_IN_MEMORY = _NORMS + HF_DINO_ATTENTION + TIMM_MLP  # in version 5: what training saves
 _REST = (
     ("embeddings.cls_token", "class_token", BATCHED),
     ("embeddings.position_embeddings", "positions", BATCHED),
@@ -69,23 +80,31 @@ _MASK = "stands for masked patches in pretraining"
 _PIXELS = "the last layer of ViTForMaskedImageModeling, which reconstructs pixels in pretraining"
 _DECODERS = dict.fromkeys(("decoder.0.weight", "decoder.0.bias"), _PIXELS) | {
     f"decoder.{name}": why
-    for blocks in ("decoder_layers", "decoder_encoder.layer")  # of transformers 4, 5
-    for name, why in mae.decoder(blocks, _BLOCK).items()
+    for blocks, block in (
+        ("decoder_layers", _BLOCK),  # of transformers 4
+        ("decoder_encoder.layer", _BLOCK),  # of 5
+        ("decoder_layers", _BLOCK_IN_MEMORY),
+    )
+    for name, why in mae.decoder(blocks, block).items()
 }
 
 
 def tables(config: ViTConfig) -> tuple[Table, ...]:
-    """The key layouts: the backbone under `vit.` with what stands on it, or alone."""
+    """The key layouts: the backbone under `vit.` with what stands on it, or alone.
 
-    def table(prefix):
+    As published, and with the names that version 5 has in memory.
+    """
+
+    def table(prefix, blocks="encoder.layer", block=_BLOCK):
         rows = [Row(f"{prefix}{source}", *row) for source, *row in _REST]
-        block = with_biases(_BLOCK, config.encoder.biases)
-        rows += block_rows(f"{prefix}encoder.layer", "encoder.blocks", block, config.encoder.depth)
+        block = with_biases(block, config.encoder.biases)
+        rows += block_rows(f"{prefix}{blocks}", "encoder.blocks", block, config.encoder.depth)
         ignored = _DECODERS | {f"{prefix}embeddings.mask_token": _MASK}
         ignored |= {f"{prefix}pooler.dense.{leaf}": _POOLER for leaf in ("weight", "bias")}
         return Table((*rows, *(HF_VIT_HEAD if config.num_classes else ())), ignored)
 
-    return table("vit."), table("")
+    published = table("vit."), table("")
+    return *published, *(table(prefix, "layers", _BLOCK_IN_MEMORY) for prefix in ("vit.", ""))
 
 
 def parse(source: Source) -> Parsed:
@@ -109,8 +128,11 @@ def parse(source: Source) -> Parsed:
 
 
 def _has_keys(names):
-    own = "encoder.layer.0.layernorm_before.weight"
-    return own in names or f"vit.{own}" in names
+    return any(
+        f"{prefix}{blocks}.0.layernorm_before.weight" in names
+        for prefix in ("", "vit.")
+        for blocks in ("encoder.layer", "layers")
+    )
 
 
 LAYOUT = Layout(

@@ -9,6 +9,7 @@ import huggingface_hub
 from convert.errors import ConversionError, one_line, show
 from models.checkpoint import DESCRIPTION, local_path
 
+HUB = "hf:"  # in front of a hub id
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LABELS = "labels.json"
@@ -35,10 +36,25 @@ _ADAPTERS = (
     "adapter_model.bin",
     "pytorch_lora_weights.safetensors",
 )
-MERGE = "merge it into them with peft's merge_and_unload, and convert what save_pretrained writes"
+MERGE = (
+    "--adapter FOLDER merges peft's LoRA into the weights given; others merge into theirs with "
+    "peft's merge_and_unload, whose save_pretrained writes what can be converted"
+)
 WEIGHTS = _SAFE_WEIGHTS + _PICKLED_WEIGHTS
 _SAFE_PATTERNS = [*_COMPANIONS, _ADAPTERS[0], "model*.safetensors", *_SAFE_WEIGHTS[1:]]
 _PICKLE_PATTERNS = ["pytorch_model*.bin", *_PICKLED_WEIGHTS[1:]]
+
+
+def is_local(source) -> bool:
+    """Whether a source is a path that exists here, and so no id on the hub.
+
+    Raises:
+      ConversionError: an address such as gs://bucket/model.
+    """
+    try:
+        return not str(source).startswith(HUB) and _exists(local_path(source))
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
 
 
 def fetch(source, revision=None) -> pathlib.Path:
@@ -48,24 +64,23 @@ def fetch(source, revision=None) -> pathlib.Path:
     weights only where there are no others.
 
     Args:
-      source: a directory, a file of weights, or a hub id such as "openai/clip-vit-base-patch32".
+      source: a directory, a file of weights, or a hub id such as "openai/clip-vit-base-patch32",
+        which no local path comes before if it is written "hf:openai/clip-vit-base-patch32".
       revision: branch, tag or commit of a hub repository.
 
     Raises:
       ConversionError: neither a local path nor a repository that can be downloaded, an address
         such as gs://bucket/model, or a revision of a local path.
     """
-    try:
+    if is_local(source):
         path = local_path(source)
-    except ValueError as error:
-        raise ConversionError(str(error)) from None
-    if _exists(path):
         if revision is not None:
             raise ConversionError(
                 f"revision {show(revision)} selects among versions on the hub, but "
                 f"{show(str(path))} is a local path: drop the revision"
             )
         return path
+    source = str(source).removeprefix(HUB)
     folder = _download(source, revision, _SAFE_PATTERNS)
     if _weights_in(folder) is None:
         folder = _download(source, revision, _PICKLE_PATTERNS)
@@ -109,12 +124,14 @@ def adapter_in(folder) -> pathlib.Path | None:
     return next((folder / name for name in _ADAPTERS if (folder / name).is_file()), None)
 
 
-def read_config(weights) -> dict | None:
-    """The config beside a file of weights; None where there is none.
+def read_config(weights, given=None) -> dict | None:
+    """The config beside a file of weights, or the file given; None where there is none.
 
     Raises:
-      ConversionError: a file that is not a JSON object.
+      ConversionError: a file that is not there or not a JSON object.
     """
+    if given is not None:
+        return read_json_object(local_path(given))
     names = [CONFIG, OPEN_CLIP_CONFIG]
     if weights.name.startswith("open_clip_"):  # some repositories hold the layouts of two libraries
         names.reverse()
@@ -156,12 +173,12 @@ def _exists(path):
 def _download(source, revision, patterns):
     try:
         folder = huggingface_hub.snapshot_download(
-            str(source), revision=revision, allow_patterns=patterns
+            source, revision=revision, allow_patterns=patterns
         )
     except Exception as error:  # of the network, of the hub, of the cache: many types, one cause
         at = f" at revision {show(revision)}" if revision is not None else ""
         raise ConversionError(
-            f"no local path {show(str(source))} exists, and it cannot be downloaded from the "
+            f"no local path {show(source)} exists, and it cannot be downloaded from the "
             f"Hugging Face hub{at}: {one_line(error)}"
         ) from error
     return pathlib.Path(folder)

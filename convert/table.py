@@ -6,7 +6,7 @@ shapes of a file are PyTorch's, those of a leaf are Flax's.
 
 import dataclasses
 import math
-import typing
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from convert.errors import show
 from convert.tensors import Tensor
 
 Shape = tuple[int, ...]
+Changes = Mapping[str, Callable[[Shape], np.ndarray]]  # of leaves by dotted path, from their shapes
+NO_CHANGES: Changes = {}
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -28,8 +30,8 @@ class Transform:
       apply: the leaf, from the tensor and the leaf's shape.
     """
 
-    source_shape: typing.Callable[[Shape], Shape]
-    apply: typing.Callable[[np.ndarray, Shape], np.ndarray]
+    source_shape: Callable[[Shape], Shape]
+    apply: Callable[[np.ndarray, Shape], np.ndarray]
 
 
 SAME = Transform(lambda leaf: leaf, lambda x, leaf: x)
@@ -113,10 +115,19 @@ def _fit(row, leaf, tensor: Tensor):
         yield f"{row.source} is {show(tensor.dtype)}, expected one of {', '.join(_FLOATS)}"
 
 
-def fill(table: Table, leaves: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tensor]):
+def fill(
+    table: Table,
+    leaves: dict[str, jax.ShapeDtypeStruct],
+    tensors: dict[str, Tensor],
+    changes: Changes = NO_CHANGES,
+):
     """The leaves by dotted path, and the names of tensors that hold NaN or infinity.
 
     One tensor of the file is in memory at a time. Table, leaves and tensors must fit.
+
+    Args:
+      table, leaves, tensors: of one model.
+      changes: what is added to some leaves.
     """
     rows: dict[str, list[Row]] = {}
     for row in table.rows:
@@ -127,7 +138,7 @@ def fill(table: Table, leaves: dict[str, jax.ShapeDtypeStruct], tensors: dict[st
         array = tensors[source].read()
         finite = True
         for row in targets:
-            leaf = _leaf(array, row, leaves[row.target])
+            leaf = _leaf(array, row, leaves[row.target], changes.get(row.target))
             finite &= bool(np.isfinite(leaf).all())
             arrays[row.target] = jax.device_put(leaf)  # jnp.asarray compiles for each shape
         if not finite:
@@ -135,6 +146,9 @@ def fill(table: Table, leaves: dict[str, jax.ShapeDtypeStruct], tensors: dict[st
     return arrays, not_finite
 
 
-def _leaf(array, row, leaf):
+def _leaf(array, row, leaf, change):
     with np.errstate(all="ignore"):  # what does not survive the cast is found by the finite check
-        return row.transform.apply(array, leaf.shape).astype(leaf.dtype)
+        value = row.transform.apply(array, leaf.shape)
+        if change is not None:
+            value = value.astype(np.float32) + change(leaf.shape)
+        return value.astype(leaf.dtype)

@@ -5,7 +5,7 @@ import re
 from convert import mae
 from convert.errors import ConversionError, show
 from convert.fields import Fields
-from convert.guesses import Guesses
+from convert.guesses import OPTIONS, Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
@@ -213,13 +213,16 @@ def config_of(tensors, guesses: Guesses) -> dict:
       ConversionError: a width or a first token that leaves open what is computed.
     """
     width, _, patch_size, _ = shape_of(tensors, "patch_embed.proj.weight", 4)
-    if width not in _OF_WIDTH or "cls_token" not in tensors:
+    class_token = "cls_token" in tensors
+    if not class_token or (width not in _OF_WIDTH and guesses.given.heads is None):
         raise ConversionError(
-            f"a ViT of width {width} {'with' if 'cls_token' in tensors else 'without'} a class "
-            "token can be read only with the config.json that it was published with; without one, "
-            f"those of width {', '.join(map(str, _OF_WIDTH))} with a class token"
+            f"a ViT of width {width} {'with' if class_token else 'without'} a class token can be "
+            "read only with the config.json that it was published with (--config FILE); without "
+            f"one, those of width {', '.join(map(str, _OF_WIDTH))} with a class token, or of "
+            f"others where {OPTIONS['heads']} says how many heads there are"
         )
-    architecture = _OF_WIDTH[width]
+    architecture = _OF_WIDTH.get(width, _OF_WIDTH[768])
+    own = {} if width in _OF_WIDTH else _sizes_of(tensors, width)
     reason = f"the width {width}, as in {architecture}"
     heads = guesses.heads("heads", width, _defaults(architecture)["num_heads"], reason)
     num_patches = shape_of(tensors, "pos_embed", 3)[1] - 1
@@ -235,8 +238,17 @@ def config_of(tensors, guesses: Guesses) -> dict:
             "num_heads": heads,
             "global_pool": guesses.settle("pool", "avg" if norms_pooled else "token", reason),
             "fc_norm": norms_pooled,
+            **own,
         },
     }
+
+
+def _sizes_of(tensors, width):
+    """Arguments of a ViT of no published width, from the shapes."""
+    mlp_dim, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)
+    depth = sum(name.endswith(".attn.qkv.weight") for name in tensors)
+    ratio = (mlp_dim + 0.5) / width  # which timm rounds down
+    return {"embed_dim": width, "depth": depth, "mlp_ratio": ratio}
 
 
 def _has_keys(names):

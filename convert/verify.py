@@ -15,10 +15,9 @@ from convert import llava_inputs
 from convert.errors import ConversionError
 from convert.guesses import NOTHING
 from convert.layout import Source
-from convert.loading import convert_checkpoint, read_layout
+from convert.loading import convert_checkpoint, read_checkpoint
 from convert.originals import open_original
-from convert.sources import fetch, find_weights, read_config
-from convert.tensors import open_tensors
+from convert.sources import fetch, read_config
 from models.configs import image_shape
 from models.llava import LLaVA, LLaVAConfig, Prompts
 
@@ -56,11 +55,12 @@ def verify(
     Raises:
       ConversionError: a source that cannot be read, or whose original library is not installed.
     """
+    if given.adapter is not None:
+        raise ConversionError("an adapter is not verified: compare its model without")
     path = fetch(source, revision)
-    file = find_weights(path)
-    tensors = open_tensors(file)
-    layout, _ = read_layout(file, tensors, family, given)
-    original = open_original(layout, Source(file, read_config(file), tensors, given))
+    file, view, layout, _, _ = read_checkpoint(path, family, given)
+    values = read_config(file, given.config)
+    original = open_original(layout, Source(file, values, view.tensors, given))
     if against is None:
         model, _ = convert_checkpoint(path, dtype="float32", family=family, given=given)
     else:

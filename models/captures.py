@@ -56,6 +56,9 @@ class Capture:
     Attributes:
       norms: those of all tokens, in front of the first block and after each.
       outputs, values: blocks whose output, or values, to keep.
+      features: blocks whose output to keep as a map of the image, of the patches alone.
+      finished: do to the features what the tower does to the tokens of its last block, a layer norm
+        in most families, as heads on DINOv2 want it.
       attention: blocks whose attention matrix to keep: memory quadratic in the tokens. A block that
         runs FNA has none.
       per_head: keep these matrices per head, not averaged.
@@ -65,20 +68,24 @@ class Capture:
     norms: bool = False
     outputs: tuple[int, ...] | str = ()
     values: tuple[int, ...] | str = ()
+    features: tuple[int, ...] | str = ()
+    finished: bool = False
     attention: tuple[int, ...] | str = ()
     per_head: bool = False
     observe: Callable[[Seen], typing.Any] | None = None
 
     def __post_init__(self):
-        for name in ("outputs", "values", "attention"):
+        for name in ("outputs", "values", "features", "attention"):
             if (blocks := getattr(self, name)) != ():
                 object.__setattr__(self, name, parse_blocks(blocks, name))
+        if self.finished and not self.features:
+            raise ValueError("finished=True is about features, and those of no block are captured")
         if self.per_head and not self.attention:
             raise ValueError("per_head=True is about attention, and no block of it is captured")
 
     def check(self, depth, fna: tuple[FNAConfig, ...]):
         """Raises ValueError for blocks that do not exist or have no attention matrix."""
-        for block in (*self.outputs, *self.values, *self.attention):
+        for block in (*self.outputs, *self.values, *self.features, *self.attention):
             check_block(block, depth)
         if without := sorted(set(self.attention) & config_by_block(fna).keys()):
             raise ValueError(
@@ -89,7 +96,7 @@ class Capture:
     def keep(self, seen: Seen) -> dict:
         """What to keep of a block."""
         kept = {"norms": token_norms(seen.x)} if self.norms else {}
-        if seen.block - 1 in self.outputs:
+        if seen.block - 1 in (*self.outputs, *self.features):
             kept["input"] = seen.x
         if seen.block in self.values:
             kept["values"] = seen.value
@@ -109,6 +116,7 @@ class Captured:
       norms: float32 `[1 + depth, B, N]`, or None.
       outputs: `[B, N, C]` each.
       values: `[B, N, H, D]` each.
+      features: `[B, h, w, C]` each, h and w the patches down and across.
       attention: float32 `[B, N, N]` each, or `[B, H, N, N]` per head.
       observed: what `Capture.observe` gave.
     """
@@ -116,12 +124,20 @@ class Captured:
     norms: jax.Array | None
     outputs: dict[int, jax.Array]
     values: dict[int, jax.Array]
+    features: dict[int, jax.Array]
     attention: dict[int, jax.Array]
     observed: dict[int, typing.Any]
 
     @classmethod
-    def of(cls, capture: Capture, kept: list[dict], tokens):
-        """Of what was kept in each block, and the tokens `[B, N, C]` after the last."""
+    def of(cls, capture: Capture, kept: list[dict], tokens, as_features):
+        """What was kept of a pass.
+
+        Args:
+          capture: what was asked for.
+          kept: in each block.
+          tokens: `[B, N, C]` after the last.
+          as_features: a function of a block's output `[B, N, C]` and `Capture.finished`.
+        """
         by_block = lambda name: {i: block[name] for i, block in enumerate(kept) if name in block}
         inputs = {**by_block("input"), len(kept): tokens}
         norms = [block["norms"] for block in kept if capture.norms]
@@ -129,6 +145,10 @@ class Captured:
             norms=jnp.stack([*norms, token_norms(tokens)]) if capture.norms else None,
             outputs={block: inputs[block + 1] for block in capture.outputs},
             values=by_block("values"),
+            features={
+                block: as_features(inputs[block + 1], capture.finished)
+                for block in capture.features
+            },
             attention=by_block("attention"),
             observed=by_block("observed"),
         )

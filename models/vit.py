@@ -290,8 +290,17 @@ class VisionTower(nnx.Module):
             self._last_landmarks(landmarks),
             jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
-            Captured.of(capture, [record.kept for record in records], x) if capture else None,
+            capture and self._captured(capture, records, x, grid),
         )
+
+    def _captured(self, capture, records, x, grid):
+        """What was captured, of the blocks' records and the tokens after the last."""
+
+        def as_features(tokens, finished):
+            tokens = self.finish(tokens)[0] if finished else tokens
+            return tokens[:, self.num_prefix :].reshape(len(tokens), *grid, -1)
+
+        return Captured.of(capture, [record.kept for record in records], x, as_features)
 
     def _finished(self, x, landmarks):
         """`finish` of the last block's tokens x, whether or not some were taken away."""

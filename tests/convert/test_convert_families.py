@@ -6,9 +6,9 @@ import pytest
 
 import convert
 from convert.families import FAMILIES, LAYOUTS, find_layout
+from convert.files import open_tensors
 from convert.loading import read_layout
 from convert.sources import find_weights
-from convert.tensors import open_tensors
 from convert.verify import BOUND, verify
 from tests import zoo
 

@@ -9,12 +9,13 @@ import models
 from convert import timm_vit
 from convert.__main__ import main
 from convert.errors import ConversionError
+from convert.files import open_tensors
 from convert.guesses import Given
 from convert.layout import Source
 from convert.loading import read_layout
 from convert.originals import prepare_libraries
 from convert.sources import find_weights
-from convert.tensors import Tensor, open_tensors
+from convert.tensors import Tensor
 from convert.verify import BOUND, Comparison, verify
 from tests import zoo
 

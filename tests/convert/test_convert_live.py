@@ -13,7 +13,6 @@ import tiny_clip
 from flax import nnx
 
 import convert
-import convert.tensors
 from convert.originals import prepare_libraries
 from tests import fuzz
 
@@ -212,13 +211,13 @@ def test_code_is_refused_and_not_run(torch, tmp_path, pickled, refused, how):
         (lambda torch: [torch.zeros(1)], "not a state dict"),
         (lambda torch: torch.zeros(1), "not a state dict"),
         (lambda torch: {"state_dict": {"a": torch.zeros(1)}}, "'a' is unknown"),
-        (lambda torch: {"model": {"a": torch.zeros(1)}, "ema": {}}, "not a state dict"),
-        (lambda torch: {"model": {"a": torch.zeros(1)}, "x": torch.zeros(1)}, "not a state dict"),
-        (lambda torch: {"model": {"model": {"a": torch.zeros(1)}}}, "not a state dict"),
+        (lambda torch: {"model": {"a": torch.zeros(1)}, "ema": {}}, "'a' is unknown"),
+        (lambda torch: {"model": {"a": torch.zeros(1)}, "x": torch.zeros(1)}, "--weights NAME"),
+        (lambda torch: {"model": {"model": {"a": torch.zeros(1)}}}, "'a' is unknown"),
         (lambda torch: {1: torch.zeros(1)}, "not a state dict"),
         (lambda torch: {"a": torch.eye(2).to_sparse()}, "not a state dict"),
         (lambda torch: {"a": torch.zeros(1, device="meta")}, "not a state dict"),
-        (lambda torch: {}, "problems"),
+        (lambda torch: {}, "not a state dict"),
         (lambda torch: collections.OrderedDict(a=torch.zeros(1)), "'a' is unknown"),
         (lambda torch: state_dict(torch, torch.float64), "float64"),
         (lambda torch: state_dict(torch) | {"logit_scale": torch.tensor(1)}, "int64"),
@@ -250,15 +249,7 @@ def test_a_compressed_archive_is_refused(torch, pickled, refused):
 def test_tensors_larger_than_what_is_stored_are_refused(torch, pickled, refused):
     expanded = torch.zeros(1).expand(2**40)
     torch.save(state_dict(torch) | {"logit_scale": expanded}, pickled)
-    assert "not a state dict" in refused(pickled.parent)
-
-
-def test_reading_opens_a_pickle_anew_now_and_then(torch, pickled, monkeypatch):
-    torch.save(state_dict(torch), pickled)
-    monkeypatch.setattr(convert.tensors, "_READ_BETWEEN_OPENINGS", 2**10)
-    tensors = convert.tensors.open_tensors(pickled)
-    for name, expected in tiny_clip.shallow_tensors().items():
-        np.testing.assert_array_equal(tensors[name].read(), expected)
+    assert "more elements than are stored" in refused(pickled.parent)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])

@@ -13,11 +13,11 @@ import convert
 import models
 from convert import clip, open_clip
 from convert.__main__ import main
+from convert.files import open_tensors
 from convert.guesses import Given
 from convert.loading import convert_checkpoint, read_layout
 from convert.originals import prepare_libraries
 from convert.sources import find_weights
-from convert.tensors import open_tensors
 from models.clip import CLIP, VARIANTS
 from models.registry import abstract_model, override
 from tests import zoo

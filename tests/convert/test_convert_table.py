@@ -8,6 +8,7 @@ from flax import nnx, traverse_util
 
 import models.registry
 from convert.families import FAMILIES
+from convert.files import open_tensors
 from convert.loading import convert_checkpoint, read_layout
 from convert.sources import find_weights
 from convert.table import (
@@ -22,7 +23,7 @@ from convert.table import (
     name_problems,
     part,
 )
-from convert.tensors import Tensor, open_tensors
+from convert.tensors import Tensor
 from tests import zoo
 
 

@@ -4,9 +4,11 @@ import inspect
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from convert import hf_vit, timm_vit
 from convert.errors import ConversionError
@@ -70,6 +72,30 @@ def test_the_decoder_of_mae_is_listed():
     decoder += ["decoder_embed.weight", "decoder_norm.bias", "decoder_pred.weight", "mask_token"]
     assert name_problems(table, own + decoder) == ([], [])
     assert name_problems(table, [*own, "decoder_blocks.12.norm1.bias"])[1]
+
+
+IN_MEMORY = {
+    "encoder.layer": "layers",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+@pytest.mark.parametrize("case", ["vit_hf", "vit_hf_bare", "vit_mae_hf"])
+def test_the_names_that_transformers_5_has_in_memory_are_read(case, tmp_path):
+    published = convert_checkpoint(zoo.write(case, tmp_path / "published"))[0]
+    folder = zoo.write(case, tmp_path / "memory")
+    renamed = zoo.renamed(zoo.tensors(case), IN_MEMORY)  # of the decoder, too
+    safetensors.numpy.save_file(renamed, folder / "model.safetensors")
+    model, report = convert_checkpoint(folder)
+    assert all(name.startswith(("decoder", "vit.pooler", "pooler")) for name in report.ignored)
+    leaves, expected = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (model, published))
+    for leaf, other in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 def test_both_names_of_the_decoder_in_transformers_are_listed():

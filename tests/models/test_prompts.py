@@ -165,6 +165,7 @@ def test_videos_need_a_model_for_them_and_frames():
         ([[3, 4]], [[plain(9, 9)]], r"prompt 0 has 0 image tokens \(9\), but 1 images"),
         ([[3], [IMAGE, IMAGE]], [[], [plain(9, 9)]], "prompt 1 has 2 image tokens"),
         ([[3]], [[], []], "1 prompts, but images for 2 of them"),
+        ([], [], "there are no prompts"),
         ([[]], [[]], "prompt 0 is empty"),
         ([[3, 31]], [[]], "prompt 0 has the token 31, but the model knows 0 to 30"),
         ([[-1]], [[]], "prompt 0 has the token -1"),

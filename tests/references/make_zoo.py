@@ -16,11 +16,11 @@ import tempfile
 
 import numpy as np
 
+from convert.files import open_tensors
 from convert.layout import Source
 from convert.loading import read_layout
 from convert.originals import open_original, prepare_libraries
 from convert.sources import find_weights, read_config
-from convert.tensors import open_tensors
 from convert.verify import name_of, random_inputs
 from tests import zoo
 

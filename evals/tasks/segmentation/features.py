@@ -26,13 +26,10 @@ class PatchFeatures:
 
     def __call__(self, model, images, rng=None):
         """Of images float32 `[B, height, width, 3]`, preprocessed; `rng` for random landmarks."""
-        tower = vision_tower(model)
-        depth = len(tower.encoder.blocks)
+        depth = len(vision_tower(model).encoder.blocks)
         blocks = tuple(range(depth - LAYERS[self.layers], depth))
-        outputs = model(images, rng=rng, capture=Capture(outputs=blocks)).captured.outputs
-        patches = [_normalised(outputs[block][:, tower.num_prefix :]) for block in blocks]
-        grid = tower.patch_embedding.grid(images)
-        return jnp.concatenate(patches, axis=-1).reshape(len(images), *grid, -1)
+        features = model(images, rng=rng, capture=Capture(features=blocks)).captured.features
+        return jnp.concatenate([_normalised(features[block]) for block in blocks], axis=-1)
 
 
 def _normalised(tokens):

@@ -41,7 +41,7 @@ def original(real):
     torch = pytest.importorskip("torch")
     prepare_libraries()
     transformers = pytest.importorskip("transformers")
-    from convert.tensors import open_tensors
+    from convert.files import open_tensors
 
     config = transformers.Dinov2Config(
         hidden_size=384, num_attention_heads=6, image_size=518, patch_size=PATCH
