@@ -30,6 +30,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "speed": "evals.jobs.speed:speed_report",
     "sweep": "evals.jobs.sweep.report:sweep_report",
     "tune": "evals.jobs.tune.job:tune_report",
+    "vqa": "evals.jobs.vqa.report:vqa_report",
     "train": "training.contrastive:training_report",
 }
 

@@ -10,15 +10,28 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
-from convert import clip, dinov2, dinov3, hf_decoder, hf_vit, llava, open_clip, siglip, timm_vit
+from convert import (
+    clip,
+    dinov2,
+    dinov3,
+    hf_decoder,
+    hf_vit,
+    llava,
+    open_clip,
+    qwen_vision,
+    siglip,
+    timm_vit,
+)
 from convert.layout import Layout
 from models.clip import CLIPConfig
-from models.configs import EncoderConfig
+from models.configs import EncoderConfig, position_grid
 from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
 from models.llava import LLaVAConfig
 from models.plain_vit import ViTConfig
+from models.qwen_images import FRAMES
+from models.qwen_vision import QwenVisionConfig
 from models.siglip import SigLIPConfig
 
 
@@ -37,6 +50,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(dinov3.LAYOUT, _dinov3(config))]
         case LLaVAConfig():
             return [(llava.LAYOUT, _llava(config))]
+        case QwenVisionConfig():
+            return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
             return [(siglip.LAYOUT, _siglip(config))]
         case ViTConfig():
@@ -149,6 +164,26 @@ def _dinov3(config):
         **_encoder(config.encoder),
         **_image(config),
         **biases,
+    }
+
+
+def _qwen_vision(config):
+    encoder = config.encoder
+    return {
+        "architectures": ["Qwen3VLVisionModel"],
+        "model_type": qwen_vision.TOWER,
+        "depth": encoder.depth,
+        "hidden_size": encoder.width,
+        "num_heads": encoder.num_heads,
+        "intermediate_size": encoder.mlp_dim,
+        "hidden_act": encoder.activation,
+        "patch_size": config.patch_size,
+        "temporal_patch_size": FRAMES,
+        "spatial_merge_size": config.merge_size,
+        "num_position_embeddings": math.prod(position_grid(config)),
+        "out_hidden_size": config.out_width,
+        "deepstack_visual_indexes": list(config.deepstack),
+        "rope_parameters": {"rope_type": "axial", "rope_theta": config.rope_theta},
     }
 
 

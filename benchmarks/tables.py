@@ -48,6 +48,7 @@ _TPU = {  # arms of results/tpu.csv
     "FNA, landmarks given": "FNA, landmarks given",
     "FNA, q sampled": "FNA",
     "centroids, k-means": "centroids, k-means",
+    "centroids, k-means, near own": "with a near field",
 }
 _MODELS = {
     "speedup": "times faster than exact",
@@ -55,6 +56,15 @@ _MODELS = {
     "share_of_counted": "reached of that",
     "times_hugging_face": "time / Hugging Face's",
     "compile_s": "compile s",
+}
+_LANGUAGE = {  # columns of results/language_cost.csv, their headings and decimals
+    "attention_percent": ("attention, % of prefill", 1),
+    "most_prefill_speedup": ("prefill at most times faster", 2),
+    "weights_gb": ("weights, GB", 1),
+    "cache_gb": ("cache, GB", 2),
+    "cache_percent": ("cache, % of what a token reads", 1),
+    "landmark_cache_gb": ("with landmarks, GB", 2),
+    "times_fewer_bytes": ("times less to read", 2),
 }
 _PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
 _PAIR += ("ms", "times exact", "by counting")
@@ -68,6 +78,7 @@ def main():
         gpu,
         gpu_towers,
         landmarks,
+        language_cost,
         models,
         memory,
         recommended,
@@ -141,10 +152,14 @@ def gpu_towers(rows) -> str:
 
 
 def tpu(rows) -> str:
-    """Estimated microseconds of one layer on a TPU v5e: a line for each size."""
-    found = {(row["tokens"], row["arm"]): row for row in rows if row["chip"] == "v5e"}
+    """Estimated microseconds of one layer on a TPU v5e: a line for each size that is complete."""
+    shown = ("v5e", "64", "bfloat16")
+    rows = [row for row in rows if (row["chip"], row["landmarks"], row["dtype"]) == shown]
+    found = {(row["tokens"], row["arm"]): row for row in rows}
     lines = []
-    for tokens in dict.fromkeys(tokens for tokens, _ in found if tokens):
+    for tokens in dict.fromkeys(tokens for tokens, _ in found):
+        if not found.keys() >= {(tokens, arm) for arm in _TPU}:
+            continue
         mine = [found[tokens, arm] for arm in _TPU]
         times = [row["estimate_us"] or row["compiles"].split(":")[0] for row in mine]
         lines.append([f"{int(tokens):,}", *map(_microseconds, times)])
@@ -169,6 +184,17 @@ def landmarks(rows) -> str:
     return markdown_table(["tokens", "features", "ms", "torch-quickfps", "times faster"], lines)
 
 
+def language_cost(rows) -> str:
+    """Where a language model's time goes: a line for each model and number of tokens."""
+    lines = [
+        [row["model"], f"{int(row['tokens']):,}"]
+        + [_ratio(row[column], digits) for column, (_, digits) in _LANGUAGE.items()]
+        for row in rows
+    ]
+    headings = [heading for heading, _ in _LANGUAGE.values()]
+    return markdown_table(["language model of", "tokens", *headings], lines)
+
+
 def models(rows) -> str:
     """A line for each model, size and arm."""
     lines = [
@@ -188,6 +214,27 @@ def memory(rows) -> str:
         for row in rows
     ]
     return markdown_table(["attention", "tokens", "q, k, v, output, MB", *measures], lines)
+
+
+def qwen_tower(rows) -> str:
+    """What Qwen3-VL's tower takes at each size, by counting and compiling: a line for each."""
+    arms = ("exact", "FNA", "centroid", "centroid, near field")
+    by_size = {}
+    for row in rows:
+        by_size.setdefault(int(row["patches"]), {})[row["arm"]] = row
+    lines = []
+    for patches, of_arms in by_size.items():
+        if not of_arms.keys() >= set(arms):
+            continue  # of a run that was cut off
+        exact = of_arms["exact"]
+        largest = max(float(of_arms[arm]["block_temporaries_mb"]) for arm in arms)
+        cells = [f"{patches:,}", _ratio(exact["gmacs"], 0)]
+        cells.append(_ratio(100 * float(exact["attention_share"]), 0))
+        cells += [_ratio(of_arms[arm]["times_less"], 2) for arm in arms[1:]]
+        lines.append([*cells, _ratio(largest / 1e3, 2), _ratio(exact["matrix_gb"], 2)])
+    heading = ["patches", "exact, GMAC", "attention's share, %"]
+    heading += [f"{arm}, times less" for arm in arms[1:]]
+    return markdown_table([*heading, "temporaries, at most GB", "one matrix, GB"], lines)
 
 
 def recommended(rows) -> str:

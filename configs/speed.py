@@ -1,4 +1,7 @@
-"""Does FNA pay for a model, an image size and this device: `python main.py --config speed.py`."""
+"""Does FNA pay for a model, an image size and this device: `python main.py --config speed.py`.
+
+Vision towers are timed; of language models, a LLaVA's among them, is told what is counted.
+"""
 
 import ml_collections
 from ml_collections import config_dict
@@ -15,6 +18,8 @@ def get_config():
     config.revision = config_dict.placeholder(str)
     config.image_size = (0, 0)  # height and width in pixels; 0: as the model was trained
     config.dtype = config_dict.placeholder(str)  # "float32" or "bfloat16"; default: the model's
+    # Of a prompt, for what is counted of a language model; by default of LLaVA-NeXT's square image.
+    config.num_tokens = 2928
     config.batch_size = 1
     config.repeats = 7
 

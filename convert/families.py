@@ -9,6 +9,7 @@ from convert import (
     llava,
     onnx_dinov2,
     open_clip,
+    qwen_vision,
     siglip,
     timm_vit,
 )
@@ -26,6 +27,7 @@ LAYOUTS: tuple[Layout, ...] = (
     timm_vit.LAYOUT,
     hf_decoder.LAYOUT,
     llava.LAYOUT,
+    qwen_vision.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))

@@ -14,11 +14,12 @@ from collections.abc import Callable
 import numpy as np
 
 from convert import open_clip as open_clip_layout
-from convert import timm_vit
+from convert import qwen_original, qwen_vision, timm_vit
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
+from convert.recording import recording
 from models.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
@@ -109,6 +110,11 @@ def _failures_named(library):
 
 def _transformers(transformers, source):
     model_type = source.config.get("model_type")
+    if model_type in (qwen_vision.WHOLE, qwen_vision.TOWER):
+        of_tower = source._replace(tensors=qwen_original.tower_tensors(source.tensors))
+        state, options = _state_dict(of_tower), dict(attn_implementation="eager")
+        tower = qwen_original.open_tower(transformers, source.config, state, **options)
+        return functools.partial(_run_qwen, tower)
     if model_type not in _CLASSES:
         raise ConversionError(f"model_type {show(model_type)} is none that verify knows")
     plain, with_classifier = _CLASSES[model_type]
@@ -156,7 +162,7 @@ def _run_transformers(model, pixels, token_ids):
     if model.config.model_type == "vit":
         vision.pooler = None  # no part of what is converted
     stages = {}
-    with _recording(vision, stages, ""):
+    with recording(vision, stages, ""):
         output = _call_at_any_size(vision, pixels, **_unmasking(model.config, pixels))
     for key, stage in (("last_hidden_state", "tokens"), ("pooler_output", "pooled")):
         if output.get(key) is not None:
@@ -165,14 +171,21 @@ def _run_transformers(model, pixels, token_ids):
         stages["logits"] = _call_at_any_size(model, pixels).logits
     if hasattr(model, "text_model"):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
-        with _recording(model.text_model, stages, "text "):
+        with recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
+    return stages
+
+
+def _run_qwen(tower, pixels, token_ids):
+    del token_ids
+    batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
+    (stages,) = qwen_original.run_tower(tower, batches)
     return stages
 
 
 def _run_language_model(model, token_ids):
     stages = {}
-    with _recording(model.model, stages, ""):
+    with recording(model.model, stages, ""):
         stages["tokens"] = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
     return stages | {"logits": model.lm_head(stages["tokens"])}
 
@@ -182,7 +195,7 @@ def _run_llava(model, pixels, token_ids):
     stages, config = {}, model.config
     tower = model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
-    with _recording(tower, stages, ""):
+    with recording(tower, stages, ""):
         _call_at_any_size(tower, pixels)
     depth, layer = len(stages) - 1, config.vision_feature_layer
     stages["tokens"] = stages[f"block {layer - 1 if layer > 0 else depth + layer}"]
@@ -197,7 +210,7 @@ def _run_llava(model, pixels, token_ids):
         tiles = pixels[:, None].expand(-1, num_tiles, -1, -1, -1)
         sizes = import_torch().tensor([size] * len(pixels))
         images = {"pixel_values": tiles, "image_sizes": sizes}
-    with _recording(model.model.language_model, stages, "text "):
+    with recording(model.model.language_model, stages, "text "):
         stages["logits"] = model(input_ids=token_ids, **images).logits
     return stages
 
@@ -233,9 +246,9 @@ def _open_clip(open_clip, source):
         open_clip.model.resize_pos_embed(state, model)
         model.load_state_dict(state, assign=True)
         stages = {}
-        with _recording(model.visual, stages, ""):
+        with recording(model.visual, stages, ""):
             stages["projected"] = model.encode_image(pixels)
-        with _recording(model.text if custom else model.transformer, stages, "text "):
+        with recording(model.text if custom else model.transformer, stages, "text "):
             stages["text projected"] = model.encode_text(token_ids)
         return stages
 
@@ -257,7 +270,7 @@ def _timm(timm, source):
 def _run_timm(model, pixels, token_ids):
     del token_ids
     stages = {}
-    with _recording(model, stages, ""):
+    with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
     if model.num_classes:
@@ -266,34 +279,6 @@ def _run_timm(model, pixels, token_ids):
 
 
 _LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}
-
-
-@contextlib.contextmanager
-def _recording(tower, stages, prefix):
-    """Records the input of a tower's first block and the output of each, by forward hooks."""
-    torch = import_torch()
-    lists = [module for module in tower.modules() if isinstance(module, torch.nn.ModuleList)]
-    blocks = tower.blocks if hasattr(tower, "blocks") else max(lists, key=len)
-
-    def state(value):
-        return value[0] if isinstance(value, tuple) else value
-
-    def record_output(i):
-        def hook(module, inputs, output):
-            stages[f"{prefix}block {i}"] = state(output)
-
-        return hook
-
-    def record_input(module, inputs, keywords):
-        stages[f"{prefix}embeddings"] = state(inputs) if inputs else keywords["hidden_states"]
-
-    handles = [blocks[0].register_forward_pre_hook(record_input, with_kwargs=True)]
-    handles += [block.register_forward_hook(record_output(i)) for i, block in enumerate(blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @functools.cache

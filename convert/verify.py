@@ -20,6 +20,7 @@ from convert.originals import open_original
 from convert.sources import fetch, read_config
 from models.configs import image_shape
 from models.llava import LLaVA, LLaVAConfig, Prompts
+from models.qwen_vision import QwenVision
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
@@ -87,7 +88,7 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, n
         sizes = {min(length, config.max_positions) for length in sizes or _LENGTHS}
         return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
-    patch = vision.patch_size
+    patch = vision.patch_size * getattr(vision, "merge_size", 1)
     if sizes is None:
         # Of DINOv3 the config's size is nominal, and may be any.
         height, width = own = image_shape(vision)
@@ -125,8 +126,8 @@ def _stages(graphdef, state, images, token_ids):
     if images is None:
         return _language_stages(model, token_ids)
     tower = models.vision_tower(model)
-    found = _numbered("", tower.hidden_states(images))
-    output = tower(images)
+    output = tower(images, capture=models.Capture(outputs=f"0:{len(tower.encoder.blocks)}"))
+    found = _numbered("", [tower.embed(images), *output.captured.outputs.values()])
     found |= {"tokens": output.tokens, "pooled": output.pooled}
     if hasattr(model, "encode_image"):
         found["projected"] = model.encode_image(images)
@@ -134,6 +135,10 @@ def _stages(graphdef, state, images, token_ids):
         found["logits"] = model.classify(images)
     if isinstance(token_ids, Prompts):
         found |= _llava_stages(model, token_ids)
+    if isinstance(model, QwenVision):
+        (features,) = model.encode([images])
+        found["merged"] = features.merged
+        found |= {f"deepstack {i}": x for i, x in enumerate(features.deepstack)}
     if hasattr(model, "text"):
         found |= _numbered("text ", model.text.hidden_states(token_ids))
         found["text projected"] = model.encode_text(token_ids)

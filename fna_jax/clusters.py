@@ -126,6 +126,14 @@ def cluster_means(clusters, *features, axis_name=None):
     return [total / jnp.maximum(masses, 1)[..., None] for total in totals], masses
 
 
+def token_means(clusters, *states, axis_name=None):
+    """Means of states `[*B, N, H, D]` by cluster, `[*B, S, H, D]` in their dtypes, and masses."""
+    joined = [x.reshape(*x.shape[:-2], -1) for x in states]
+    means, masses = cluster_means(clusters, *joined, axis_name=axis_name)
+    of_heads = lambda mean, x: mean.reshape(*mean.shape[:-1], *x.shape[-2:]).astype(x.dtype)
+    return [of_heads(mean, x) for mean, x in zip(means, states)], masses
+
+
 def nearest_center(features, centers, taken, num_prefix, *, axis_name=None):
     """The nearest of the centers that are `taken` and not the prefix's, int32 `[*B, N]`.
 

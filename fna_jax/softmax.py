@@ -170,8 +170,8 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     if _is_split(first, axis=-2):
         return attend(*states, of_images)
     images = jax.device_count() == 1 and not _is_split(first, axis=0)
-    by_heads = functools.partial(_part_by_part, attend, images=images, heads=True)
-    by_images = functools.partial(_part_by_part, attend, images=True, heads=False)
+    by_heads = functools.partial(part_by_part, attend, images=images, heads=True)
+    by_images = functools.partial(part_by_part, attend, images=True, heads=False)
     # An unknown number of images, under jax.export, is many.
     fits = lambda parts, most=_VMEM_LOGITS: isinstance(parts, int) and parts * num_logits <= most
     many = batch != 1 and not fits(batch * num_groups, _BATCH_LOGITS)
@@ -184,7 +184,7 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     return jax.lax.platform_dependent(*states, of_images, cpu=cpu, tpu=tpu, default=attend)
 
 
-def _part_by_part(attend, *arguments, images, heads):
+def part_by_part(attend, *arguments, images, heads):
     """`over_heads` with images one by one, or heads, or both."""
     *states, of_images = arguments
     batch, num_groups = states[0].shape[0], states[0].shape[-2]

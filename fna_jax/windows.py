@@ -1,7 +1,7 @@
 """Windows of a grid of patches, and what is near to each.
 
 Shape letters: B batch, N tokens, P prefix tokens, h and w patches down and across, W windows of
-the grid, L patches of the largest window.
+the grid, L = l · l' patches of the largest window, n windows near to one.
 """
 
 import dataclasses
@@ -100,20 +100,40 @@ class Windows:
         ]
         return np.stack(shifted, axis=-1)
 
+    def cut_up(self, patches):
+        """Patches `[B, h·w, …]` where they are, `[B, rows, l, columns, l', …]`: row l and column l'
+        of a window; zeros where one is smaller."""
+        grid = patches.reshape(patches.shape[0], *self.grid, *patches.shape[2:])
+        return _cut(_cut(grid, 1, self.cut[0]), 3, self.cut[1])
+
+    def put_together(self, windows):
+        """The inverse of `cut_up`."""
+        grid = _uncut(_uncut(windows, 3, self.grid[1]), 1, self.grid[0])
+        return grid.reshape(windows.shape[0], self.grid[0] * self.grid[1], *windows.shape[5:])
+
     def split(self, patches):
         """Patches `[B, h·w, …]` by windows, `[B, W, L, …]`; zeros where a window is smaller."""
-        batch, _, *rest = patches.shape
-        grid = patches.reshape(batch, *self.grid, *rest)
-        cut = _cut(_cut(grid, 1, self.cut[0]), 3, self.cut[1])  # [B, rows, ·, columns, ·, …]
-        return jnp.swapaxes(cut, 2, 3).reshape(batch, self.cut[0] * self.cut[1], -1, *rest)
+        cut = jnp.swapaxes(self.cut_up(patches), 2, 3)  # [B, rows, columns, l, l', …]
+        return cut.reshape(cut.shape[0], self.cut[0] * self.cut[1], -1, *cut.shape[5:])
 
     def join(self, windows):
         """The inverse of `split`."""
-        batch, _, _, *rest = windows.shape
         sizes = [-(-size // parts) for size, parts in zip(self.grid, self.cut)]
-        cut = jnp.swapaxes(windows.reshape(batch, *self.cut, *sizes, *rest), 2, 3)
-        grid = _uncut(_uncut(cut, 3, self.grid[1]), 1, self.grid[0])
-        return grid.reshape(batch, self.grid[0] * self.grid[1], *rest)
+        cut = windows.reshape(windows.shape[0], *self.cut, *sizes, *windows.shape[3:])
+        return self.put_together(jnp.swapaxes(cut, 2, 3))
+
+
+def take_windows(x, indices):
+    """Of x `[B, W, …]` the windows `indices` `[V, n]`, `[B, V, n, …]`; zeros where negative."""
+    taken = x[:, jnp.maximum(indices, 0)]
+    there = (indices >= 0).reshape(1, *indices.shape, *[1] * (x.ndim - 2))
+    return jnp.where(there, taken, jnp.zeros_like(taken))
+
+
+def take_near(x, indices):
+    """Of x `[B, W, L, …]` the tokens of the windows `indices` `[V, n]`, `[B, V, n · L, …]`."""
+    taken = take_windows(x, indices)
+    return taken.reshape(*taken.shape[:2], -1, *taken.shape[4:])
 
 
 def _cut(x, axis, parts):

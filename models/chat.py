@@ -31,6 +31,17 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, which marks for training what a model wrote."""
+
+    tags = frozenset(["generation"])
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
 @dataclasses.dataclass(frozen=True)
 class Chat:
     """A language model's tokenizer and the form of its dialogues.
@@ -100,7 +111,7 @@ class Chat:
 def _environment():
     """What templates are written for: transformers' names and habits."""
     environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
 
     def raise_exception(message):

@@ -7,8 +7,8 @@ import dataclasses
 
 from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches
 from .dinov2 import DINOTower
-from .reductions import remaining_of
-from .rotary import patch_coordinates, rotary_angles, rotate
+from .rotary import patch_coordinates, rotary_angles
+from .turning import turned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +84,8 @@ class DINOv3(DINOTower):
         Where tokens were merged, they are at the mean place of those that they stand for.
         """
         of_all = self._angles(patch_coordinates(self.patch_embedding.grid(images)))
-
-        def rotated(attend):
-            def turn_and_attend(x, query, key, value, landmarks):
-                left = remaining_of(landmarks)
-                fewer = left is not None and not left.is_all
-                angles = self._angles(left.places[:, self.num_prefix :]) if fewer else of_all
-                turn = lambda states: rotate(states, angles, num_prefix=self.num_prefix)
-                return attend(x, turn(query), turn(key), value, landmarks)
-
-            return turn_and_attend
-
-        return [rotated(attend) for attend in attends]
+        turn = dict(of_all=of_all, of_places=self._angles, num_prefix=self.num_prefix)
+        return [turned(attend, **turn) for attend in attends]
 
     def _angles(self, coordinates):
         return rotary_angles(coordinates, self.config.head_dim, theta=self.config.rope_theta)

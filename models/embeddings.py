@@ -5,6 +5,7 @@ Shape letters: B batch, C width, P tokens in front of the patches, h and w patch
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 # How learned positions reach another grid: (antialias, the offset of the scale (n + offset) / n0).
@@ -18,10 +19,12 @@ POSITION_RESIZES = {
 class PatchEmbedding(nnx.Module):
     """Images `[B, height, width, 3]` to patch tokens `[B, h·w, C]`, row by row."""
 
+    channels = 3
+
     def __init__(self, width, patch_size, *, use_bias, dtype, param_dtype, rngs):
         self.patch_size = patch_size
         self.conv = nnx.Conv(
-            3,
+            self.channels,
             width,
             (patch_size, patch_size),
             strides=patch_size,
@@ -90,3 +93,26 @@ def resize_positions(positions, grid, *, learned, rule, num_prefix):
     )
     resized = resized.reshape(-1, patches.shape[-1]).astype(positions.dtype)
     return jnp.concatenate([prefix, resized])
+
+
+def resize_to_corners(positions, grid, *, learned):
+    """Position embeddings `[h0·w0, C]` on another grid, `[h·w, C]`, in float32.
+
+    Bilinear, with the corner patches of both grids in the same places: Qwen-VL's rule.
+
+    Args:
+      positions: of the patches, row by row.
+      grid: patches down and across, (h, w).
+      learned: (h0, w0).
+    """
+    down, across = (_hats(n, n0) for n, n0 in zip(grid, learned))
+    grid = positions.astype(jnp.float32).reshape(*learned, -1)
+    resized = jnp.einsum("hi,wj,ijc->hwc", down, across, grid, precision="highest")
+    return resized.reshape(-1, positions.shape[-1])
+
+
+def _hats(size, learned) -> np.ndarray:
+    """Weights float32 `[size, learned]` that interpolate an axis from end to end."""
+    places = np.arange(size) * (learned - 1) / max(size - 1, 1)
+    distances = np.abs(places[:, None] - np.arange(learned))
+    return np.maximum(1 - distances, 0).astype(np.float32)

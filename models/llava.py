@@ -129,6 +129,11 @@ class Prompts:
     index: jax.Array
     weight: jax.Array
 
+    @property
+    def is_image(self) -> jax.Array:
+        """bool `[B, N]`, where features of images are."""
+        return (self.weight > 0).any(axis=2)
+
 
 class Projector(nnx.Module):
     """Features `[..., C]` to embeddings of tokens `[..., W]`: linear, activation, linear."""
@@ -190,8 +195,7 @@ class LLaVA(nnx.Module):
             features = jnp.concatenate([features, newline[None]])
         weight = prompts.weight[..., None]
         looked = jnp.sum(features[prompts.index] * weight, axis=2)  # in float32, as the weights are
-        is_looked = jnp.any(weight > 0, axis=2)
-        return jnp.where(is_looked, looked.astype(words.dtype), words)
+        return jnp.where(prompts.is_image[..., None], looked.astype(words.dtype), words)
 
     def logits(self, prompts: Prompts, *, rng=None):
         """Logits float32 `[B, N, V]` of what follows each token; on padding they mean nothing."""
@@ -199,21 +203,39 @@ class LLaVA(nnx.Module):
         return self.decoder.logits_of(hidden)
 
 
-def generate(model: LLaVA, prompts: Prompts, *, rng=None, **settings):
-    """What the model writes behind the prompts, int32 `[B, max_new_tokens]`.
+def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
+    """What the language model reads of prompts: embeddings `[B, M, W]`, key mask bool `[B, M]`.
 
     Args:
       model: a LLaVA, or a view of one.
       prompts: of `prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
-      **settings: of `generation.generate`, with its errors.
+      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens.
     """
     graphdef, state = nnx.split(model)
-    embeddings = _embed(graphdef, state, prompts, rng)
-    return generation.generate(model.decoder, embeddings, prompts.key_mask, **settings)
+    if dropping is None:
+        return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
+    length = dropping.length(prompts.key_mask, prompts.is_image)
+    return _embed(graphdef, (dropping, length), state, prompts, rng)
+
+
+def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **settings):
+    """What the model writes behind the prompts, int32 `[B, max_new_tokens]`.
+
+    Args:
+      model, prompts, rng, dropping: as in `embed_prompts`.
+      **settings: of `generation.generate`, with its errors.
+    """
+    embeddings, key_mask = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    return generation.generate(model.decoder, embeddings, key_mask, **settings)
 
 
 # nnx.jit would copy the weights.
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(graphdef, state, prompts, rng):
-    return nnx.merge(graphdef, state).embed(prompts, rng=rng)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed(graphdef, dropping, state, prompts, rng):
+    model = nnx.merge(graphdef, state)
+    embeddings = model.embed(prompts, rng=rng)
+    if dropping is None:
+        return embeddings
+    dropping, length = dropping
+    return dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)

@@ -8,6 +8,7 @@ import re
 from PIL import Image
 
 from .preprocessor import Preprocessor
+from .qwen_images import FRAMES, PixelBudget
 
 _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -81,6 +82,14 @@ _CLASSES = {
     "ViT": _class(_HALF, [224, 224], resample=2),
     "DeiT": _class(_HALF, [256, 256], do_center_crop=True, crop_size=224),
     "DINOv3ViT": _class(_IMAGENET, [224, 224], resample=2),
+    "Qwen2VL": _class(  # of Qwen3-VL, too
+        _OPENAI,
+        {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+        do_convert_rgb=True,
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=FRAMES,
+    ),
 }
 _INTEGER_IS_SQUARE = ("ViT", "DeiT", "DINOv3ViT")  # for the others it is the shorter side
 _CLASS_OF_MODEL_TYPE = {
@@ -94,6 +103,8 @@ _CLASS_OF_MODEL_TYPE = {
     "llava": "Llava",
     "llava_next": "LlavaNext",
     "llava_onevision": "LlavaOnevision",
+    "qwen3_vl": "Qwen2VL",
+    "qwen3_vl_vision": "Qwen2VL",
 }
 _TILED = ("LlavaNext", "LlavaOnevision")  # what is read of them is how their base tile is made
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -117,7 +128,10 @@ def _from_preprocessor(values, folder):
     factor = values.get("rescale_factor", 1 / 255)
     _expect(math.isclose(factor, 1 / 255, rel_tol=1e-6), "rescale_factor", factor)
     resizes = values.get("do_resize", True)
-    resize, fit = _size_and_fit(values["size"], name) if resizes else (None, "fill")
+    budget = _budget(values) if name == "Qwen2VL" and resizes else None
+    resize, fit = (
+        _size_and_fit(values["size"], name) if resizes and budget is None else (None, "fill")
+    )
     crop = _pair("crop_size", values["crop_size"]) if values.get("do_center_crop") else None
     if name in _TILED:
         _expect(resize is not None and resize[0] == resize[1], "size", values["size"])
@@ -134,7 +148,22 @@ def _from_preprocessor(values, folder):
         levels=name != "DINOv3ViT",  # which scales to 0..1 before it resizes
         on_white=bool(values.get("do_convert_rgb")),
         squared=name == "Llava" and bool(values.get("do_pad")),
+        budget=budget,
     )
+
+
+def _budget(values):
+    """Of Qwen-VL, whose file says pixels where it says edges."""
+    frames = values["temporal_patch_size"]
+    _expect(frames == FRAMES, "temporal_patch_size", frames)
+    bounds = []
+    for edge, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        pixels = values["size"].get(edge) if values.get(older) is None else values[older]
+        _expect(type(pixels) is int, f"size.{edge}", pixels)
+        bounds.append(pixels)
+    for name in ("patch_size", "merge_size"):
+        _expect(type(values[name]) is int, name, values[name])
+    return PixelBudget(values["patch_size"] * values["merge_size"], *bounds)
 
 
 def _class_of(values, folder):

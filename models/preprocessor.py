@@ -6,6 +6,8 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image
 
+from .qwen_images import PixelBudget
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
@@ -22,6 +24,7 @@ class Preprocessor:
       levels: whether resizing gives whole levels in 0..255; for "transformers" only.
       on_white: whether transparent pixels show white, rather than the colour stored for them.
       squared: whether the image is first put into the middle of a square of the mean colour.
+      budget: gives each image its own size to be stretched to; then `resize` is None.
     """
 
     resize: tuple[int, int] | None
@@ -34,6 +37,7 @@ class Preprocessor:
     levels: bool = True
     on_white: bool = False
     squared: bool = False
+    budget: PixelBudget | None = None
 
     def __call__(self, image):
         """float32 `[height, width, 3]` of a Pillow image of any mode, or of an array.
@@ -106,7 +110,7 @@ class Preprocessor:
         return square
 
     def _resized_and_cropped(self, image):
-        size = self._size(*image.size) if self.resize else image.size
+        size = self._size(*image.size) if self.resize or self.budget else image.size
         if self.library == "transformers" and size != image.size:
             return self._resized_as_floats(image, size)
         image = image.resize(size, self.resample) if size != image.size else image
@@ -131,6 +135,8 @@ class Preprocessor:
 
     def _size(self, width, height):
         """Width and height after resizing, rounded as all three libraries do."""
+        if self.budget is not None:
+            return self.budget.size(height, width)[::-1]
         to_height, to_width = self.resize
         if self.fit == "fill":
             return to_width, to_height

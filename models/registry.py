@@ -7,7 +7,17 @@ import typing
 import jax
 from flax import nnx
 
-from . import clip, decoder, dinov2, dinov3, llava, llava_variants, plain_vit, siglip
+from . import (
+    clip,
+    decoder,
+    dinov2,
+    dinov3,
+    llava,
+    llava_variants,
+    plain_vit,
+    qwen_vision,
+    siglip,
+)
 from .vit import VisionTower
 
 
@@ -26,6 +36,9 @@ FAMILIES = {
     "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
     "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
     "llava": Family(llava.LLaVA, llava.LLaVAConfig, llava_variants.VARIANTS),
+    "qwen3_vl_vision": Family(
+        qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
+    ),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
 }

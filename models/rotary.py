@@ -1,4 +1,4 @@
-"""Rotary positions of patches (RoPE, arXiv 2104.09864) on two axes (DINOv3, arXiv 2508.10104).
+"""Rotary positions of patches (RoPE, arXiv 2104.09864) on two axes (DINOv3, Qwen3-VL).
 
 Shape letters: B batch, N tokens, H heads, D head dimension, h and w patches down and across.
 """
@@ -14,13 +14,13 @@ def patch_coordinates(grid) -> np.ndarray:
     return np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def rotary_angles(coordinates, head_dim, *, theta):
+def rotary_angles(coordinates, head_dim, *, theta, turn=2 * np.pi):
     """Angles float32 `[…, D/2]` of patches at coordinates `[…, 2]`: of the row for the first D/4,
-    then of the column, each `2π · x / theta^(4i/D)` for i = 0, …, D/4 − 1.
+    then of the column, each `turn · x / theta^(4i/D)` for i = 0, …, D/4 − 1.
     """
     periods = theta ** (4 * jnp.arange(head_dim // 4, dtype=jnp.float32) / head_dim)
     periods = jnp.expand_dims(periods, range(coordinates.ndim))
-    angles = 2 * jnp.pi * jnp.asarray(coordinates)[..., None] / periods
+    angles = turn * jnp.asarray(coordinates, jnp.float32)[..., None] / periods
     return angles.reshape(*coordinates.shape[:-1], head_dim // 2)
 
 

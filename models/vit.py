@@ -205,7 +205,10 @@ class VisionTower(nnx.Module):
       interventions: on the attention of some blocks. Not saved.
       reduction: what takes tokens away in some blocks; None for nothing. Not saved.
       num_prefix: tokens in front of the patches: class token, then registers.
+      patch_embedding_class: of this family.
     """
+
+    patch_embedding_class = PatchEmbedding
 
     def __init__(self, config, *, num_prefix, patch_bias=True, dtype, param_dtype, rngs):
         """Of a config with `patch_size` and `encoder`: the patch embedding and the blocks."""
@@ -213,7 +216,7 @@ class VisionTower(nnx.Module):
         self.interventions = Interventions()
         self.reduction: TokenMerging | TokenDropping | None = None
         self.num_prefix = num_prefix
-        self.patch_embedding = PatchEmbedding(
+        self.patch_embedding = self.patch_embedding_class(
             config.encoder.width,
             config.patch_size,
             use_bias=patch_bias,
@@ -264,7 +267,7 @@ class VisionTower(nnx.Module):
         self._check_call(tokens, capture)
         approximated = config_by_block(self.fna)
         x, landmarks, records, start = self.embed(images), (None,) * len(self.fna), [], 0
-        grid = tuple(pixels // self.patch_embedding.patch_size for pixels in images.shape[1:3])
+        grid = tuple(pixels // self.patch_embedding.patch_size for pixels in images.shape[-3:-1])
         if self.reduction is not None:
             landmarks = (Remaining.all_of(x, grid, self.num_prefix),)
 

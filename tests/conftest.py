@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -26,13 +27,14 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # What one process of a run has compiled, the others find: workers, and programs that tests start.
-# It saves compilations only: tracing, and with it what counts traces, is as without it.
+# It saves compilations only: tracing, and with it what counts traces, is as without it. To keep
+# what compiles in no time costs more than it saves.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="fna-jax-compiled-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     for name, value in (
         ("compilation_cache_dir", compiled),
-        ("persistent_cache_min_compile_time_secs", 0),
+        ("persistent_cache_min_compile_time_secs", 0.03),
         ("persistent_cache_min_entry_size_bytes", -1),
     ):
         os.environ[f"JAX_{name.upper()}"] = str(value)
@@ -87,7 +89,7 @@ def with_settings(model, **overrides):
     """`model` with other settings and its own weights, cast to `param_dtype`."""
     config = models.registry.override(model.config, overrides)
     graphdef, state = nnx.split(models.registry.abstract_model(type(model), config))
-    cast = lambda x, like: x.astype(like.dtype)
+    cast = lambda x, like: jnp.asarray(np.asarray(x, like.dtype))
     return nnx.merge(graphdef, jax.tree.map(cast, nnx.state(model), state))
 
 

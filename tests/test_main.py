@@ -66,6 +66,7 @@ MISTAKES = {
         "half must be one of report, choose, got 'all'",
     ),
     "budget": (["--config", "tune.py", "--config.budget=-1"], "budget must be at least 0, got -1"),
+    "no_llava": (["--config", "vqa.py"], "there is no embedded model that answers questions"),
     "task": (["--config", "eval.py", "--config.task=evil"], "'evil'"),
 }
 

@@ -1,7 +1,6 @@
 """README.md and docs/: code runs, commands and links exist, numbers are the committed ones."""
 
 import importlib.util
-import json
 import re
 import shlex
 
@@ -10,7 +9,6 @@ import pytest
 import convert.__main__
 import models
 from benchmarks import tables, zoo
-from benchmarks.rows import read_rows
 from evals.jobs.arms import METHOD_NAMES
 from evals.jobs.evaluate.report import format_table
 from evals.jobs.masking.report import format_masking
@@ -30,9 +28,8 @@ from tests.pages import (
     words,
 )
 from tests.pages import tables as tables_of_the_pages
+from tests.sentences import PRETRAINED, rows, run, sentences
 
-RESULTS = ROOT / "results"
-PRETRAINED = "pretrained", "pretrained.json"
 PIXELS = 518  # of the README's table of the real model
 SNIPPETS = snippets()
 
@@ -121,14 +118,6 @@ def _has(config, names):
     return True
 
 
-def run(folder, file="results.json"):
-    return json.loads((RESULTS / folder / file).read_text("utf-8"))
-
-
-def rows(name):
-    return read_rows(RESULTS / f"{name}.csv")
-
-
 TABLES = {  # each as the committed results make it
     "pretrained": lambda: format_pretrained(run(*PRETRAINED)["table"]),
     "embedded": lambda: format_table(run("digit_scenes")["table"]),
@@ -137,6 +126,7 @@ TABLES = {  # each as the committed results make it
     "sweep": lambda: format_sweep(run("digit_scenes_sweep", "sweep.json")["table"]),
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
     "attention": lambda: tables.attention(rows("attention")),
+    "language_cost": lambda: tables.language_cost(rows("language_cost")),
     "models": lambda: tables.models(rows("models")),
     "recommended": lambda: tables.recommended(rows("recommended")),
     "equal_error": lambda: tables.equal_error(rows("equal_error")),
@@ -144,6 +134,7 @@ TABLES = {  # each as the committed results make it
     "gpu": lambda: tables.gpu(rows("gpu")),
     "gpu_towers": lambda: tables.gpu_towers(rows("gpu")),
     "tpu": lambda: tables.tpu(rows("tpu")),
+    "qwen_tower": lambda: tables.qwen_tower(rows("qwen_tower")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
 }
 
@@ -175,83 +166,6 @@ def test_every_table_of_numbers_is_held_to_results():
 def test_every_model_has_a_line():
     named = {name for row in rows("zoo") for name in row["models"].split()}
     assert named == set(models.list_models())
-
-
-def sentences():
-    """Parts of sentences with figures, as the committed results make them."""
-    sampled = "FNA, q sampled"
-    layer = {(row["arm"], row["tokens"]): float(row["median_ms"]) for row in rows("attention")}
-    whole = {row["pixels"]: float(row["speedup"]) for row in rows("models") if row["arm"] == "FNA"}
-    laws = {row["arm"]: row for row in rows("scaling") if row["sweep"] == "tokens"}
-    law = laws[sampled]
-    faster = [float(row["times_faster"]) for row in rows("landmarks") if "quick" in row["arm"]]
-    (memory,) = (row for row in rows("memory") if (row["arm"], row["tokens"]) == (sampled, "65537"))
-    conversion, analysis = rows("conversion")[0], rows("analysis")[-1]
-    training, photographs = run("digit_scenes", "train.json"), run(*PRETRAINED)
-    of_gpu = {
-        (row["arm"], row["tokens"]): float(row["median_ms"])
-        for row in rows("gpu")
-        if (row["part"], row["dtype"]) == ("layer", "bfloat16")
-    }
-    faster_on_gpu = lambda tokens: of_gpu["exact", tokens] / of_gpu[sampled, tokens]
-    launches = {
-        (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
-    }
-    large = {
-        (row["method"], row.get("kept") or row["num_landmarks"]): row
-        for row in run("pretrained_1036", "pretrained.json")["table"]
-    }
-
-    def at_1036(method, number):
-        row = large[method, number]
-        errors = f"{row['class token error']:.3f} and {row['patch error']:.3f}"
-        return f"{errors} at {row['times exact']:.2f}"
-
-    layers = [row for row in rows("centroids") if int(row["tokens"]) >= 4097]
-    of_arms = lambda *arms: [float(row["times_fna"]) for row in layers if row["arm"] in arms]
-    chosen = of_arms("centroid, k-means from windows", "centroid, farthest points")
-    near = of_arms("centroid, clusters given, near field")
-    whole_blocks = {
-        (row["first"], row["second"]): float(row["speedup"])
-        for row in rows("recommended")
-        if (row["half"], row["tokens"]) == ("report", "4097")
-    }
-    step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
-    marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
-    return [
-        f"takes {layer['exact', '257']:.1f} ms exactly and {layer[sampled, '257']:.1f} ms with FNA",
-        f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[sampled, '4097']:.0f} ms at 4,097",
-        f"is {whole['448']:.2f} times faster at 448 pixels",
-        f"and {whole['896']:.2f} times at 896",
-        f"{faster_on_gpu('4097'):.1f} times faster at 4,097 (one layer",
-        f"at 16,385 tokens a layer of FNA is {faster_on_gpu('16385'):.0f} times faster",
-        f"At 16,385 tokens a layer of FNA is {faster_on_gpu('16385'):.0f} times faster",
-        f"FNA with its sampling {launches[sampled, '4097', 'bfloat16']} kernels where it was 455",
-        f"{whole_blocks['centroid 64, near', 'centroid 64']:.1f} times faster than exact attention",
-        f"setting has at {whole_blocks['exact', 'FNA 64']:.1f}",
-        f"errors of {at_1036('tome', 50)} times exact",
-        f"64 clusters {at_1036('centroid', 64)}, 64 landmarks {at_1036('fps', 64)}",
-        f"half the pixels {at_1036('smaller', 50)}.",
-        f"at equal S {min(chosen):.1f} to {max(chosen):.1f} times its time from 4,097 tokens on",
-        f"with a near field {min(near):.1f} to {max(near):.0f} |",
-        f"next larger one is a factor of {step:.2f} at most",
-        f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
-        f"From {law['break_even_tokens']} tokens on FNA is faster",
-        f"from {law['break_even_tokens']} tokens on FNA is faster",
-        f"N^{law['exponent']}, exact attention's with N^{laws['exact']['exponent']}",
-        f"{min(faster)} to {max(faster)} times as fast",
-        f"at 65,537 tokens FNA takes {memory['resident_over_states']} times the size",
-        f"{float(conversion['file_gb']):.1f} GB in float32, takes "
-        f"{conversion['peak_over_file']} times its size",
-        f"{analysis['images']} images at {analysis['side']} pixels and a ViT-B",
-        f"{float(analysis['seconds']) / 60:.1f} minutes and {float(analysis['peak_gb']):.1f} GB on",
-        f"{training['seconds_of_this_run'] / 60:.0f} minutes on two CPU cores",
-        f"after {sum(int(row['kills']) for row in rows('kills'))} kills at random moments",
-        f"marks {marked:.0f} of the 256 patches",
-        f"on {len(photographs['photographs'])} photographs of 518 × 518 pixels",
-        f"({photographs['num_tokens']['518']:,} tokens)",
-        run("digit_scenes")["advice"],
-    ]
 
 
 @pytest.mark.parametrize("sentence", sentences())

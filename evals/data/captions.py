@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 
 from convert.errors import show
+from evals.data.json_fields import field, objects, plain_name
 from evals.data.notices import say
 from evals.data.records import CaptionedImages
 from evals.data.texts import is_text, read_json
@@ -56,7 +57,7 @@ def _reader_of(content):
         )
     if "annotations" in content:
         return _coco
-    if any("sentences" in entry for entry in _entries(content, "images")):
+    if any("sentences" in entry for entry in objects(content, "images")):
         return _karpathy
     raise ValueError(
         "it lists images, but has neither annotations (COCO's form) nor sentences (Karpathy's): "
@@ -68,30 +69,30 @@ def _coco(content, split):
     """File name and captions of each image, in the order of their ids."""
     _refuse_split(split, "a COCO json")
     names = {}
-    for entry in _entries(content, "images"):
-        image, name = _id(entry, "id"), _plain_name(_field(entry, "file_name"))
+    for entry in objects(content, "images"):
+        image, name = _id(entry, "id"), plain_name(field(entry, "file_name"))
         if names.setdefault(image, name) != name:
             raise ValueError(f"two images have the id {image}: {names[image]!r} and {name!r}")
     captions_of = {image: [] for image in sorted(names, key=_in_order)}
-    for entry in _entries(content, "annotations"):
+    for entry in objects(content, "annotations"):
         if (image := _id(entry, "image_id")) not in captions_of:
             raise ValueError(f"a caption is of image {image}, which is not among its images")
-        captions_of[image] += _texts([_field(entry, "caption")])
+        captions_of[image] += _texts([field(entry, "caption")])
     return [(names[image], captions) for image, captions in captions_of.items()]
 
 
 def _karpathy(content, split):
     """File name and captions of each image of the split, in the order of the file."""
-    entries, split = _entries(content, "images"), split or KARPATHY_SPLIT
-    splits = [str(_field(entry, "split")) for entry in entries]
+    entries, split = objects(content, "images"), split or KARPATHY_SPLIT
+    splits = [str(field(entry, "split")) for entry in entries]
     if split not in splits:
         raise ValueError(f"no split {split!r}, only {', '.join(sorted(set(splits)))}")
     found = []
     for entry in (entry for entry, own in zip(entries, splits) if own == split):
         folder = entry.get("filepath", "")
-        name = f"{folder}/{_field(entry, 'filename')}" if folder else _field(entry, "filename")
-        sentences = _entries(entry, "sentences")
-        found.append((_plain_name(name), _texts([_field(said, "raw") for said in sentences])))
+        name = f"{folder}/{field(entry, 'filename')}" if folder else field(entry, "filename")
+        sentences = objects(entry, "sentences")
+        found.append((plain_name(name), _texts([field(said, "raw") for said in sentences])))
     return found
 
 
@@ -99,10 +100,10 @@ def _listed(content, split):
     """File name and captions of each image, in the order of the file; some have a line each."""
     _refuse_split(split, "a list of images with captions")
     captions_of = {}
-    for entry in _entries({"the list": content}, "the list"):
-        captions = _field(entry, "caption")
+    for entry in objects({"the list": content}, "the list"):
+        captions = field(entry, "caption")
         captions = captions if isinstance(captions, list) else [captions]
-        captions_of.setdefault(_plain_name(_field(entry, "image")), []).extend(_texts(captions))
+        captions_of.setdefault(plain_name(field(entry, "image")), []).extend(_texts(captions))
     return list(captions_of.items())
 
 
@@ -111,23 +112,9 @@ def _refuse_split(split, what):
         raise ValueError(f"{what} has no splits, got --config.data_split={split!r}")
 
 
-def _entries(content, name):
-    """A list of objects in the json."""
-    entries = _field(content, name)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{name} must be a list of objects")
-    return entries
-
-
-def _field(entry, name):
-    if name not in entry:
-        raise ValueError(f"there is no {name!r} in {show(entry)}")
-    return entry[name]
-
-
 def _id(entry, name):
     """An image's id as text: some tools write the number 3 as "3", "0003", or 3.0."""
-    value = _field(entry, name)
+    value = field(entry, name)
     if (isinstance(value, float) and value.is_integer()) or _is_number(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -150,16 +137,6 @@ def _texts(captions):
     if strange := [caption for caption in captions if not is_text(caption)]:
         raise ValueError(f"{show(strange[0])} is no caption")
     return [caption for caption in captions if caption.strip()]
-
-
-def _plain_name(name):
-    """A path inside the image folder: what a json says may not lead out of it."""
-    if not isinstance(name, str):
-        raise ValueError(f"{show(name)} is no name of an image")
-    for path in (pathlib.PurePosixPath(name), pathlib.PureWindowsPath(name)):
-        if not path.parts or ".." in path.parts or path.anchor:
-            raise ValueError(f"the file name {name!r} leads out of the image folder")
-    return name
 
 
 def _files(names, folder, path):

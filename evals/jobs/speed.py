@@ -13,16 +13,19 @@ from flax import nnx
 import models
 from evals.jobs.arms import METHOD_NAMES, blocks_of, settings_of
 from evals.jobs.cost import vision_cost
+from evals.jobs.language_cost import language_advice, language_report
 from evals.jobs.opening import check_num_landmarks, open_named
 from evals.jobs.settings import check_counts
 from evals.jobs.tuned import TUNED, read_tuned
-from evals.running.pretrained import EMBEDDED_MODEL, open_model
+from evals.running.pretrained import EMBEDDED_MODEL, config_of, open_model
 from evals.running.timing import time_in_turns
 from evals.running.workdir import ROOT, claim_workdir, environment, write_atomically
 from models.attends import ApproximateAttention, Attended, attend_exactly
 from models.configs import DTYPES
+from models.decoder import DecoderConfig
 
 _WORTH = 1.1  # times faster, below which the advice is not to bother
+_CACHED = 256  # landmarks that could stay in a language model's cache
 _MOST = 100_000  # pixels, patches of a side, or landmarks
 
 
@@ -33,6 +36,11 @@ def speed_report(config, workdir) -> str:
       FileNotFoundError, ValueError: a model or settings that cannot be used.
     """
     _check_settings(config)
+    model_config = _config_of(config)
+    language = getattr(model_config, "decoder", model_config)
+    language = language if isinstance(language, DecoderConfig) else None
+    if language is model_config:
+        return language_report(language, config, workdir, _CACHED)
     model = _open(config)
     tower = models.vision_tower(model)
     images = jnp.ones((config.batch_size, *_image_size(config, model), 3), jnp.float32)
@@ -59,6 +67,8 @@ def speed_report(config, workdir) -> str:
         if name in arms:
             arms[name]["counted_speedup"] = vision_cost(encoder, num_tokens, fna).speedup
     record["advice"] = advice(record)
+    if language is not None:
+        record["advice"] += f" {language_advice(language, config.num_tokens, _CACHED)}"
     write_atomically(folder / "speed.json", json.dumps(record, indent=2))
     return f"{_text(record)}\n\nWritten to {folder}: speed.json"
 
@@ -197,16 +207,25 @@ def _blocking(function, *arguments):
     return lambda: jax.block_until_ready(function(*arguments))
 
 
+def _config_of(config):
+    """The model's config, without its weights."""
+    if config.model not in models.list_models():
+        return open_named(config, config_of)
+    if config.revision is not None:
+        raise ValueError(f"--config.revision is for the hub, but {config.model} is random")
+    return models.registry.published(config.model)[1]
+
+
 def _open(config):
-    """The model in the dtype asked for; by a name of the zoo with random weights."""
+    """The model in the dtype asked for; by a name of the zoo with random weights, and of a language
+    model's blocks only one."""
     if config.model in models.list_models():
-        if config.revision is not None:
-            raise ValueError(f"--config.revision is for the hub, but {config.model} is random")
-        models.registry.vision_config(models.registry.published(config.model)[1])
-        dtypes = (
+        changes = (
             {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
         )
-        return models.create(config.model, rngs=nnx.Rngs(0), **dtypes)
+        if hasattr(models.registry.published(config.model)[1], "decoder"):
+            changes["decoder"] = {"depth": 1}
+        return models.create(config.model, rngs=nnx.Rngs(0), **changes)
     model, _ = open_named(config, open_model)
     if config.dtype is None:
         return model
@@ -257,7 +276,7 @@ def _tuned_settings(config, model, num_tokens):
 
 def _check_settings(config):
     """Raises ValueError for a number out of range or an unknown dtype."""
-    check_counts(config, ("batch_size", "repeats"))
+    check_counts(config, ("batch_size", "repeats", "num_tokens"))
     for name, numbers in (
         ("image_size", config.image_size),
         ("grids", config.grids),

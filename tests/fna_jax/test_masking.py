@@ -38,6 +38,8 @@ TRUTH = {  # of T = {1, 2} among four tokens: a row per query, from the table of
 }
 LANDMARKS = np.array([[0, 5, 11, 3], [8, 1, 6, 2]], np.int32)
 
+exact = jax.jit(exact_attention)
+removed_by = jax.jit(removed_entries, static_argnames="pattern")
 nystrom = jax.jit(masked_nystrom_attention, static_argnames=("masking", "inverse_steps"))
 plain_nystrom = jax.jit(fast_nystrom_attention)
 
@@ -64,7 +66,8 @@ class Inputs(NamedTuple):
 
     def padded(self, *names):
         """With NaN at padding."""
-        spoilt = lambda x: jnp.where(self.key_mask[..., None, None], x, jnp.nan)
+        where = jnp.where if isinstance(self.key_mask, jax.core.Tracer) else np.where
+        spoilt = lambda x: where(self.key_mask[..., None, None], x, np.asarray(np.nan, x.dtype))
         return self._replace(**{name: spoilt(getattr(self, name)) for name in names})
 
     def masked(self, function, masking, *more, **options):
@@ -88,7 +91,7 @@ def brute_force_weights(query, key, *, key_mask=None, removed=None, mode="mask",
 
 def brute_force(inputs, pattern, mode, scale=None):
     """The output and the attention matrix."""
-    removed = np.asarray(removed_entries(inputs.tokens, pattern))
+    removed = np.asarray(removed_by(inputs.tokens, pattern))
     options = dict(key_mask=inputs.key_mask, removed=removed, mode=mode, scale=scale)
     weights = brute_force_weights(*inputs[:2], **options)
     value = np.repeat(inputs.value.astype(np.float64), 2, axis=-2)
@@ -100,8 +103,9 @@ def test_truth_table(pattern):
     table = np.array([list(row) for row in TRUTH[pattern].split()]) == "1"
     tokens = np.array([[0, 1, 1, 0], [0, 0, 1, 1]], bool)  # the second: each token one further on
     further = np.roll(table, 1, axis=(0, 1))
-    np.testing.assert_array_equal(removed_entries(tokens, pattern), [table, further])
-    np.testing.assert_array_equal(removed_entries(tokens[0], pattern), table)
+    found, of_one = jax.jit(lambda x: [removed_entries(t, pattern) for t in (x, x[0])])(tokens)
+    np.testing.assert_array_equal(found, [table, further])
+    np.testing.assert_array_equal(of_one, table)
     assert Masking(pattern).needs_tokens == (pattern not in ("X->X", "X=X"))
     assert TRUTH.keys() == set(PATTERNS)
 
@@ -122,12 +126,12 @@ def test_masked_attention_is_the_brute_force(pattern):
     inputs, weights = Inputs.random(), {}
     for mode in MODES:
         expected = brute_force(inputs, pattern, mode, scale=0.7)
-        output, weights[mode] = attend(inputs, Masking(pattern, mode))
+        output, weights[mode] = map(np.asarray, attend(inputs, Masking(pattern, mode)))
         np.testing.assert_allclose(output, expected[0], atol=3e-6)
         np.testing.assert_allclose(weights[mode], expected[1], atol=1e-6)
 
     plain = brute_force_weights(*inputs[:2], key_mask=inputs.key_mask, scale=0.7)
-    removed = removed_entries(inputs.tokens, pattern)[:, None]
+    removed = np.asarray(removed_by(inputs.tokens, pattern))[:, None]
     left = 1 - np.sum(plain, axis=-1, where=removed)  # of the mass of each row
     np.testing.assert_allclose(np.sum(weights["sink"], -1), left, atol=1.5e-6)
     np.testing.assert_allclose(np.sum(weights["mask"], -1), left > 1e-9, atol=2e-6)
@@ -143,9 +147,10 @@ def test_rows_without_keys_are_zero_with_a_finite_gradient(mode):
         output = masked_attention(*qkv, Masking("X->T", mode), tokens=tokens)
         return jnp.sum(jnp.sin(1 + output)), output
 
-    gradients, output = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+    found = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*qkv)
+    gradients, output = jax.tree.map(np.asarray, found)
     np.testing.assert_array_equal(output[0], 0)
-    assert rel_max_error(output[1], exact_attention(*qkv)[1]) < 2e-6
+    assert rel_max_error(output[1], np.asarray(exact(*qkv))[1]) < 2e-6
     for gradient in gradients:
         np.testing.assert_array_equal(gradient[0], 0)
         assert np.isfinite(gradient).all() and np.abs(gradient[1]).max() > 0
@@ -183,7 +188,7 @@ def test_fna_drops_landmarks_and_values_that_are_masked(mode):
         return
     renumbered = np.where(holes > 6, holes - 2, holes)  # the others: as if T were not there
     alone = plain_nystrom(*(x[:, ~tokens[0]] for x in qkv), renumbered)
-    assert rel_max_error(output[:, ~tokens[0]], alone) < 2e-6
+    assert rel_max_error(np.asarray(output)[:, ~tokens[0]], alone) < 2e-6
 
 
 @pytest.mark.parametrize("masking", [Masking("X->T", "mask"), Masking("X->T"), Masking("T->X")])
@@ -245,7 +250,7 @@ def test_gradient_is_the_slope(name):
 @pytest.mark.parametrize("name", BLOCKED)
 def test_blocks_of_queries_and_jit_change_nothing(name, monkeypatch):
     inputs = Inputs.random()
-    direct = OPERATIONS[name](inputs)
+    direct = jax.jit(lambda: OPERATIONS[name](inputs))()  # of NumPy's arrays, as outside of jit
     monkeypatch.setattr(softmax_module, "_BLOCK_LOGITS", 13 * 4)
     monkeypatch.setattr(softmax_module, "_MIN_ROWS", 1)  # blocks of 4 rows, the last filled up
     blocked = jax.jit(lambda a: OPERATIONS[name](a)).lower(inputs)
@@ -283,14 +288,14 @@ def test_correction_is_its_formula():
     weights = brute_force_weights(*inputs[:2], key_mask=key_mask)
     expected = unit * np.sum(weights * np.maximum(-along, 0), axis=(1, 3))[..., None]
     correct = jax.jit(suppression_correction)
-    output = correct(*inputs.padded("key", "value")[:5], key_mask=key_mask)
+    output = np.asarray(correct(*inputs.padded("key", "value")[:5], key_mask=key_mask))
     assert rel_max_error(output, expected) < 2e-6
     np.testing.assert_array_equal(output[0, 3], 0)
-    half = correct(*(jnp.asarray(a, jnp.bfloat16) for a in inputs[:5]), key_mask=key_mask)
+    half = correct(*(a.astype(jnp.bfloat16) for a in inputs[:5]), key_mask=key_mask)
     assert half.dtype == jnp.bfloat16
     assert rel_max_error(half, expected) < 2e-2
-    of_x = lambda x: jnp.sum(correct(*inputs[:3], x, out_kernel, key_mask=key_mask))
-    assert np.isfinite(jax.grad(of_x)(x)).all()
+    of_x = lambda x: jnp.sum(suppression_correction(*inputs[:3], x, out_kernel, key_mask=key_mask))
+    assert np.isfinite(jax.jit(jax.grad(of_x))(x)).all()
 
 
 # Errors.

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import tpu
+from benchmarks import tpu_arms, tpu_compiler
 from tests.fna_jax.batch_parallel import CASES, inputs
 
 pytestmark = pytest.mark.accelerator
@@ -21,7 +21,7 @@ ALLOWED = {"attention_sinks": {"all-reduce"}}
 @pytest.fixture(scope="module")
 def chips():
     pytest.importorskip("libtpu")
-    return tpu.topology("v5e").devices
+    return tpu_compiler.topology("v5e").devices
 
 
 def test_everything_public_compiles_and_a_split_batch_stays_where_it_is(chips, monkeypatch):
@@ -48,8 +48,10 @@ def test_everything_public_compiles_and_a_split_batch_stays_where_it_is(chips, m
 @pytest.mark.parametrize("arm", ["FNA, landmarks given", "centroids, k-means"])
 def test_memory_is_linear_in_the_tokens(chips, arm):
     def temporary(tokens):
-        function, specs = tpu.layers(tokens, batch=1, landmarks=16, dtype="bfloat16", heads=2)[arm]
-        row = tpu.compile_for("v5e", function, specs)
+        function, specs = tpu_arms.layer_arms(
+            tokens, batch=1, landmarks=16, dtype="bfloat16", heads=2
+        )[arm]
+        row = tpu_compiler.compile_for("v5e", function, specs)
         assert row["compiles"] == "yes"
         return row["temporary_mb"]
 
@@ -60,4 +62,20 @@ def test_memory_is_linear_in_the_tokens(chips, arm):
 def test_a_layer_compiles_for_other_chips(chips, chip):
     for arm in ("exact", "FNA, q sampled", "centroids, k-means, near own"):
         options = dict(batch=2, landmarks=8, dtype="float32", heads=2)
-        assert tpu.compile_for(chip, *tpu.layers(257, **options)[arm])["compiles"] == "yes"
+        assert (
+            tpu_compiler.compile_for(chip, *tpu_arms.layer_arms(257, **options)[arm])["compiles"]
+            == "yes"
+        )
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_near_field_is_one_kernel_where_there_is_one_chip(chips, count, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    options = dict(batch=2, landmarks=8, dtype="bfloat16", heads=2)
+    function, specs = tpu_arms.layer_arms(257, **options)["centroids, k-means, near own"]
+    sharding = jax.sharding.SingleDeviceSharding(chips[0])
+    of_images = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype, sharding=sharding) for x in specs]
+    with jax.default_device(chips[0]):
+        lowered = jax.jit(jax.vmap(function)).lower(*of_images)
+    assert lowered.as_text().count("@tpu_custom_call") == (count == 1)
+    assert lowered.compile()

@@ -22,8 +22,10 @@ from tests.fna_jax.test_export import assert_portable, exported
 from tests.fna_jax.test_masking import Inputs, brute_force_weights
 
 incoming = jax.jit(incoming_attention)
-proxy_of_all = jax.jit(functools.partial(class_token_proxy, has_class_token=False))
+proxy_of = jax.jit(class_token_proxy, static_argnames="has_class_token")
+suppression = jax.jit(suppression_matrix)
 by_norm = jax.jit(massive_by_norm, static_argnames=("num_prefix", "min_ratio"))
+by_attention = jax.jit(massive_by_attention, static_argnames=("num_prefix", "threshold"))
 
 # Attention received, and the suppression matrix.
 
@@ -40,12 +42,12 @@ def test_incoming_attention_and_proxies_are_their_formulas(masked):
     own = np.stack([rows.diagonal()[r].mean() for rows, r in zip(weights, real)])
     found = incoming(query, key, key_mask=key_mask)
     assert rel_max_error(found, received) < 1e-6
-    np.testing.assert_allclose(np.sum(found, axis=-1), 1, atol=6e-7)
+    np.testing.assert_allclose(np.asarray(found).sum(axis=-1), 1, atol=6e-7)
     nobody = np.zeros((2, 13), bool)
     np.testing.assert_array_equal(incoming(query, key, key_mask=nobody), 0)
-    of_class = class_token_proxy(query, key, key_mask=key_mask)
+    of_class = proxy_of(query, key, key_mask=key_mask)
     assert rel_max_error(of_class, weights[:, 0] / weights[:, 0, :1]) < 1e-6
-    of_all = proxy_of_all(query, key, key_mask=key_mask)
+    of_all = proxy_of(query, key, key_mask=key_mask, has_class_token=False)
     assert rel_max_error(of_all, received / own[:, None]) < 1e-6
 
 
@@ -54,12 +56,14 @@ def test_a_class_token_that_pays_itself_nothing_leaves_the_proxy_finite():
     key = np.zeros((1, 6, 1, 4), np.float32)
     query, key[0, 3] = np.ones_like(key), 100  # e^−200 is zero in float32
 
-    def proxy_given(masked):
-        return class_token_proxy(query, key, key_mask=~masked)
+    @jax.jit
+    def found():
+        proxy_given = lambda masked: class_token_proxy(query, key, key_mask=~masked)
+        rank = attention_sinks(proxy_given, (1, 6), num_prefix=1)
+        return proxy_given(np.zeros((1, 6), bool)), rank
 
-    proxy = proxy_given(np.zeros((1, 6), bool))
+    proxy, rank = map(np.asarray, found())
     assert np.all(np.isfinite(proxy)) and np.argmax(proxy) == 3
-    rank = attention_sinks(proxy_given, (1, 6), num_prefix=1)
     np.testing.assert_array_equal(rank, [[0, 0, 0, 1, 0, 0]])  # then the others are equal
 
 
@@ -71,8 +75,8 @@ def test_suppression_matrix_is_the_loop(dtype, tolerance):
     for b, h, i, j in np.ndindex(expected.shape):
         given = value[b, j, h // 2].astype(np.float64) @ out_kernel[h]  # two heads share a value
         expected[b, h, i, j] = x[b, i] @ given / max(np.linalg.norm(x[b, i]), 1e-30)
-    found = suppression_matrix(*(jnp.asarray(a, dtype) for a in (x, value, out_kernel)))
-    assert found.dtype == jnp.float32
+    found = np.asarray(suppression(*(a.astype(dtype) for a in (x, value, out_kernel))))
+    assert found.dtype == np.float32
     assert rel_max_error(found, expected) < tolerance
     np.testing.assert_array_equal(found[1, :, 2], 0)
 
@@ -81,10 +85,10 @@ def test_suppression_matrix_is_the_loop(dtype, tolerance):
 
 
 def test_massive_by_attention_is_strictly_above_the_threshold():
-    proxy = jnp.array([[1, 0.5, 0.25, 0.26, 0, 7], [1, 9, 0.1, 0.25, 0.2, jnp.nan]])
-    found = massive_by_attention(proxy, num_prefix=2, threshold=0.25)
+    proxy = np.array([[1, 0.5, 0.25, 0.26, 0, 7], [1, 9, 0.1, 0.25, 0.2, np.nan]], np.float32)
+    found = by_attention(proxy, num_prefix=2, threshold=0.25)
     np.testing.assert_array_equal(found, np.array([[0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 0]]))
-    default = massive_by_attention(jnp.array([1, 0.29, 0.31]), num_prefix=1)
+    default = by_attention(np.array([1, 0.29, 0.31], np.float32), num_prefix=1)
     np.testing.assert_array_equal(default, [False, False, True])
 
 
@@ -110,29 +114,29 @@ def test_massive_by_norm_is_per_image():
     expected = {name: massive for name, (_, massive) in NORMS.items()}
     for found in (
         by_norm(norms, num_prefix=2),
-        by_norm(norms.reshape(3, 4, 10), num_prefix=2).reshape(12, 10),
+        by_norm(norms.reshape(3, 4, 10), num_prefix=2),
         jax.jit(jax.vmap(lambda x: massive_by_norm(x, num_prefix=2)))(norms),
-        by_norm(jnp.asarray(norms, jnp.bfloat16), num_prefix=2),
+        by_norm(norms.astype(jnp.bfloat16), num_prefix=2),
     ):
-        found = np.asarray(found)[:, 2:]
+        found = np.asarray(found).reshape(12, 10)[:, 2:]
         assert {name: list(np.flatnonzero(row)) for name, row in zip(NORMS, found)} == expected
 
 
 def test_the_least_ratio_of_the_gap():
     norms = np.array([9, 5, 6, 7, 8, 7, 6, 5, 15], np.float32)  # 15 / 8 = 1.875
-    assert by_norm(norms, num_prefix=1, min_ratio=1.87)[8]
-    assert not by_norm(norms, num_prefix=1, min_ratio=1.88).any()
+    found = lambda ratio: np.asarray(by_norm(norms, num_prefix=1, min_ratio=ratio))
+    assert found(1.87)[8] and not found(1.88).any()
 
 
 @pytest.mark.parametrize("patches", [[9.0], [1.0, 90.0]])
 def test_one_or_two_patches_are_not_massive(patches):
-    assert not massive_by_norm(jnp.array([5.0, *patches]), num_prefix=1).any()
+    assert not np.any(by_norm(np.array([5.0, *patches], np.float32), num_prefix=1))
 
 
 def test_massive_by_norm_of_a_thousand_images():
     rng = np.random.default_rng(0)
     norms = rng.lognormal(np.log(8), 0.2, (1000, 257)).astype(np.float32)
-    assert not by_norm(norms, num_prefix=1).any()
+    assert not np.asarray(by_norm(norms, num_prefix=1)).any()
     planted = rng.permuted(np.arange(257) < rng.integers(0, 8, (1000, 1)), axis=1)
     planted[:, 0] = False
     norms[planted] = rng.uniform(100, 300, planted.sum())
@@ -174,34 +178,39 @@ def test_attention_sinks_are_those_of_the_loop(max_sinks):
     )()
     expected = np.stack([rank_by_definition(image, max_sinks) for image in range(3)])
     np.testing.assert_array_equal(rank, expected)
-    at_once = np.sum(jax.jit(two_layers)(np.zeros((3, 24), bool))[:, 2:] > 1, axis=1)
-    assert list(at_once) == [5, 0, 3]  # of which some fall away, while others take their place:
+    at_once = np.asarray(jax.jit(two_layers)(np.zeros((3, 24), bool)))[:, 2:] > 1
+    # Of these some fall away, while others take their place.
+    assert list(at_once.sum(axis=1)) == [5, 0, 3]
     assert list(expected.max(1)) == [min(7, max_sinks), 0, 1]
 
 
 def test_ties_and_bounds_of_sinks():
-    level = lambda proxy: lambda removed: jnp.broadcast_to(jnp.float32(proxy), removed.shape)
-    find = lambda proxy, n: attention_sinks(level(proxy), (2, 6), num_prefix=1, max_sinks=n)
+    @functools.partial(jax.jit, static_argnums=1)
+    def found(proxy, n):
+        level = lambda removed: jnp.broadcast_to(jnp.float32(proxy), removed.shape)
+        return attention_sinks(level, (2, 6), num_prefix=1, max_sinks=n)
+
+    find = lambda proxy, n: np.asarray(found(proxy, n))
     np.testing.assert_array_equal(find(2, 3), [[0, 1, 2, 3, 0, 0]] * 2)
     np.testing.assert_array_equal(find(2, 64), [[0, 1, 2, 3, 4, 5]] * 2)  # until none is left
-    for proxy, n in ((1, 64), (jnp.nan, 64), (2, 0)):  # the class token's own is not exceeded
+    for proxy, n in ((1, 64), (np.nan, 64), (2, 0)):  # the class token's own is not exceeded
         assert not find(proxy, n).any()
 
 
 def test_an_image_that_is_done_stays_done():
     given = lambda removed: jnp.where(removed.any(), 2.0, jnp.array([[0, 2.0, 0], [0, 0, 0]]))
-    found = attention_sinks(given, (2, 3), num_prefix=1)
+    found = jax.jit(lambda: attention_sinks(given, (2, 3), num_prefix=1))()
     np.testing.assert_array_equal(found, [[0, 1, 2], [0, 0, 0]])
 
 
 def test_sinks_under_vmap():
     proxy = np.random.default_rng(1).uniform(0, 2, (4, 9)).astype(np.float32)
     find = lambda proxy: attention_sinks(lambda removed: proxy, proxy.shape, num_prefix=1)
-    np.testing.assert_array_equal(jax.vmap(find)(proxy), find(proxy))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(find))(proxy), jax.jit(find)(proxy))
 
 
 def test_artifacts_are_sinks_that_are_not_massive():
-    found = artifact_tokens(jnp.array([[0, 1, 0, 2, 3]]), jnp.array([[0, 1, 1, 0, 0]], bool))
+    found = artifact_tokens(np.array([[0, 1, 0, 2, 3]]), np.array([[0, 1, 1, 0, 0]], bool))
     assert found.dtype == bool
     np.testing.assert_array_equal(found, [[0, 0, 0, 1, 1]])
 
@@ -223,9 +232,9 @@ def test_detectors_export(platform):
 def test_prefix_errors(num_prefix):
     options = dict(num_prefix=num_prefix)
     for detect in (
-        lambda: massive_by_norm(jnp.ones((2, 5)), **options),
-        lambda: massive_by_attention(jnp.ones((2, 5)), **options),
-        lambda: attention_sinks(lambda removed: jnp.ones((2, 5)), (2, 5), **options),
+        lambda: massive_by_norm(np.ones((2, 5)), **options),
+        lambda: massive_by_attention(np.ones((2, 5)), **options),
+        lambda: attention_sinks(lambda removed: np.ones((2, 5)), (2, 5), **options),
     ):
         with pytest.raises(ValueError, match=rf"num_prefix must lie in 0..4, got {num_prefix}"):
             detect()

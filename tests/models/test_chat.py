@@ -85,6 +85,7 @@ def test_a_file_of_its_own_comes_before_the_config(folder):
         ([{"name": "tools", "template": "x"}, {"name": "default", "template": "y"}], "y"),
         ("{{ [1, 'é'] | tojson }}{% for i in range(9) %}{% break %}{% endfor %}", '[1, "é"]'),
         ("{{ '-' * 3 }}{{ 2 * 3 }}", "---6"),
+        ("{% generation %}{% set x = 1 %}a{{ x }}{% endgeneration %}{{ x is defined }}", "a1False"),
         ("{{ strftime_now('%Y') | length }}{{ unk_token }}{{ tools is defined }}", "4False"),
     ],
 )

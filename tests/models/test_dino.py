@@ -1,5 +1,8 @@
 """DINOv2's and DINOv3's configs, and rotary positions."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,21 +12,27 @@ from models.rotary import patch_coordinates, rotary_angles, rotate
 from tests.conftest import rel_max_error
 
 GRID, HEADS, HEAD_DIM, PREFIX = (4, 5), 2, 8, 3
-ANGLES = rotary_angles(patch_coordinates(GRID), HEAD_DIM, theta=100.0)
+
+
+def angles_of(grid):
+    return rotary_angles(patch_coordinates(grid), HEAD_DIM, theta=100.0)
+
+
+@functools.partial(jax.jit, static_argnames="num_prefix")
+def turn(states, num_prefix):
+    return rotate(states, angles_of(GRID), num_prefix=num_prefix)
 
 
 def random_states(seed, num_tokens):
     shape = (2, num_tokens, HEADS, HEAD_DIM)
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def test_products_of_rotated_states_depend_only_on_the_difference_of_positions():
     query, key = (
-        rotate(jnp.repeat(random_states(seed, 1), 20, axis=1), ANGLES, num_prefix=0)
-        for seed in (0, 1)
+        turn(np.repeat(random_states(seed, 1), 20, axis=1), num_prefix=0) for seed in (0, 1)
     )
-    products = jnp.einsum("bnhd,bmhd->bhnm", query, key, precision="highest")
-    products = np.asarray(products).reshape(2, HEADS, *GRID, *GRID)
+    products = np.einsum("bnhd,bmhd->bhnm", query, key).reshape(2, HEADS, *GRID, *GRID)
     shifted_down = products[:, :, 1:, :, 1:, :]
     assert rel_max_error(shifted_down, products[:, :, :-1, :, :-1, :]) < 1e-5
     shifted_right = products[:, :, :, 1:, :, 1:]
@@ -33,29 +42,27 @@ def test_products_of_rotated_states_depend_only_on_the_difference_of_positions()
 
 def test_rotation_keeps_norms_and_the_tokens_in_front():
     states = random_states(0, PREFIX + 20)
-    turned = rotate(states, ANGLES, num_prefix=PREFIX)
+    turned = np.asarray(turn(states, num_prefix=PREFIX))
     np.testing.assert_array_equal(turned[:, :PREFIX], states[:, :PREFIX])
-    norm = lambda x: jnp.linalg.norm(x, axis=-1)
+    norm = lambda x: np.linalg.norm(x, axis=-1)
     np.testing.assert_allclose(norm(turned), norm(states), rtol=1e-6)
 
 
 def test_rotation_is_computed_in_float32_whatever_the_states():
-    assert ANGLES.dtype == jnp.float32
+    assert jax.eval_shape(lambda: angles_of(GRID)).dtype == np.float32
     states = random_states(0, PREFIX + 20).astype(jnp.bfloat16)
-    exact = rotate(states.astype(jnp.float32), ANGLES, num_prefix=PREFIX)
-    turned = rotate(states, ANGLES, num_prefix=PREFIX)
+    exact = np.asarray(turn(states.astype(np.float32), num_prefix=PREFIX))
+    turned = turn(states, num_prefix=PREFIX)
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
 
 
 def test_angles_are_those_of_the_patches_centres():
     """Centres of a grid of 2 by 1 are at ∓1/2 down and 0 across; periods are 1 and 100^(1/2)."""
-    angles = rotary_angles(patch_coordinates((2, 1)), HEAD_DIM, theta=100.0)
+    angles, of_one = map(np.asarray, jax.jit(lambda: [angles_of((2, 1)), angles_of((1, 1))])())
     np.testing.assert_allclose(angles[1], [np.pi, np.pi / 10, 0, 0], rtol=1e-6)
     np.testing.assert_array_equal(angles[0], -angles[1])
-    np.testing.assert_array_equal(
-        rotary_angles(patch_coordinates((1, 1)), HEAD_DIM, theta=100.0), np.zeros((1, 4))
-    )
+    np.testing.assert_array_equal(of_one, np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize(

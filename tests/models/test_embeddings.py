@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.embeddings import POSITION_RESIZES, prepend, resize_positions
+from models.embeddings import POSITION_RESIZES, prepend, resize_positions, resize_to_corners
 
 resize = jax.jit(resize_positions, static_argnames=("grid", "learned", "rule", "num_prefix"))
 RULES = pytest.mark.parametrize("rule", POSITION_RESIZES)
@@ -63,3 +63,15 @@ def test_tokens_are_prepended_in_order_to_every_image():
     out = np.asarray(prepend(tokens, one, two))
     assert out.shape == (3, 7, 2)
     np.testing.assert_array_equal(out[2, :, 0], [1, 2, 2, 0, 0, 0, 0])
+
+
+def test_positions_that_reach_from_corner_to_corner():
+    """Of a plane over rows and columns, what is bilinear is the plane, whatever the grid."""
+    plane = lambda down, across: (down[:, None] + 10 * across).reshape(-1, 1)
+    learned = plane(np.linspace(0, 3, 4), np.linspace(0, 2, 9)).astype(np.float32)
+    for height, width in ((4, 9), (6, 5), (3, 17), (2, 2)):
+        resized = resize_to_corners(learned, (height, width), learned=(4, 9))
+        expected = plane(np.linspace(0, 3, height), np.linspace(0, 2, width))
+        np.testing.assert_allclose(resized, expected, rtol=1e-5, atol=1e-6)
+    one = resize_to_corners(learned, (1, 1), learned=(4, 9))  # at the first corner
+    np.testing.assert_array_equal(one, learned[:1])

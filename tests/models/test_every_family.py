@@ -24,6 +24,7 @@ TINY = {
     "dinov2": ("dinov2-vit-g-14-reg", SIZES),
     "dinov3": ("dinov3-vit-s-plus-16", SIZES),
     "llava": tiny_llava.settings_of("1.5"),
+    "qwen3_vl_vision": ("qwen3-vl-2b-vision", SIZES | {"out_width": 24, "deepstack": (0,)}),
     "siglip": (
         "siglip-vit-b-16-224",
         {"vision": SIZES, "text": TEXT},
@@ -112,10 +113,10 @@ def test_bfloat16_is_close_to_float32(family):
     model = tiny(family)
     half = dataclasses.replace(model.config, dtype="bfloat16", param_dtype="bfloat16")
     graphdef, state = nnx.split(models.registry.abstract_model(type(model), half))
-    cast = jax.tree.map(lambda x, like: x.astype(like.dtype), nnx.state(model), state)
+    cast = jax.tree.map(lambda x, like: np.asarray(x, like.dtype), nnx.state(model), state)
     exact, low = (pooled(x, random_images()) for x in (model, nnx.merge(graphdef, cast)))
     assert low.dtype == jnp.bfloat16
-    assert rel_max_error(low.astype(jnp.float32), exact) < 0.1  # 8 bits of mantissa, two blocks
+    assert rel_max_error(low, exact) < 0.1  # 8 bits of mantissa, two blocks
 
 
 @FAMILIES
@@ -136,4 +137,5 @@ def test_gradients_reach_every_leaf():
     model = models.with_attention(tiny("dinov2"), FNA)
     loss = lambda model: jnp.sum(jnp.square(model(random_images()).tokens))
     for path, gradient in nnx.to_flat_state(nnx.jit(nnx.grad(loss))(model)):
-        assert np.isfinite(gradient[...]).all() and np.any(gradient[...] != 0), path
+        gradient = np.asarray(gradient[...])
+        assert np.isfinite(gradient).all() and np.any(gradient != 0), path

@@ -1,7 +1,4 @@
-"""Interventions and captures on models, against blocks that are run by hand."""
-
-import dataclasses
-import functools
+"""Interventions on models, against blocks that are run by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -10,73 +7,21 @@ import pytest
 from flax import nnx
 
 import models
-from fna_jax import FNAConfig, Masking, removed_entries, suppression_matrix
-from models.attends import ApproximateAttention, Attended
-from models.detectors import ArtifactTokens, AttentionSinks, MassiveByAttention, MassiveByNorm
+from fna_jax import Masking, removed_entries, suppression_matrix
+from models.detectors import AttentionSinks, MassiveByAttention, MassiveByNorm
 from tests.conftest import random_images, rel_max_error
+from tests.models.interventions import (
+    BLOCK,
+    DETECTORS,
+    FNA,
+    by_hand,
+    detect,
+    forward,
+    last_output,
+    run_capturing,
+    tokens_of,
+)
 from tests.models.test_every_family import FAMILIES, TINY, tiny
-
-BLOCK = 1  # of two, where the interventions are
-FNA = FNAConfig((BLOCK,), 8)
-DETECTORS = [  # thresholds that find something in random models
-    MassiveByAttention(BLOCK, threshold=1.0),
-    MassiveByNorm(BLOCK, min_ratio=1.001),
-    AttentionSinks(0, BLOCK, max_sinks=5),
-    ArtifactTokens(AttentionSinks(0, BLOCK, max_sinks=5), MassiveByAttention(BLOCK, threshold=3.0)),
-]
-
-
-@functools.partial(jax.jit, static_argnames="capture")
-def forward(model, images, tokens=None, capture=None):
-    return model(images, tokens=tokens, capture=capture)
-
-
-@jax.jit
-def compare(model, images, tokens=None):
-    return model(images, tokens=tokens, compare=True)
-
-
-detect = jax.jit(models.detect, static_argnums=2)
-
-
-@functools.cache
-def tokens_of(family):
-    """A token set of two images, prefix tokens among them."""
-    shape = models.vision_tower(tiny(family)).embed(random_images()).shape[:2]
-    return np.random.default_rng(0).random(shape) < 0.3
-
-
-def by_hand(family, weigh, *, correct=None):
-    """The output of the last block, with an attention matrix that `weigh` makes of the plain one.
-
-    `weigh` takes and gives float32 `[B, H, N, N]`.
-    """
-
-    @jax.jit
-    def run(tower, images):
-        block = tower.encoder.blocks[BLOCK]
-
-        def attend(x, query, key, value, landmarks):
-            logits = jnp.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
-            weights = weigh(jax.nn.softmax(logits, axis=-1))
-            out = jnp.einsum("bhij,bjhd->bihd", weights, value)
-            correction = correct and correct(x, weights, value, block)
-            return Attended(out, landmarks, correction)
-
-        x = tower.hidden_states(images)[BLOCK]
-        (attend,) = tower.position_attends([attend], images)
-        return block(x, None, attend)[0]
-
-    return run(models.vision_tower(tiny(family)), random_images())
-
-
-def run_capturing(model, **options):
-    """The model's output, with that of the last block among what is captured."""
-    return forward(model, random_images(), capture=models.Capture(outputs=(BLOCK,)), **options)
-
-
-def last_output(model, **options):
-    return run_capturing(model, **options).captured.outputs[BLOCK]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +64,14 @@ def test_cancelled_suppression_is_the_block_with_the_correction(family):
 def test_the_out_kernel_is_what_a_head_writes(family):
     block = models.vision_tower(tiny(family)).encoder.blocks[BLOCK]
     out = np.random.default_rng(0).standard_normal((1, 3, 2, 16)).astype(np.float32)
-    linear = block.scale1(block.attention.out(out)) - block.scale1(block.attention.out(0 * out))
-    expected = np.einsum("bnhd,hdc->bnc", out, block.out_kernel())
-    assert rel_max_error(linear, expected) < 5e-6
+
+    @nnx.jit
+    def written(block, out):
+        write = lambda out: block.scale1(block.attention.out(out))
+        return write(out) - write(0 * out), block.out_kernel()
+
+    linear, kernel = map(np.asarray, written(block, out))
+    assert rel_max_error(linear, np.einsum("bnhd,hdc->bnc", out, kernel)) < 5e-6
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: type(detector).__name__)
@@ -155,51 +105,6 @@ def test_detection_sees_the_attention_that_the_model_has(family):
         np.testing.assert_array_equal(forward(masked, random_images()).masked, expected)
 
 
-@FAMILIES
-def test_what_is_captured_is_what_the_blocks_computed(family):
-    capture = models.Capture(norms=True, outputs="0:2", values=(BLOCK,), attention=(0, BLOCK))
-    per_head = dataclasses.replace(capture, per_head=True)
-
-    @jax.jit
-    def run(tower, images):
-        runs = [tower(images, capture=asked) for asked in (None, capture, per_head)]
-        states, block = tower.hidden_states(images), tower.encoder.blocks[BLOCK]
-        # Attention times values is the attention's output.
-        captured = runs[-1].captured
-        heads, values = captured.attention[BLOCK], captured.values[BLOCK]
-        out = jnp.einsum("bhij,bjhd->bihd", heads, values)
-        x = states[BLOCK] + block.scale1(block.attention.out(out))
-        return runs, states, x + block.scale2(block.mlp(block.norm2(x)))
-
-    runs, states, by_hand = run(models.vision_tower(tiny(family)), random_images())
-    plain, run, heads = runs
-    np.testing.assert_array_equal(run.tokens, plain.tokens)
-    captured = run.captured
-    assert captured.outputs.keys() == {0, 1} and captured.values.keys() == {BLOCK}
-    for block, output in captured.outputs.items():
-        np.testing.assert_array_equal(output, states[block + 1])
-    assert rel_max_error(captured.norms, np.linalg.norm(np.stack(states), axis=-1)) < 5e-6
-    mean = np.mean(heads.captured.attention[BLOCK], axis=1)
-    assert rel_max_error(captured.attention[BLOCK], mean) < 5e-6
-    assert rel_max_error(captured.outputs[BLOCK], by_hand) < 5e-6
-
-
-def test_captured_attention_is_that_after_the_intervention():
-    tokens = tokens_of("clip")
-    masked = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->T", "mask")})
-    capture = models.Capture(attention=(BLOCK,))
-    attention = forward(masked, random_images(), tokens, capture).captured.attention[BLOCK]
-    assert np.all(attention[np.broadcast_to(tokens[:, None], attention.shape)] == 0)
-    np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-6)
-
-
-def test_a_capture_may_observe_each_block():
-    capture = models.Capture(observe=lambda seen: (seen.block, seen.mean_weights().sum()))
-    observed = forward(tiny("vit"), random_images(), capture=capture).captured.observed
-    assert {block: int(number) for block, (number, _) in observed.items()} == {0: 0, 1: 1}
-    assert observed[0][1] == pytest.approx(2 * 17)  # every row sums to one
-
-
 def test_attention_switched_off_leaves_the_bias():
     """Of the output projection, which is no attention."""
     off = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->X", "mask")})
@@ -212,80 +117,6 @@ def test_no_intervention_is_the_model():
     restored = models.with_interventions(masked, {})
     assert rel_max_error(last_output(masked), last_output(tiny("vit"))) > 1e-3
     np.testing.assert_array_equal(last_output(restored), last_output(tiny("vit")))
-
-
-@pytest.mark.parametrize("mode", ["mask", "sink"])
-def test_fna_honours_removed_columns(mode):
-    """With every token not in T a landmark and a converged inverse it is masked exact attention."""
-    tokens, fna = tokens_of("clip").copy(), FNAConfig((BLOCK,), 17, inverse_steps=20)
-    tokens[:, 0] = False
-    masked = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->T", mode)})
-    both = models.with_attention(masked, fna)
-    # In mode "sink" the rows of T pay T itself, and are not exact.
-    expected, output = (last_output(view, tokens=tokens)[~tokens] for view in (masked, both))
-    assert rel_max_error(output, expected) < 1e-3  # inverse, float32
-    result = compare(both, random_images(), tokens)
-    assert not np.take_along_axis(tokens, np.asarray(result.landmarks.indices), 1).any()
-    if mode == "mask":
-        assert np.all(result.attention_error < 1e-3)  # of masked FNA against masked exact
-
-
-@pytest.mark.parametrize("exclude", ["massive_by_norm", "massive_by_attention"])
-def test_fna_excludes_massive_tokens_from_the_landmarks(exclude):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 24, 8)).astype(np.float32)
-    query, key = rng.standard_normal((2, 2, 24, 1, 8)).astype(np.float32)
-    massive = np.zeros((2, 24), bool)
-    massive[0, [5, 11]] = massive[1, 7] = True
-    x[massive] *= 30
-    query[:, 0] = key[:, 0] = 0.1  # the class token attends to all alike, but to the massive ones
-    key[massive] = 30
-    config = FNAConfig((0,), 12, features="input", exclude=exclude)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(config, x, query, key):
-        attend = ApproximateAttention(config, 0, (4, 4), 1, None, False)
-        excluded = attend.excluded(x, query, key) if config.exclude else None
-        return excluded, attend.select(x, query, key, None).indices
-
-    excluded, chosen = run(config, x, query, key)
-    np.testing.assert_array_equal(excluded & massive, massive)
-    if exclude == "massive_by_norm":
-        np.testing.assert_array_equal(excluded, massive)
-    assert not np.take_along_axis(massive, np.asarray(chosen), axis=1).any()
-    _, chosen = run(dataclasses.replace(config, exclude=None), x, query, key)
-    assert np.take_along_axis(massive, np.asarray(chosen), axis=1).sum() == 3  # they lie far out
-
-
-def test_detectors_see_exact_attention_also_below_fna():
-    detector = MassiveByAttention(BLOCK, threshold=1.0)
-    adaptive = models.with_interventions(tiny("clip"), {BLOCK: Masking()}, detector=detector)
-    view = models.with_attention(adaptive, FNAConfig((0,), 6))
-    expected = detect(tiny("clip"), random_images(), detector)
-    np.testing.assert_array_equal(forward(view, random_images()).masked, expected)
-    np.testing.assert_array_equal(detect(view, random_images(), detector), expected)
-
-
-def test_landmarks_for_later_blocks_leave_out_what_these_do_not_read():
-    tokens = tokens_of("clip").copy()
-    tokens[:, 0] = False  # the class token is a landmark in any case
-    masked = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->T", "mask")})
-    landmarks = forward(models.with_attention(masked, FNAConfig("0:2", 8)), random_images(), tokens)
-    landmarks = landmarks.landmarks
-    assert np.all(landmarks.valid)
-    assert not np.take_along_axis(tokens, np.asarray(landmarks.indices), axis=1).any()
-
-
-def test_what_is_zero_in_both_is_no_error():
-    off = models.with_interventions(tiny("clip"), {BLOCK: Masking("X->X")})
-    error = compare(models.with_attention(off, FNA), random_images()).attention_error
-    np.testing.assert_array_equal(error, np.zeros((1, 2)))
-
-
-def test_a_block_with_fna_has_no_attention_to_observe():
-    capture = models.Capture(observe=lambda seen: seen.weights())
-    with pytest.raises(ValueError, match="forms no attention matrix"):
-        forward(models.with_attention(tiny("clip"), FNA), random_images(), capture=capture)
 
 
 def test_gradients_pass_an_adaptive_model():
@@ -341,12 +172,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_a_mistake_is_one_sentence(message):
+    model = tiny("clip")
     with pytest.raises((ValueError, TypeError), match=message) as error:
-        jax.eval_shape(lambda: MISTAKES[message](tiny("clip")))
+        jax.eval_shape(lambda: MISTAKES[message](model))
     assert "\n" not in str(error.value)
-
-
-def test_exclusion_by_attention_needs_a_class_token():
-    fna = dataclasses.replace(FNA, exclude="massive_by_attention")
-    with pytest.raises(ValueError, match="needs a class token"):
-        models.with_attention(tiny("siglip"), fna)

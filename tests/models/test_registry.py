@@ -62,6 +62,10 @@ PUBLISHED_PARAMETERS = {
     "vit-s-32-384": 22_915_432,
     "vit-ti-16": 5_717_416,
     "vit-ti-16-384": 5_790_376,
+    # Of transformers.Qwen3VLVisionModel with the published sizes, transformers 5.23.0.
+    "qwen3-vl-2b-vision": 406_957_056,
+    "qwen3-vl-4b-vision": 415_347_712,
+    "qwen3-vl-8b-vision": 576_388_336,
     # Of transformers.SiglipModel with the published sizes, transformers 5.23.0.
     "siglip-vit-b-16-224": 203_155_970,
     "siglip-vit-b-16-256": 203_202_050,
@@ -122,7 +126,8 @@ def test_parameter_counts_are_the_published_ones(name):
     towers = [tower for tower in ("vision", "text", "decoder") if hasattr(config, tower)]
 
     def one_block(of_config):
-        return {"encoder": {"depth": 1}} if hasattr(of_config, "encoder") else {"depth": 1}
+        shallow = {"encoder": {"depth": 1}} if hasattr(of_config, "encoder") else {"depth": 1}
+        return shallow | ({"deepstack": (0,)} if hasattr(of_config, "deepstack") else {})
 
     of_towers = {tower: one_block(getattr(config, tower)) for tower in towers}
     shallow = registry.override(config, of_towers or one_block(config))
@@ -133,6 +138,8 @@ def test_parameter_counts_are_the_published_ones(name):
         of_config = getattr(of_config, "encoder", of_config)
         of_model = getattr(of_model, "encoder", of_model)
         count += (of_config.depth - 1) * size(of_model.blocks[0])
+    if hasattr(config, "deepstack"):
+        count += (len(config.deepstack) - 1) * size(model.deepstack_mergers[0])
     assert count == PUBLISHED_PARAMETERS[name]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
 

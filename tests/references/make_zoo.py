@@ -30,7 +30,7 @@ PINNED = {  # what expected.npz was computed with
     "timm": "1.0.31",
     "open_clip_torch": "3.3.0",
 }
-KEPT = ("tokens", "pooled", "projected", "logits", "text projected")
+KEPT = ("tokens", "pooled", "projected", "logits", "text projected", "merged", "deepstack 0")
 
 
 def save_transformers(folder, values, scratch):

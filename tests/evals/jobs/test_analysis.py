@@ -65,12 +65,14 @@ def test_the_planted_tokens_are_counted(planted):
 
 
 def test_an_analysis_holds_two_attention_matrices_more_than_a_plain_pass():
-    """Of one block with all its heads, in any of its programs: in all blocks there are 12."""
-    encoder = dict(width=24, depth=6, num_heads=12, mlp_dim=24)
+    """Of one block with all its heads, in any of its programs: in all blocks there are 8."""
+    encoder = dict(width=24, depth=4, num_heads=12, mlp_dim=24)
     sizes = dict(image_size=112, patch_size=8, num_classes=0, encoder=encoder)
-    graphdef, state = nnx.split(models.create("vit-ti-16", rngs=nnx.Rngs(0), **sizes))
+    vit = models.registry.FAMILIES["vit"]
+    config = models.registry.override(vit.variants["vit-ti-16"], sizes)
+    graphdef, state = nnx.split(models.registry.abstract_model(vit.model, config))
     images = jax.ShapeDtypeStruct((2, 112, 112, 3), np.float32)  # 197 tokens
-    plan = Plan(block=3, first_block=2, blocks=(0, 2, 3, 5), massive="norm", max_sinks=8)
+    plan = Plan(block=2, first_block=1, blocks=(0, 1, 2, 3), massive="norm", max_sinks=8)
     plain = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images).tokens)
     tokens = jax.eval_shape(lambda *x: find_tokens(graphdef, *x, plan), state, images)
 
@@ -163,19 +165,22 @@ def random_groups(seed=0, batch=3, tokens=9, width=6, heads=2, dim=4):
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, (batch, tokens))
     kind[0, kind[0] == 1], kind[1, 2:5], kind[:, :2] = 0, (1, 1, 2), 0
-    member = membership(jnp.array(kind == 1), jnp.array(kind == 2), 2)
     shapes = (batch, tokens, width), (batch, tokens, heads, dim), (heads, dim, width)
     x, value, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     query, key = rng.standard_normal((2, batch, tokens, heads, dim)).astype(np.float32)
-    return member, (query, key), (x, value, kernel)
+    return kind, (query, key), (x, value, kernel)
 
 
 def test_grouped_means_equal_a_loop_over_pairs():
-    member, query_key, states = random_groups()
-    weights = np.asarray(attention_weights(*query_key)).mean(axis=1)  # over heads
-    matrix = np.asarray(suppression_matrix(*states)).sum(axis=1)  # over heads
-    attention = np.asarray(grouped_attention(*query_key, member))
-    suppression = np.asarray(grouped_suppression(*states, member))
+    @jax.jit
+    def measured(kind, query_key, states):
+        member = membership(kind == 1, kind == 2, 2)
+        grouped = grouped_attention(*query_key, member), grouped_suppression(*states, member)
+        return member, attention_weights(*query_key), suppression_matrix(*states), *grouped
+
+    found = map(np.asarray, measured(*random_groups()))
+    member, weights, matrix, attention, suppression = found
+    weights, matrix = weights.mean(axis=1), matrix.sum(axis=1)  # over heads
     assert np.isnan(attention[0, 2]).all() and np.isnan(suppression[0, 2]).all()
     sets = [[np.flatnonzero(column) for column in image.T] for image in np.asarray(member)]
     for image, groups in enumerate(sets):

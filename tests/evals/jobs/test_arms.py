@@ -44,6 +44,15 @@ def test_every_method_takes_the_settings_that_it_has_a_use_for():
     assert METHOD_NAMES.keys() == COLOURS.keys() == {*WITHOUT_NUMBER, *METHODS, *INSTEAD}
 
 
+def test_every_method_number_and_seed_is_an_arm():
+    fna = eval_config.get_config().fna
+    fna.methods, fna.num_landmarks, fna.seeds = ("fps", "random", "centroid"), (4, 8), (0, 1)
+    exact, *arms = make_arms(fna, 4)
+    names = {f"{method}-{number}" for method in ("fps", "centroid") for number in (4, 8)}
+    names |= {f"random-{number}-seed{seed}" for number in (4, 8) for seed in (0, 1)}
+    assert exact.name == "exact" and len(arms) == 8 and {arm.name for arm in arms} == names
+
+
 def test_what_people_use_instead_keeps_a_share_of_the_tokens():
     fna = eval_config.get_config().fna
     fna.methods, fna.kept, fna.seeds = ("tome", "drop", "random_drop", "smaller"), (40,), (3, 4)

@@ -84,3 +84,11 @@ def test_a_bad_setting_is_named(small_model, tmp_path, field, value, says):
     with pytest.raises(ValueError, match=says):
         speed_report(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_is_counted(tmp_path):
+    config = get_config()
+    config.model, config.num_tokens = "vicuna-7b-v1.5", 30_000
+    text = speed_report(config, tmp_path)
+    advice = json.loads((tmp_path / "speed.json").read_text())["advice"]
+    assert advice in text and "attention is 38 % of the arithmetic of reading 30,000" in advice

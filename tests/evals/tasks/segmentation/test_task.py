@@ -6,8 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+import models
 from evals.data import IGNORED, SegmentedImages, Split, segmented_digit_scenes
 from evals.jobs.evaluate.report import evaluation_report
 from evals.running.cache import Cache
@@ -21,7 +23,7 @@ from evals.tasks.segmentation.settings import Settings
 from evals.tasks.segmentation.task import logits_of, predictions
 from evals.tasks.segmentation.training import trained_head
 from fna_jax import FNAConfig
-from tests.conftest import random_images, rel_max_error, tiny_clip
+from tests.conftest import random_images, rel_max_error
 
 SIZES = [(64, 64), (64, 150), (90, 70), (20, 31), (130, 65)]
 
@@ -79,8 +81,8 @@ def test_an_image_of_one_window_is_what_the_model_sees_without_windows(backbone,
     with Image.open(files.images[0]) as picture:
         np.testing.assert_array_equal(image.windows, [backbone.preprocess(picture)])
     features = data_parallel(PatchFeatures("last"), backbone.model)(image.windows)
-    logits = jax.image.resize(head(features), (1, 64, 64, 3), "linear")
-    np.testing.assert_array_equal(labels, np.argmax(logits[0], axis=-1))
+    resized = jax.jit(lambda x: jax.image.resize(head(x), (1, 64, 64, 3), "linear"))(features)
+    np.testing.assert_array_equal(labels, np.argmax(np.asarray(resized)[0], axis=-1))
 
 
 def test_label_windows_are_labels_of_the_pixels_in_them(backbone):
@@ -118,12 +120,13 @@ def test_an_image_or_a_label_map_that_does_not_open_is_left_out(backbone, capsys
 
 def test_features_are_the_normalised_patches_of_the_last_blocks():
     encoder = dict(width=16, depth=5, num_heads=2, mlp_dim=16)
-    clip = tiny_clip(vision=dict(image_size=32, patch_size=4, encoder=encoder))
+    sizes = dict(image_size=32, patch_size=4, num_classes=0, encoder=encoder)
+    vit = models.create("vit-ti-16", rngs=nnx.Rngs(0), **sizes)
     images = random_images(batch=3)
-    states = [np.asarray(x)[:, 1:] for x in jax.jit(clip.vision.hidden_states)(images)[-4:]]
+    states = [np.asarray(x)[:, 1:] for x in jax.jit(vit.hidden_states)(images)[-4:]]
     expected = [(x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in states]
     for layers, blocks in {"last": expected[-1:], "last four": expected}.items():
-        features = data_parallel(PatchFeatures(layers), clip)(images)
+        features = data_parallel(PatchFeatures(layers), vit)(images)
         patches = np.concatenate(blocks, axis=-1).reshape(3, 8, 8, -1)
         assert rel_max_error(features, patches) < 1e-5
 

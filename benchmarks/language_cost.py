@@ -1,0 +1,52 @@
+"""Attention's part of reading a prompt, and the cache's of writing behind it, counted.
+
+    python -m benchmarks.language_cost [--tokens 1000 2928 10000 30000]
+
+For the language models of LLaVAs, in bfloat16; nothing is run.
+"""
+
+from benchmarks.rows import benchmark_parser, write_rows
+from benchmarks.tables import language_cost as as_markdown
+from evals.jobs.language_cost import language_cost, with_landmarks
+from models.registry import published
+
+MODELS = (
+    "llava-onevision-qwen2-0.5b",
+    "llava-1.6-mistral-7b",
+    "llava-1.6-vicuna-7b",
+    "llava-1.6-vicuna-13b",
+)
+TOKENS = (1000, 2928, 10000, 30000)
+LANDMARKS, SHARE = 256, 0.5  # of the cache, in half of the blocks
+
+
+def main(argv=None):
+    parser = benchmark_parser("language_cost")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of a prompt")
+    arguments = parser.parse_args(argv)
+    rows = [count(name, tokens) for name in MODELS for tokens in arguments.tokens]
+    write_rows(arguments.output, rows)
+    print(as_markdown(rows))
+
+
+def count(name, num_tokens) -> dict:
+    """The row of a model and a number of tokens."""
+    cost = language_cost(published(name)[1].decoder, num_tokens)
+    fewer = with_landmarks(cost, num_tokens, min(LANDMARKS, num_tokens), SHARE)
+    read, read_fewer = (c.weight_bytes + c.cache_bytes for c in (cost, fewer))
+    return {
+        "model": name,
+        "tokens": num_tokens,
+        "prefill_tera_multiply_adds": round(1e-12 * (cost.linear + cost.attention), 3),
+        "attention_percent": round(100 * cost.attention_share, 2),
+        "most_prefill_speedup": round(cost.most_speedup(SHARE), 3),
+        "weights_gb": round(1e-9 * cost.weight_bytes, 3),
+        "cache_gb": round(1e-9 * cost.cache_bytes, 4),
+        "cache_percent": round(100 * cost.cache_share, 2),
+        "landmark_cache_gb": round(1e-9 * fewer.cache_bytes, 4),
+        "times_fewer_bytes": round(read / read_fewer, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

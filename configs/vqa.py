@@ -1,0 +1,46 @@
+"""Questions about images, each attention side by side: `python main.py --config vqa.py`.
+
+The model, a LLaVA, and the files of a benchmark are the user's.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import eval as eval_config
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.task = "vqa"
+    # A converted LLaVA, its PyTorch files, or a hub id.
+    config.model = ""
+    config.revision = config_dict.placeholder(str)
+    config.dataset = "vqav2"  # or "textvqa", "gqa", "pope", "docvqa", "chartqa"
+    config.questions = config_dict.placeholder(str)  # the json that the authors publish
+    config.annotations = config_dict.placeholder(str)  # of VQAv2: the json of the answers, if any
+    config.images = config_dict.placeholder(str)  # the folder of the images
+    config.num_questions = config_dict.placeholder(int)  # the first ones; default: all
+    config.instruction = "Answer the question using a single word or phrase."  # behind a question
+    # Instead of the checkpoint's chat template, with its image token and {question}.
+    config.prompt = config_dict.placeholder(str)
+    config.max_new_tokens = 32  # of an answer, at most
+    config.batch_size = 4
+    config.repeats = 3  # rounds in which all arms are timed in turns, on the first batch; 0: none
+
+    config.fna = eval_config.get_config().fna  # in the vision tower
+    config.fna.num_landmarks = (64,)
+    config.fna.methods = ("fps", "centroid")
+    config.fna.seeds = (0,)
+    del config.fna.kept, config.fna.merging  # of methods that it does not take
+
+    # Landmarks in place of the prompt while an answer is written; () for no such arm.
+    config.landmark_cache = ml_collections.ConfigDict()
+    config.landmark_cache.layers = "second half"  # of the language model, or as above
+    config.landmark_cache.num_landmarks = (64, 256)
+
+    # Fewer image tokens in front of the language model: "farthest" points, or "random" ones.
+    config.dropping = ml_collections.ConfigDict()
+    config.dropping.methods = ("farthest", "random")
+    config.dropping.kept = (50, 25)  # percent of a prompt's
+    config.dropping.seeds = (0,)  # of random ones
+    return config

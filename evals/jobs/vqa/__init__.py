@@ -1,0 +1,1 @@
+"""Questions about images, answered by a LLaVA with each attention: `--config vqa.py`."""

@@ -1,0 +1,208 @@
+"""Answers to a benchmark's questions with every arm, batch by batch, resumable."""
+
+import functools
+import math
+import os
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from evals.data.questions import Questions, read_questions
+from evals.jobs.opening import check_num_landmarks, run_jobs
+from evals.jobs.settings import check_choice, check_counts
+from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
+from evals.jobs.vqa.asking import Bench, prompt_form
+from evals.running.cache import data_digest
+from evals.running.journal import Journal
+from evals.running.pretrained import open_llava
+from evals.running.timing import time_in_turns
+from evals.running.workdir import write_atomically
+from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
+from models.llava import embed_prompts
+from models.registry import vision_tower
+
+_CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
+_MAY_BE_EMPTY = ("fna.methods", "landmark_cache.num_landmarks", "dropping.methods")
+
+
+def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
+    """Every arm's answers, their score, and the arms' speed; each is kept in `workdir`.
+
+    Below it are `predictions/ARM.json`, for evaluation servers, and `answers/`, where a killed run
+    goes on behind the last batch.
+
+    Returns:
+      A dictionary: `points` (a record of each arm's answers, and of all speeds), `arms` (their
+      `label` and `strength` by name), `prompt`, `model`, `config`, `environment`.
+
+    Raises:
+      FileNotFoundError, ValueError: a model, files or settings that cannot be used, or a `workdir`
+        of a run with other settings.
+    """
+    check_settings(config)
+    questions = read_questions(
+        config.dataset,
+        config.questions,
+        images=config.images,
+        annotations=config.annotations,
+        limit=config.num_questions,
+    )
+    bench = open_bench(config, questions)
+    arms = make_answer_arms(config, bench.backbone.model.config)
+    check_arms(bench, arms)
+    answers = answers_of(bench, config.dataset, workdir)
+    jobs = [
+        (arm.name, config.dataset, functools.partial(_record, bench, arm, answers, config.dataset))
+        for arm in arms
+    ]
+    if config.repeats:
+        jobs.append(("all", "speed", functools.partial(speeds, bench, arms, config.repeats)))
+    results = run_jobs(jobs, bench.backbone, config, workdir, questions=_digest(questions))
+    told = {arm.name: {"label": arm.label, "strength": arm.strength} for arm in arms}
+    return results | {"arms": told, "prompt": bench.form}
+
+
+def open_bench(config, questions) -> Bench:
+    """The model of a config with questions; errors as `answer_questions`."""
+    backbone = open_llava(os.path.expanduser(config.model), config.revision)
+    form = prompt_form(
+        backbone.chat,
+        backbone.model.config.image_token_id,
+        form=config.prompt,
+        instruction=config.instruction,
+    )
+    bench = Bench(backbone, questions, form, config.batch_size, config.max_new_tokens)
+    _ = bench.token_ids  # whose errors belong here
+    return bench
+
+
+def check_arms(bench, arms) -> None:
+    """Raises ValueError for an arm that cannot run: its blocks, or more landmarks than tokens."""
+    prompts = bench.first_prompts()
+    real = int(prompts.key_mask[0].sum())
+    tower = vision_tower(bench.backbone.model)
+    num_tokens = jax.eval_shape(tower.embed, prompts.tiles).shape[1]
+    for arm in arms:
+        view = arm.tower.view(bench.backbone)
+        for fna in arm.tower.fnas:
+            check_num_landmarks(fna.num_landmarks, num_tokens, of="a tile")
+        if arm.cache is not None:
+            check_num_landmarks(arm.cache.num_landmarks, real, of="the first prompt")
+            _cache_bytes(bench, view, arm, prompts)  # knows its blocks
+
+
+def answers_of(bench, dataset, workdir):
+    """A function of an arm that gives all its answers, kept in a folder and found there again."""
+
+    @functools.cache
+    def answers(arm: AnswerArm) -> list:
+        journal = Journal(_folder(workdir, "answers") / f"{arm.name}.jsonl")
+        batches = journal.read()
+        if len(batches) * bench.batch_size < len(bench.questions):
+            for texts in bench.answers(arm, start=len(batches)):
+                journal.append(texts)
+                batches.append(texts)
+        found = [text for texts in batches for text in texts]
+        suffix = "jsonl" if BENCHMARKS[dataset].by_line else "json"
+        content = predictions(dataset, found, bench.questions)
+        write_atomically(_folder(workdir, "predictions") / f"{arm.name}.{suffix}", content)
+        return found
+
+    return answers
+
+
+def _folder(workdir, name):
+    folder = pathlib.Path(workdir, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _record(bench, arm, answers, dataset):
+    """The scores of an arm, where there are references, and what it has in common with exact."""
+    mine, exact = answers(arm), answers(AnswerArm())
+    asked = [pair for pair in zip(mine, exact, strict=True) if None not in pair]
+    if not asked:
+        raise ValueError("no question could be asked: none of the images opens")
+    record = {"task": dataset, "num_questions": len(asked)}
+    if bench.questions.answers is not None:
+        record |= score(dataset, mine, bench.questions)
+    return record | {"identical": 100 * sum(a == b for a, b in asked) / len(asked)}
+
+
+def speeds(bench, arms, repeats) -> dict:
+    """By arm, for the first batch: milliseconds to its first tokens, the images' part among them,
+    and then for each token more; and bytes of the cache that a prompt leaves.
+
+    What does not fit into the memory has no time.
+    """
+    prompts, most = bench.first_prompts(), bench.max_new_tokens
+    views = {arm.name: arm.tower.view(bench.backbone) for arm in arms}
+
+    def writing(arm, number):
+        run = functools.partial(bench.written, views[arm.name], arm, prompts)
+        return lambda: jax.block_until_ready(run(max_new_tokens=number))
+
+    numbers = (1, most) if most > 1 else (1,)
+    runs = {f"{arm.name} {n}": writing(arm, n) for arm in arms for n in numbers}
+    timings = time_in_turns(runs, repeats=repeats, progress="speed")
+    first, following = {}, {}
+    for arm in arms:
+        times = [timings[run].seconds for n in numbers if (run := f"{arm.name} {n}") in timings]
+        if times:
+            first[arm.name] = 1000 * float(np.median(times[0]))
+        if len(times) > 1:
+            following[arm.name] = 1000 * float(np.median(times[1] - times[0])) / (most - 1)
+    return {
+        "task": "speed",
+        "first_token_ms": first,
+        "next_token_ms": following,
+        "cache_bytes": {
+            arm.name: _cache_bytes(bench, views[arm.name], arm, prompts) for arm in arms
+        },
+    }
+
+
+def _cache_bytes(bench, view, arm, prompts) -> int:
+    """Of keys and values that a prompt of the batch leaves for its answer."""
+    settings = arm.settings(prompts)
+    landmarks, decoder = settings.pop("landmark_cache"), view.model.decoder
+
+    def left():
+        embeddings, key_mask = embed_prompts(view.model, prompts, **settings)
+        _, cache = decoder(embeddings, key_mask=key_mask)
+        return cache if landmarks is None else landmarks.of_prompt(decoder, cache)
+
+    kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)
+
+
+def _digest(questions: Questions):
+    """What tells questions, references and images apart."""
+    written = repr((questions.ids, questions.texts, questions.answers)).encode()
+    return data_digest([np.frombuffer(written, np.uint8), *questions.images])
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for what is missing, a number out of range, or a repetition."""
+    if not config.model:
+        raise ValueError(
+            "--config.model is missing: there is no embedded model that answers questions; give a "
+            "converted LLaVA, for instance --config.model=llava-hf/llava-interleave-qwen-0.5b-hf"
+        )
+    for name in ("questions", "images"):
+        if not config[name]:
+            raise ValueError(
+                f"--config.{name} is missing: give what {config.dataset}'s authors publish"
+            )
+    if jax.process_count() > 1:
+        raise ValueError("vqa.py runs in one process: start it on one host")
+    check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
+    for name in _CHOICES:
+        group, field = name.split(".")
+        check_choice(config[group][field], name)
+    for name in _MAY_BE_EMPTY:
+        group, field = name.split(".")
+        if config[group][field]:
+            check_choice(config[group][field], name)

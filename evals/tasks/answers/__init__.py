@@ -1,0 +1,1 @@
+"""How answers to questions about images are scored, each benchmark by its authors' definition."""

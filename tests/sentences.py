@@ -1,0 +1,184 @@
+"""Parts of sentences of the README and docs/ with figures, as the committed results make them."""
+
+import json
+
+from benchmarks.rows import read_rows
+from tests.pages import ROOT
+
+RESULTS = ROOT / "results"
+PRETRAINED = "pretrained", "pretrained.json"
+SAMPLED = "FNA, q sampled"
+
+
+def run(folder, file="results.json"):
+    """The json that a job wrote into a folder of results/."""
+    return json.loads((RESULTS / folder / file).read_text("utf-8"))
+
+
+def rows(name):
+    """The rows of a csv of results/."""
+    return read_rows(RESULTS / f"{name}.csv")
+
+
+def sentences():
+    """All of them."""
+    themes = (
+        *(layers, whole_models, centroids, gpus, tpus, real_model, embedded_model, language),
+        programs,
+    )
+    return [sentence for theme in themes for sentence in theme()]
+
+
+def layers():
+    """Of one layer of attention on a CPU: times, laws, sampling, memory."""
+    layer = {(row["arm"], row["tokens"]): float(row["median_ms"]) for row in rows("attention")}
+    laws = {row["arm"]: row for row in rows("scaling") if row["sweep"] == "tokens"}
+    law = laws[SAMPLED]
+    faster = [float(row["times_faster"]) for row in rows("landmarks") if "quick" in row["arm"]]
+    (memory,) = (row for row in rows("memory") if (row["arm"], row["tokens"]) == (SAMPLED, "65537"))
+    return [
+        f"takes {layer['exact', '257']:.1f} ms exactly and {layer[SAMPLED, '257']:.1f} ms with FNA",
+        f"at 257 tokens, {layer['exact', '4097']:.0f} and {layer[SAMPLED, '4097']:.0f} ms at 4,097",
+        f"From {law['break_even_tokens']} tokens on FNA is faster",
+        f"from {law['break_even_tokens']} tokens on FNA is faster",
+        f"N^{law['exponent']}, exact attention's with N^{laws['exact']['exponent']}",
+        f"{min(faster)} to {max(faster)} times as fast",
+        f"at 65,537 tokens FNA takes {memory['resident_over_states']} times the size",
+    ]
+
+
+def whole_models():
+    """Of whole vision towers on a CPU."""
+    whole = {row["pixels"]: float(row["speedup"]) for row in rows("models") if row["arm"] == "FNA"}
+    pairs = {
+        (row["first"], row["second"]): float(row["speedup"])
+        for row in rows("recommended")
+        if (row["half"], row["tokens"]) == ("report", "4097")
+    }
+    return [
+        f"is {whole['448']:.2f} times faster at 448 pixels",
+        f"and {whole['896']:.2f} times at 896",
+        f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
+        f"{pairs['centroid 64, near', 'centroid 64']:.1f} times faster than exact attention",
+        f"setting has at {pairs['exact', 'FNA 64']:.1f}",
+    ]
+
+
+def centroids():
+    """Of layers of centroid attention beside FNA at equal S."""
+    long = [row for row in rows("centroids") if int(row["tokens"]) >= 4097]
+    of_arms = lambda *arms: [float(row["times_fna"]) for row in long if row["arm"] in arms]
+    chosen = of_arms("centroid, k-means from windows", "centroid, farthest points")
+    near = of_arms("centroid, clusters given, near field")
+    return [
+        f"at equal S {min(chosen):.1f} to {max(chosen):.1f} times its time from 4,097 tokens on",
+        f"with a near field {min(near):.1f} to {max(near):.0f} |",
+    ]
+
+
+def gpus():
+    """Of one layer on a GPU in bfloat16, and of the kernels that it launches."""
+    layer = {
+        (row["arm"], row["tokens"]): float(row["median_ms"])
+        for row in rows("gpu")
+        if (row["part"], row["dtype"]) == ("layer", "bfloat16")
+    }
+    faster = lambda tokens: layer["exact", tokens] / layer[SAMPLED, tokens]
+    launches = {
+        (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
+    }
+    return [
+        f"{faster('4097'):.1f} times faster at 4,097 (one layer",
+        f"at 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
+        f"At 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
+        f"FNA with its sampling {launches[SAMPLED, '4097', 'bfloat16']} kernels where it was 455",
+    ]
+
+
+def tpus():
+    """Of one layer in bfloat16 as the compiler for TPUs makes it, on one chip and on four."""
+    layer = {
+        (row["arm"], row["tokens"], row["chip"]): row
+        for row in rows("tpu")
+        if (row["landmarks"], row["dtype"]) == ("64", "bfloat16")
+    }
+
+    def flash_on(chip):
+        shares = []
+        for tokens in ("4097", "16385"):
+            arms = (layer[arm, tokens, chip] for arm in ("exact, Pallas flash", "exact"))
+            flash, exact = (float(row["estimate_us"]) for row in arms)
+            shares.append(f"{100 * flash / exact:.0f}")
+        return f"{' and '.join(shares)} %"
+
+    def received(arm):
+        ends = (layer[f"{arm}, tokens split", n, "v5e"] for n in ("4096", "16384"))
+        (megabytes,) = {row["collectives_mb"] for row in ends}
+        return f"{float(megabytes):.1f} MB"
+
+    near = layer["centroids, k-means, near own, batch split", "4097", "v5e"]["estimate_us"]
+    return [
+        f"flash is estimated at {flash_on('v5p')} of exact attention's time on a v5p, "
+        f"at {flash_on('v6e')} on a v6e",
+        f"takes {float(near):.0f} µs of a chip where the batch is split",
+        f"{received(SAMPLED)} for FNA with its sampling and "
+        f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",
+    ]
+
+
+def real_model():
+    """Of the pretrained model on photographs."""
+    photographs = run(*PRETRAINED)
+    large = {
+        (row["method"], row.get("kept") or row["num_landmarks"]): row
+        for row in run("pretrained_1036", "pretrained.json")["table"]
+    }
+
+    def at_1036(method, number):
+        row = large[method, number]
+        errors = f"{row['class token error']:.3f} and {row['patch error']:.3f}"
+        return f"{errors} at {row['times exact']:.2f}"
+
+    step = run("pretrained_analysis", "analysis.json")["largest_step"]["maximum"]
+    return [
+        f"errors of {at_1036('tome', 50)} times exact",
+        f"64 clusters {at_1036('centroid', 64)}, 64 landmarks {at_1036('fps', 64)}",
+        f"half the pixels {at_1036('smaller', 50)}.",
+        f"next larger one is a factor of {step:.2f} at most",
+        f"on {len(photographs['photographs'])} photographs of 518 × 518 pixels",
+        f"({photographs['num_tokens']['518']:,} tokens)",
+    ]
+
+
+def embedded_model():
+    """Of the model of digit scenes."""
+    training = run("digit_scenes", "train.json")
+    marked = run("digit_scenes_analysis", "analysis.json")["counts"]["massive by attention"]["mean"]
+    return [
+        f"{training['seconds_of_this_run'] / 60:.0f} minutes on two CPU cores",
+        f"marks {marked:.0f} of the 256 patches",
+        run("digit_scenes")["advice"],
+    ]
+
+
+def programs():
+    """Of converting, analysing, and being killed."""
+    conversion, analysis = rows("conversion")[0], rows("analysis")[-1]
+    return [
+        f"{float(conversion['file_gb']):.1f} GB in float32, takes "
+        f"{conversion['peak_over_file']} times its size",
+        f"{analysis['images']} images at {analysis['side']} pixels and a ViT-B",
+        f"{float(analysis['seconds']) / 60:.1f} minutes and {float(analysis['peak_gb']):.1f} GB on",
+        f"after {sum(int(row['kills']) for row in rows('kills'))} kills at random moments",
+    ]
+
+
+def language():
+    """Of language models: what attention is of their arithmetic."""
+    of_7b = next(
+        row
+        for row in rows("language_cost")
+        if (row["model"], row["tokens"]) == ("llava-1.6-vicuna-7b", "2928")
+    )
+    assert float(of_7b["most_prefill_speedup"]) < 1.03
+    return [f"spends {float(of_7b['attention_percent']):.1f} % of its arithmetic in attention"]
