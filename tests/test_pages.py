@@ -128,6 +128,8 @@ TABLES = {  # each as the committed results make it
     "attention": lambda: tables.attention(rows("attention")),
     "language_cost": lambda: tables.language_cost(rows("language_cost")),
     "models": lambda: tables.models(rows("models")),
+    "models_memory": lambda: tables.models_memory(rows("models")),
+    "waterfall": lambda: tables.waterfall(rows("waterfall")),
     "recommended": lambda: tables.recommended(rows("recommended")),
     "equal_error": lambda: tables.equal_error(rows("equal_error")),
     "sharding": lambda: tables.sharding(rows("sharding")),

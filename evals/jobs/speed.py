@@ -143,7 +143,7 @@ def _time_model(model, images, fnas, repeats):
         name: models.with_attention(model, fna) for name, fna in fnas.items()
     }
     arms = {name: _blocking(_run, *nnx.split(view), images) for name, view in views.items()}
-    arms["no attention"] = _blocking(_run_without_attention, *nnx.split(model), images)
+    arms["no attention"] = _blocking(run_without_attention, *nnx.split(model), images)
     timings = time_in_turns(arms, repeats=repeats, progress="model")
     if missing := {"exact", "no attention"} - timings.keys():
         raise ValueError(
@@ -167,12 +167,17 @@ def _run(graphdef, state, images):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_without_attention(graphdef, state, images):
+def run_without_attention(graphdef, state, images):
     """All but the attention matrices: the projections stay."""
     tower = models.vision_tower(nnx.merge(graphdef, state))
     attend = lambda x, query, key, value, landmarks: Attended(query + key + value, landmarks)
+    return run_with(attend, tower, images)[1]
+
+
+def run_with(attend, tower, images):
+    """A vision tower's tokens `[B, N, C]` and pooled state with one attention in all its blocks."""
     attends = tower.position_attends([attend] * len(tower.encoder.blocks), images)
-    return tower.finish(tower.encoder(tower.embed(images), attends)[0])[1]
+    return tower.finish(tower.encoder(tower.embed(images), attends)[0])
 
 
 def _time_layer(model_config, tower, side, fnas, config):

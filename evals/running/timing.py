@@ -34,7 +34,8 @@ def time_in_turns(arms, *, repeats, settle=0.0, progress=None) -> dict[str, Timi
     Args:
       arms: functions by name.
       repeats: timed rounds; in each all arms run once, in another order, for an arm runs slower
-        after one that fills the memory.
+        after one that fills the memory. 0 for functions that take long and are compiled already:
+        the time is that of their first run, without a warm-up.
       settle: seconds of busy waiting before each run, until threads of the last one rest.
       progress: what a bar calls the rounds; None for no bar.
     """
@@ -47,6 +48,8 @@ def time_in_turns(arms, *, repeats, settle=0.0, progress=None) -> dict[str, Timi
             print(f"{name} is left out: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         first[name] = time.perf_counter() - start
+    if not repeats:
+        return {name: Timing(np.array([took]), 0.0) for name, took in first.items()}
     seconds = {name: [] for name in first}
     order = np.random.default_rng(0)
     rounds = tqdm.trange(

@@ -26,3 +26,10 @@ def test_each_run_waits_for_the_one_before_to_settle():
     timings = time_in_turns({"a": arm, "b": arm}, repeats=2, settle=0.01)
     assert min(waits[2:]) > 0.01  # of the first two, which compile, no time is kept
     assert timings["a"].median < 0.01  # the wait is no part of the time
+
+
+def test_where_nothing_is_repeated_the_first_run_is_the_time():
+    calls = []
+    timings = time_in_turns({"a": lambda: calls.append(time.sleep(0.01))}, repeats=0)
+    assert len(calls) == 1 and len(timings["a"].seconds) == 1
+    assert timings["a"].median >= 0.01 and timings["a"].compile_seconds == 0
