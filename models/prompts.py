@@ -39,8 +39,10 @@ def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length
 
     Raises:
       ValueError: image tokens and images that do not match, tokens that the model does not have,
-        more of them than it has positions, an empty prompt, or images that cannot be read.
+        more of them than it has positions, no or an empty prompt, or images that cannot be read.
     """
+    if not len(token_ids):
+        raise ValueError("there are no prompts")
     if len(token_ids) != len(images):
         raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
     for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
@@ -114,7 +116,6 @@ def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.nd
 
 def _cut(image, preprocessor: Preprocessor, tiling):
     """All of an upright image squeezed to a tile, then its tiles row by row, in 0..255."""
-
     side, size = tiling.side, image.size[::-1]
     resolution = tiling.resolution(size)
     height, width = fitted = fitted_size(size, resolution)
@@ -151,7 +152,7 @@ def _expanded(ids, packings, config):
 
 def _padded(rows, length):
     """Tokens, mask, index and weight of all prompts, with zeros on the left."""
-    longest = max((len(tokens) for tokens, *_ in rows), default=0)
+    longest = max(len(tokens) for tokens, *_ in rows)
     length = longest if length is None else length
     if longest > length:
         raise ValueError(f"a prompt of {longest} tokens cannot be padded to {length}")

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image
 
+from models.chat import load_chat
 from models.preprocessor import Preprocessor
 from models.prompts import Video, look, make_prompts
 from models.tiles import END
@@ -114,6 +116,27 @@ def test_frames_of_a_video_are_halved_and_end_once():
     assert np.sum(prompts.tokens == IMAGE) == len(beside.index)
 
 
+def test_a_dialogue_with_images_has_a_token_for_each(tmp_path):
+    """From a checkpoint's template and tokenizer, as LLaVA's templates are written."""
+    words = {"<image>": IMAGE, "USER:": 1, "ASSISTANT:": 2, "which": 3, "?": 4}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(
+        "USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
+    )
+    chat = load_chat(tmp_path, vocab_size=31)
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
+    asked = [chat.prompt([{"role": "user", "content": content}]) for content in (parts, parts[1:])]
+    ids, real = chat.encode(asked)
+    images = [[plain(9, 9), plain(20, 47)], [plain(9, 9)]]
+    prompts = prompts_of("1.5", [row[mask] for row, mask in zip(ids, real)], images)
+    assert np.sum(prompts.tokens == IMAGE, axis=1).tolist() == [32, 16]
+    assert prompts.key_mask.sum(axis=1).tolist() == [36, 20]
+
+
 @pytest.mark.parametrize(
     "ids, images, message",
     [
@@ -142,6 +165,7 @@ def test_videos_need_a_model_for_them_and_frames():
         ([[3, 4]], [[plain(9, 9)]], r"prompt 0 has 0 image tokens \(9\), but 1 images"),
         ([[3], [IMAGE, IMAGE]], [[], [plain(9, 9)]], "prompt 1 has 2 image tokens"),
         ([[3]], [[], []], "1 prompts, but images for 2 of them"),
+        ([], [], "there are no prompts"),
         ([[]], [[]], "prompt 0 is empty"),
         ([[3, 31]], [[]], "prompt 0 has the token 31, but the model knows 0 to 30"),
         ([[-1]], [[]], "prompt 0 has the token -1"),
