@@ -74,7 +74,7 @@ def _attend(query, key, value, clusters, scale, real, *, windows, residual, in_k
 
 def _joined(x):
     """Heads as one axis: `[…, H, D]` to `[…, H · D]`."""
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])  # also of no tokens
 
 
 def _far_keys(key, value, clusters, real, windows):
