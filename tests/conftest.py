@@ -34,7 +34,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     for name, value in (
         ("compilation_cache_dir", compiled),
-        ("persistent_cache_min_compile_time_secs", 0.03),
+        ("persistent_cache_min_compile_time_secs", 0.1),
         ("persistent_cache_min_entry_size_bytes", -1),
     ):
         os.environ[f"JAX_{name.upper()}"] = str(value)
@@ -50,6 +50,21 @@ REFERENCES = pathlib.Path(__file__).parent / "references"
 def pytest_collection_finish():
     """Modules and tests stay to the end: nobody need look for cycles among them."""
     gc.freeze()
+
+
+def few(cases, everyday=1):
+    """Cases for `parametrize`, of which `pytest` runs a few, and `pytest -m slow` the others.
+
+    For what is tried on every family or layout, each of which compiles programs of its own.
+
+    Args:
+      cases: values, or tuples of several arguments.
+      everyday: how many of the first, or which.
+    """
+    chosen = lambda i, case: i < everyday if isinstance(everyday, int) else case in everyday
+    values = lambda case: case if isinstance(case, tuple) else (case,)
+    slow = lambda case: pytest.param(*values(case), marks=pytest.mark.slow)
+    return [case if chosen(i, case) else slow(case) for i, case in enumerate(cases)]
 
 
 def rel_max_error(actual, expected):

@@ -57,6 +57,7 @@ def test_above_the_bound_the_status_is_one_and_the_first_stage_named(
     assert err.startswith("error: 4 of ") and "'block 1'" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_converted_directory_is_compared_instead(source, original, tmp_path, capsys):
     original(lambda stages: None)
     model = convert.load_pretrained(source)

@@ -10,14 +10,11 @@ import sys
 
 import pytest
 
-import fna_jax
 from benchmarks.sharding import communicated_bytes
 from tests.fna_jax import batch_parallel, token_parallel
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
-# What holds settings, and what computes nothing itself.
-NO_FUNCTIONS = {"FNAConfig", "Landmarks", "Masking", "swap_attention"}
-NO_FUNCTIONS |= {"CentroidKeyValue", "Clusters", "Windows"}
 of_functions = pytest.mark.parametrize("case", batch_parallel.CASES)
 of_arms = pytest.mark.parametrize("arm", token_parallel.ARMS)
 
@@ -43,11 +40,6 @@ def report():
 @pytest.fixture(scope="module")
 def batch(report):
     return report["batch"]
-
-
-def test_every_public_function_is_covered():
-    of_models = {"TokenMerging", "TokenDropping"}
-    assert set(batch_parallel.CASES) == set(fna_jax.__all__) - NO_FUNCTIONS | of_models
 
 
 @of_functions

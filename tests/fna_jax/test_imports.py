@@ -9,7 +9,13 @@ import tomllib
 
 import pytest
 
+import fna_jax
+from tests.fna_jax import batch_parallel
+
 ROOT = pathlib.Path(__file__).parents[2]
+# What holds settings, and what computes nothing itself.
+NO_FUNCTIONS = {"FNAConfig", "Landmarks", "Masking", "swap_attention"}
+NO_FUNCTIONS |= {"CentroidKeyValue", "Clusters", "Windows"}
 ORDER = ("fna_jax", "models", "convert", "evals", "training", "main")
 
 
@@ -100,3 +106,9 @@ def test_what_is_installed_is_all_of_the_package():
     files = (ROOT / "fna_jax").rglob("*.py")
     packages = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
     assert set(listed["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_every_public_function_is_covered():
+    """By what splits a batch over devices, which test_eight_devices.py runs."""
+    of_models = {"TokenMerging", "TokenDropping"}
+    assert set(batch_parallel.CASES) == set(fna_jax.__all__) - NO_FUNCTIONS | of_models

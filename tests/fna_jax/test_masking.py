@@ -22,7 +22,7 @@ from fna_jax import (
     suppression_matrix,
 )
 from fna_jax.masking import MODES, NYSTROM_PATTERNS, PATTERNS, masked_weights
-from tests.conftest import random_qkv, rel_max_error
+from tests.conftest import few, random_qkv, rel_max_error
 from tests.fna_jax.test_export import assert_portable, exported
 
 TRUTH = {  # of T = {1, 2} among four tokens: a row per query, from the table of the method
@@ -225,7 +225,7 @@ OPERATIONS = {
 BLOCKED = ["mask", "correction", "incoming", "proxy of all"]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", few(OPERATIONS, 3))
 def test_batch_dimensions(name):
     inputs = Inputs.random(batch=(2, 3))
     over = functools.partial(jax.vmap, in_axes=(Inputs(*[0] * 7)._replace(out_kernel=None),))

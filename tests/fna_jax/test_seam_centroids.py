@@ -8,18 +8,21 @@ import pytest
 
 from fna_jax import FastNystromAttention, FNAConfig, exact_attention
 from fna_jax.layers import attend_in_layer, partition_in_layer
-from tests.conftest import random_qkv, rel_max_error
+from tests.conftest import few, random_qkv, rel_max_error
 
 CENTROID = dict(approximation="centroid", features="k")
 
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        dict(num_landmarks=5),
-        dict(num_landmarks=6, partition="kmeans", grid=(3, 5)),
-        dict(num_landmarks=4, windows=6, near=1, grid=[3, 5], guarantee=(0, 1)),
-    ],
+    few(
+        [
+            dict(num_landmarks=5),
+            dict(num_landmarks=6, partition="kmeans", grid=(3, 5)),
+            dict(num_landmarks=4, windows=6, near=1, grid=[3, 5], guarantee=(0, 1)),
+        ],
+        [dict(num_landmarks=4, windows=6, near=1, grid=[3, 5], guarantee=(0, 1))],
+    ),
 )
 def test_centroid_attention_is_a_choice(settings):
     attend = FastNystromAttention(**CENTROID | settings)

@@ -9,7 +9,7 @@ from flax import nnx
 import models
 from fna_jax import Clusters, FNAConfig, Landmarks, Masking, kmeans_clusters
 from tests.conftest import random_images, rel_max_error
-from tests.models.test_every_family import FAMILIES, tiny
+from tests.models.test_every_family import FEW_FAMILIES, tiny
 
 CENTROID = dict(approximation="centroid", features="k")
 IMAGES = random_images(height=40, width=24)  # 5 × 3 patches
@@ -25,7 +25,7 @@ def compare(model, images):
     return model(images, compare=True)
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_with_each_token_its_own_cluster_every_family_is_exact(family):
     model = tiny(family)
     num_tokens = models.vision_tower(model).num_prefix + 15

@@ -11,10 +11,10 @@ import models
 from fna_jax import Masking
 from tests.conftest import random_images, rel_max_error
 from tests.models.interventions import BLOCK, FNA, forward, tokens_of
-from tests.models.test_every_family import FAMILIES, tiny
+from tests.models.test_every_family import FEW_FAMILIES, tiny
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_what_is_captured_is_what_the_blocks_computed(family):
     capture = models.Capture(norms=True, outputs="0:2", values=(BLOCK,), attention=(0, BLOCK))
     per_head = dataclasses.replace(capture, per_head=True)

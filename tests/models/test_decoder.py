@@ -12,7 +12,7 @@ import models
 from models.cache import LayerCache
 from models.decoder import VARIANTS
 from models.rope import RopeScaling, token_angles
-from tests.conftest import random_qkv, rel_max_error, with_settings
+from tests.conftest import few, random_qkv, rel_max_error, with_settings
 from tests.models.tiny_decoders import KINDS, SIZES, prompts, run, tiny
 
 ROUNDING = 5e-6  # measured: 1e-6
@@ -26,7 +26,7 @@ def test_every_published_kind_is_tested():
     assert all(told(config) in map(told, tested) for config in VARIANTS.values())
 
 
-@of_kinds
+@pytest.mark.parametrize("kind", few(KINDS, ["mistral", "qwen3"]))
 def test_cached_decoding_is_recomputation(kind):
     """Tokens in one call, and in three: seven of a prompt with padding, then one by one."""
     model, (tokens, real) = tiny(kind), prompts()

@@ -13,7 +13,7 @@ import models
 import models.registry
 from fna_jax import FNAConfig
 from models.configs import image_shape, position_grid
-from tests.conftest import random_images, rel_max_error
+from tests.conftest import few, random_images, rel_max_error
 from tests.models import tiny_llava
 
 ENCODER = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
@@ -32,6 +32,8 @@ TINY = {
     "vit": ("vit-ti-16", SIZES | {"num_classes": 5}),
 }
 FAMILIES = pytest.mark.parametrize("family", TINY)
+# For what compiles: registers, rotary positions and gates; and nothing in front of the patches.
+FEW_FAMILIES = pytest.mark.parametrize("family", few(TINY, ["dinov3", "siglip"]))
 FNA = FNAConfig("1:2", 8)
 
 
@@ -77,7 +79,7 @@ def test_images_of_training_need_not_be_square(family):
         dataclasses.replace(vision, image_width=0)
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_one_compilation_for_each_size(family):
     traces = []
 
@@ -108,7 +110,7 @@ def test_a_size_that_does_not_divide_names_the_nearest(family, height, width, ne
         tiny(family)(np.zeros((1, height, width, 3), np.float32))
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_bfloat16_is_close_to_float32(family):
     model = tiny(family)
     half = dataclasses.replace(model.config, dtype="bfloat16", param_dtype="bfloat16")
@@ -119,7 +121,7 @@ def test_bfloat16_is_close_to_float32(family):
     assert rel_max_error(low, exact) < 0.1  # 8 bits of mantissa, two blocks
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_the_bridge_to_linen_has_the_same_leaves(family):
     model = tiny(family)
     linen = nnx.bridge.to_linen(type(model), model.config)

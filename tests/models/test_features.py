@@ -10,10 +10,10 @@ import models
 from convert.originals import prepare_libraries
 from tests import zoo
 from tests.conftest import random_images, rel_max_error
-from tests.models.test_every_family import FAMILIES, tiny
+from tests.models.test_every_family import FEW_FAMILIES, tiny
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_features_are_the_patches_of_a_blocks_output_on_their_grid(family):
     tower = models.vision_tower(tiny(family))
     capture = models.Capture(features="0:2", outputs="0:2")

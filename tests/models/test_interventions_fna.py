@@ -11,12 +11,12 @@ import models
 from fna_jax import FNAConfig, Masking
 from models.attends import ApproximateAttention
 from models.detectors import MassiveByAttention
-from tests.conftest import random_images, rel_max_error
+from tests.conftest import few, random_images, rel_max_error
 from tests.models.interventions import BLOCK, FNA, compare, detect, forward, last_output, tokens_of
 from tests.models.test_every_family import tiny
 
 
-@pytest.mark.parametrize("mode", ["mask", "sink"])
+@pytest.mark.parametrize("mode", few(["mask", "sink"]))
 def test_fna_honours_removed_columns(mode):
     """With every token not in T a landmark and a converged inverse it is masked exact attention."""
     tokens, fna = tokens_of("clip").copy(), FNAConfig((BLOCK,), 17, inverse_steps=20)

@@ -8,7 +8,7 @@ from flax import nnx
 import models
 from fna_jax import FNAConfig
 from models.clip import CLIP
-from tests.conftest import random_images
+from tests.conftest import few, random_images
 
 IMAGES = random_images()
 TOKEN_IDS = np.random.default_rng(0).integers(0, 98, (2, 16)).astype(np.int32)
@@ -40,11 +40,14 @@ def test_the_door_has_the_same_leaves(clip):
 
 @pytest.mark.parametrize(
     "method, inputs, fna",
-    [
-        ("encode_image", IMAGES, None),
-        ("encode_image", IMAGES, FNAConfig("1:3", 12, inverse_steps=2)),
-        ("encode_text", TOKEN_IDS, None),  # whose tower runs no FNA
-    ],
+    few(
+        [
+            ("encode_image", IMAGES, FNAConfig("1:3", 12, inverse_steps=2)),
+            ("encode_image", IMAGES, None),
+            ("encode_text", TOKEN_IDS, None),  # whose tower runs no FNA
+        ],
+        1,
+    ),
 )
 def test_the_door_gives_the_same_bits(clip, method, inputs, fna):
     if fna is None:

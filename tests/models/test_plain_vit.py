@@ -8,7 +8,7 @@ from flax import nnx
 
 from models.configs import EncoderConfig
 from models.plain_vit import ViT, ViTConfig
-from tests.conftest import random_images, rel_max_error
+from tests.conftest import few, random_images, rel_max_error
 
 ENCODER = EncoderConfig(16, 1, 2, 32, "gelu", 1e-6)
 CONFIG = ViTConfig(16, 8, "bicubic", ENCODER, num_classes=3)
@@ -22,7 +22,7 @@ def model(**changes):
 
 
 @pytest.mark.parametrize("class_token", [True, False])
-@pytest.mark.parametrize("norm", ["tokens", "pooled"])
+@pytest.mark.parametrize("norm", few(["tokens", "pooled"]))
 def test_the_mean_is_of_the_patches_alone(class_token, norm):
     vit = model(class_token=class_token, pool="avg", norm=norm)
     output = forward(vit, IMAGES)

@@ -10,7 +10,7 @@ import models
 from evals.jobs.cost import vision_cost
 from fna_jax.config import config_by_block
 from models.recommendation import recommended_for
-from tests.models.test_every_family import FAMILIES, tiny
+from tests.models.test_every_family import FEW_FAMILIES, tiny
 
 SIZES = [1, 64, 257, 999, 1000, 1370, 1999, 2000, 4097, 16130]
 
@@ -39,7 +39,7 @@ def test_what_is_recommended_saves_arithmetic_from_some_number_of_tokens_on(name
         assert of_errors == sorted(of_errors)
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_every_family_runs_it(family):
     model = tiny(family)
     side = 8 * 35  # 1,225 patches

@@ -16,7 +16,7 @@ from models.reductions import Remaining, match, merge, merged
 from models.rotary import patch_coordinates
 from tests.conftest import random_images, rel_max_error
 from tests.models.test_approximations import IMAGES, forward  # 5 × 3 patches
-from tests.models.test_every_family import ENCODER, FAMILIES, tiny
+from tests.models.test_every_family import ENCODER, FEW_FAMILIES, tiny
 
 MERGING = models.TokenMerging(3, "0:2")
 
@@ -104,7 +104,7 @@ def test_without_merging_it_is_the_model(family):
     np.testing.assert_array_equal(output.pooled, exact.pooled)
 
 
-@FAMILIES
+@FEW_FAMILIES
 def test_every_family_merges_and_no_image_looks_at_another(family):
     model = tiny(family)
     num_prefix = models.vision_tower(model).num_prefix

@@ -288,6 +288,7 @@ def test_a_browser_shows_the_figures(finished, tmp_path):
     assert fits == "true"  # no sideways scrolling of the page on a telephone
 
 
+@pytest.mark.slow
 def test_a_model_without_class_token():
     plan = Plan(block=1, first_block=0, blocks=(1,), massive="attention", max_sinks=2)
     images = list(random_images(height=32, width=48))

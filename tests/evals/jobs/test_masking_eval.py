@@ -21,6 +21,7 @@ from evals.tasks.retrieval import retrieval
 from evals.tasks.zero_shot import zero_shot
 from fna_jax import Masking
 from models.detectors import ArtifactTokens, AttentionSinks, MassiveByAttention, MassiveByNorm
+from tests.conftest import few
 
 ACCURACIES = ("top1", "image_to_text_r1", "text_to_image_r1")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
@@ -128,11 +129,13 @@ def two_passes(graphdef, state, images, detector, intervention):
 
 @pytest.mark.parametrize(
     "strategy, by, detector, intervention",
-    [
-        ("massive-mask", "attention", MassiveByAttention(1), Masking("X->T", "mask")),
-        ("massive-sink-others", "attention", MassiveByAttention(1), Masking("~T->T", "sink")),
-        ("artifacts-sink", "norm", ArtifactTokens(SINKS, MassiveByNorm(1)), Masking()),
-    ],
+    few(
+        [
+            ("massive-mask", "attention", MassiveByAttention(1), Masking("X->T", "mask")),
+            ("massive-sink-others", "attention", MassiveByAttention(1), Masking("~T->T", "sink")),
+            ("artifacts-sink", "norm", ArtifactTokens(SINKS, MassiveByNorm(1)), Masking()),
+        ]
+    ),
 )
 def test_a_strategy_is_two_passes_by_hand(small_model, strategy, by, detector, intervention):
     pretrained = open_pretrained(str(small_model))
