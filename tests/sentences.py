@@ -86,8 +86,8 @@ def where_it_pays():
         f"FNA and centroid attention make none of these models more than {few:.1f} times faster",
         f"At {most:,} tokens ({model}) FNA is {fna:.1f} times faster than exact attention, "
         f"centroid attention in all blocks {everywhere:.1f} times, token merging {merging:.1f}",
-        f"a DINOv3 ViT-S at {most:,} tokens is {everywhere:.1f} times faster with centroid attention "
-        f"in all blocks, {merging:.1f} times with merging",
+        f"a DINOv3 ViT-S at {most:,} tokens is {everywhere:.1f} times faster with "
+        f"centroid attention in all blocks, {merging:.1f} times with merging",
         f"in a ViT-S at 21,905 it takes {memory[0] / memory[1]:.1f} times exact attention's memory",
     ]
 
