@@ -3,6 +3,7 @@ import pytest
 from benchmarks import attention
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured(rows_of, capsys):
     sizes = ["--tokens", 20, "--heads", 2, "--head_dim", 8, "--landmarks", 4]
     rows = rows_of(attention, *sizes, "--repeats", 2)

@@ -20,6 +20,7 @@ def test_fna_gets_the_most_landmarks_with_which_it_is_no_more_accurate(error, la
     assert equal_error.as_inaccurate(error_of, 1e-4, 65) == 64  # no more than the tokens
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_beside_fna_of_its_error(rows_of, small_model, tmp_path, monkeypatch):
     write_image(tmp_path / "noise.png")
     monkeypatch.setattr(equal_error, "photographs", lambda half: [tmp_path / "noise.png"])

@@ -29,6 +29,7 @@ def tiny(monkeypatch):
 ARMS = ["exact", "FNA", "centroid", "centroid, all blocks", "token merging", "no attention"]
 
 
+@pytest.mark.slow
 def test_every_attention_is_measured_and_held_against_counting(rows_of, tiny, capsys):
     rows = rows_of(benchmark, *tiny, "--pixels", 42)
     assert [row["arm"] for row in rows] == ARMS

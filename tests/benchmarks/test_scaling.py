@@ -3,6 +3,7 @@ import pytest
 from benchmarks import scaling
 
 
+@pytest.mark.slow
 def test_all_sweeps_are_measured_and_the_laws_fitted(rows_of, monkeypatch, capsys):
     compiled_slowly = ("FNA, q sampled", "FNA, input sampled")  # and run by the test of attention
     monkeypatch.setattr(scaling, "LEFT_OUT", scaling.LEFT_OUT + compiled_slowly)

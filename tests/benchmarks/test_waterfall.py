@@ -18,6 +18,7 @@ def test_the_fewest_that_have_the_error_are_found(ceiling, number):
     assert len(asked) <= 2  # each is compiled
 
 
+@pytest.mark.slow
 def test_each_step_is_held_against_the_first_and_the_one_before(
     rows_of, small_model, tmp_path, monkeypatch
 ):

@@ -160,6 +160,7 @@ def test_a_process_converts(source, tmp_path):
     assert (tmp_path / "out" / "model.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_process_refuses(tmp_path):
     result = run("-m", "convert", "no/such-model", tmp_path / "out")
     assert (result.returncode, result.stdout) == (1, "")

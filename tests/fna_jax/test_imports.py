@@ -81,6 +81,7 @@ def test_importing_a_package_leaves_others_alone(loaded, package):
     assert loaded[package] == []
 
 
+@pytest.mark.slow
 def test_the_zoo_lives_beside_another_package_called_models(tmp_path):
     """As docs/models.md says: a checkout in a folder of one's own project, and the wheel."""
     (tmp_path / "models.py").write_text("whose = 'mine'\n")

@@ -79,6 +79,7 @@ def test_padding_is_in_no_landmark():
     np.testing.assert_allclose(masses, [9, 5], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_text_is_written_through_it():
     model, (tokens, real) = tiny("qwen3"), PROMPTS
     write = lambda settings: generate(

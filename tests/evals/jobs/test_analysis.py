@@ -64,6 +64,7 @@ def test_the_planted_tokens_are_counted(planted):
     assert [list(example["rank"]) for example in planted.examples] == PLANTED.order[:9].tolist()
 
 
+@pytest.mark.slow
 def test_an_analysis_holds_two_attention_matrices_more_than_a_plain_pass():
     """Of one block with all its heads, in any of its programs: in all blocks there are 8."""
     encoder = dict(width=24, depth=4, num_heads=12, mlp_dim=24)
@@ -86,6 +87,7 @@ def test_an_analysis_holds_two_attention_matrices_more_than_a_plain_pass():
     assert held(largest_norms_unattended.lower(graphdef, state, images, plan)) < limit
 
 
+@pytest.mark.slow
 def test_images_are_streamed():
     """Of 160 images, each made when it is read, three batches of 8 are alive at most."""
     alive, most = weakref.WeakValueDictionary(), []

@@ -25,7 +25,7 @@ from evals.tasks.fidelity import fidelity
 from fna_jax import FNAConfig
 from models.attends import relative_error
 from models.registry import vision_config
-from tests.conftest import few, random_images, rel_max_error
+from tests.conftest import random_images, rel_max_error
 from tests.models.test_every_family import tiny
 
 CENTROID = dict(approximation="centroid", features="k", resample=True)
@@ -208,7 +208,8 @@ def test_where_nothing_saves_arithmetic_it_says_so(small_model, tmp_path):
     assert read_tuned(tmp_path / "tune.json", 2) == ()
 
 
-@pytest.mark.parametrize("budget, runs", few([(100.0, True), (0.0, False)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("budget, runs", [(100.0, True), (0.0, False)])
 def test_an_evaluation_takes_what_was_tuned(tuned, short_config, tmp_path, budget, runs):
     file = tmp_path / "tune.json"
     file.write_bytes((tuned[1][budget][1] / "tune.json").read_bytes())

@@ -76,6 +76,7 @@ def handwriting():
     return data.data[order].astype(np.float32), data.target[order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data, num_train, strength",
     [
