@@ -113,7 +113,7 @@ def _array(file, archive, name):
         shape, _, dtype = getattr(np.lib.format, header)(member)
     largest = _DEFLATED * file.stat().st_size
     if dtype.hasobject or math.prod(shape) * dtype.itemsize > largest:
-        raise ValueError(f"{name} is of objects, or larger than the file can hold")
+        raise ValueError(f"{show(name)} is of objects, or larger than the file can hold")
 
     def read():
         with _npz_errors(file), zipfile.ZipFile(file) as archive, archive.open(name) as member:
