@@ -100,6 +100,25 @@ def test_a_member_that_is_longer_than_its_archive(tmp_path):
     assert "is refused: damaged" in refusal(file)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param("-" * 9000 + "1", id="signs"),
+        pytest.param("(" * 9000, id="parentheses"),
+        pytest.param("{[]: 1}", id="a list as a key"),
+        pytest.param("{3: 4, 'descr': '<f4', 'shape': (1,)}", id="a number as a key"),
+        pytest.param("{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}", id="a bool"),
+        pytest.param("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", id="negative"),
+        pytest.param("{'descr': '<f4', 'fortran_order': False, 'shape': (9**99,)}", id="a power"),
+    ],
+)
+def test_headers_of_no_array_of_numpy(tmp_path, header):
+    with zipfile.ZipFile(tmp_path / "weights", "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+        archive.writestr("a.npy", content)
+    assert "damaged, or no .npz" in refusal(tmp_path / "weights")
+
+
 def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
     """Its tensors are views, which do not know where the numbers read end."""
     file = pickled.write_archive({"a": FLOATS}, tmp_path / "weights")
