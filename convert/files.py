@@ -125,9 +125,7 @@ def _array(file, archive, name):
 def _npz_errors(file):
     try:
         yield
-    except (
-        Exception
-    ) as error:  # of zip, of zlib, of Python's parser in numpy: many types, one cause
+    except Exception as error:  # of zip, zlib or Python's parser in numpy: many types, one cause
         raise ConversionError(
             f"{show(str(file))} is damaged, or no .npz of numbers: {one_line(error)[:200]}; "
             "get it anew"
