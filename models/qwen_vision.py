@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from .attends import vision_attends
+from .blocks import LayerNorm
 from .configs import (
     ACTIVATIONS,
     EncoderConfig,
@@ -33,7 +34,7 @@ from .packing import Packing
 from .qwen_images import FRAMES
 from .rotary import rotary_angles
 from .turning import turned
-from .vit import LayerNorm, VisionTower
+from .vit import VisionTower
 
 
 @dataclasses.dataclass(frozen=True)
