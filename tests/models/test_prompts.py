@@ -11,11 +11,10 @@ from models.chat import load_chat
 from models.preprocessor import Preprocessor
 from models.prompts import Video, look, make_prompts
 from models.tiles import END
-from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
+from tests.models.tiny_llava import IMAGE, KINDS, SIDE, VIDEO, config_of
 
 ONES = (1.0, 1.0, 1.0)
 PREPROCESSOR = Preprocessor((SIDE, SIDE), None, (0.5, 0.5, 0.5), ONES, fit="fill")
-KINDS = pytest.mark.parametrize("kind", ["1.5", "next", "interleave", "onevision"])
 
 
 def plain(height, width, level=255):
@@ -61,7 +60,7 @@ def test_one_of_several_images_is_put_into_a_square_of_the_mean_colour():
     assert len(again) > 1  # which tiles each
 
 
-@KINDS
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_image_token_becomes_as_many_as_are_packed(kind):
     config = config_of(kind)
     images = [[plain(20, 47), plain(60, 30)], [], [plain(100, 30)]]

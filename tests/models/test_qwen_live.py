@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import ImageOps
 
 import convert
-from convert.originals import import_torch, prepare_libraries
+from convert.originals import import_torch
 from convert.qwen_original import open_tower, run_tower, tower_tensors
 from convert.sources import read_config
 from models.preprocessing import load_preprocessor
@@ -24,12 +24,6 @@ BATCHES = (
     frame_pairs(random_images(2, batch=5, height=24, width=16)),  # a video of three pairs
     random_images(3, batch=1, height=8, width=64),
 )
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_libraries()
-    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
