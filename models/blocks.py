@@ -33,7 +33,7 @@ class Attention(nnx.Module):
     """Projections of multi-head attention, leaf for leaf those of `nnx.MultiHeadAttention`."""
 
     def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        heads = (config.num_heads, config.width // config.num_heads)
+        heads = (config.num_heads, config.head_dim)
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
