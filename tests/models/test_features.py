@@ -64,4 +64,5 @@ def test_features_are_those_of_transformers_backbones(transformers, tmp_path):
     capture = models.Capture(features=(0, 1), finished=True)
     features = convert.load_pretrained(folder)(images, capture=capture).captured.features
     for block, expected in enumerate(maps):
-        assert rel_max_error(features[block], expected.numpy().transpose(0, 2, 3, 1)) < 1e-5
+        expected = expected.numpy().transpose(0, 2, 3, 1)
+        assert rel_max_error(features[block], expected) < 1e-5  # measured: 3e-6

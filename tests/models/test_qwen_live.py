@@ -121,7 +121,7 @@ def test_what_transformers_prepared_is_encoded_as_there(folder, original, proces
         convert.load_pretrained(folder), tuple(batches)
     )
     merged = np.concatenate([features.merged[0] for features in found])
-    assert rel_max_error(merged, expected.pooler_output.numpy()) < 1e-5
+    assert rel_max_error(merged, expected.pooler_output.numpy()) < 1e-5  # measured: 5e-7
     for i, deepstack in enumerate(expected.deepstack_features):
         ours = np.concatenate([features.deepstack[i][0] for features in found])
-        assert rel_max_error(ours, deepstack.numpy()) < 1e-5
+        assert rel_max_error(ours, deepstack.numpy()) < 1e-5  # measured: 8e-7
