@@ -130,12 +130,11 @@ PROGRAM = """
 import sys
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import models
 from models.generation import generate
 from models.placement import split_heads
-from tests.models.tiny_decoders import KINDS, prompts, run, tiny
+from tests.models.tiny_decoders import prompts, tiny
 
 assert len(jax.devices()) == 8
 mesh = jax.make_mesh((2, 4), ("batch", "heads"), axis_types=(AxisType.Auto,) * 2)
