@@ -5,8 +5,8 @@
 For the language models of LLaVAs, in bfloat16; nothing is run.
 """
 
+from benchmarks.model_tables import language_cost as as_markdown
 from benchmarks.rows import benchmark_parser, write_rows
-from benchmarks.tables import language_cost as as_markdown
 from evals.jobs.language_cost import language_cost, with_landmarks
 from models.registry import published
 

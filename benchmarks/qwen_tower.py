@@ -28,7 +28,7 @@ import tqdm
 from flax import nnx
 
 import models
-from benchmarks import tables
+from benchmarks import model_tables
 from benchmarks.rows import benchmark_parser, parse, read_rows, write_rows
 from evals.jobs.cost import vision_cost
 from fna_jax import FNAConfig
@@ -55,7 +55,7 @@ def main(argv=None):
         if not is_complete(found.get(key_of(grid, arm, arguments)), grid, arguments):
             found[key_of(grid, arm, arguments)] = measure(grid, arm, arguments)
             write_rows(arguments.output, found.values())
-    print(tables.qwen_tower(read_rows(arguments.output)))
+    print(model_tables.qwen_tower(read_rows(arguments.output)))
 
 
 def jobs(arguments) -> list[tuple]:

@@ -26,7 +26,7 @@ import tqdm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks import tables
+from benchmarks import model_tables
 from benchmarks.rows import benchmark_parser, parse, read_rows, timing_columns, write_rows
 from evals.data import read_image
 from evals.data.photographs import photographs
@@ -106,7 +106,7 @@ def main(argv=None):
         found = measure(shown, backbone, "report", pixels, arguments)
         write_rows(output, rows := rows + [_with_ceilings(row, below) for row in found])
     rows = read_rows(output)  # all texts, like those of earlier runs
-    print(tables.candidates(rows), tables.recommended(rows), sep="\n\n")
+    print(model_tables.candidates(rows), model_tables.recommended(rows), sep="\n\n")
     draw(rows, output.with_suffix(".png"))
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import tables
+from benchmarks import model_tables
 from benchmarks.recommended import at_least_one, error_columns, in_rounds
 from benchmarks.rows import benchmark_parser, parse, read_rows, timing_columns, write_rows
 from evals.data import read_image
@@ -56,7 +56,7 @@ def main(argv=None):
     output, backbone = pathlib.Path(arguments.output), open_backbone(arguments.model)
     write_rows(output, measure(backbone, choose(backbone, arguments), arguments))
     rows = read_rows(output)
-    print(tables.waterfall(rows))
+    print(model_tables.waterfall(rows))
     draw(rows, output.with_suffix(".png"))
 
 
