@@ -130,13 +130,9 @@ def measure(grid, arm, arguments) -> dict:
 
 def published(arguments):
     """The family of the tower and its config."""
-    for family in models.registry.FAMILIES.values():
-        if arguments.model in family.variants:
-            dtypes = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
-            return family, models.registry.override(family.variants[arguments.model], dtypes)
-    known = models.list_models()
-    hint = models.registry.did_you_mean(arguments.model, known)
-    raise ValueError(f"unknown model {arguments.model!r}{hint}")
+    family, config = models.registry.published(arguments.model)
+    dtypes = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
+    return family, models.registry.override(config, dtypes)
 
 
 def counted(config, num_patches, fna) -> dict:
