@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from benchmarks import peers, tables
+from benchmarks import layer_tables, peers
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from evals.running.timing import time_in_turns
@@ -37,7 +37,7 @@ def main(argv=None):
         sizes = {"tokens": num_tokens, "batch": arguments.batch, "landmarks": arguments.landmarks}
         rows += measure(compiled, eager, sizes, arguments)
     write_rows(arguments.output, rows, **peers.versions("torch", "torch-quickfps"))
-    print(tables.attention(rows))
+    print(layer_tables.attention(rows))
     write_plot(arguments.output, [Panel(rows, "tokens")])
 
 

@@ -15,7 +15,7 @@ import functools
 import jax
 import tqdm
 
-from benchmarks import attention, tables
+from benchmarks import attention, layer_tables
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import parse, write_rows
 from fna_jax import FNAConfig, select_landmarks
@@ -38,7 +38,7 @@ def main(argv=None):
         sizes = {"tokens": side**2 + 1, "batch": arguments.batch, "landmarks": arguments.landmarks}
         rows += attention.measure(given | chosen, {}, sizes, arguments, fna_of=fna_of)
     write_rows(arguments.output, rows)
-    print(tables.centroids(rows))
+    print(layer_tables.centroids(rows))
     write_plot(arguments.output, [Panel(rows, "tokens")])
 
 

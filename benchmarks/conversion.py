@@ -30,8 +30,7 @@ def main(argv=None):
     parser.add_argument("--variant", default="dinov2-vit-g-14", help="one of models.list_models()")
     parser.add_argument("--output", default=str(ROOT / "results" / "conversion.csv"))
     arguments = parser.parse_args(argv)
-    (family,) = (f for f in models.registry.FAMILIES.values() if arguments.variant in f.variants)
-    config = family.variants[arguments.variant]
+    _, config = models.registry.published(arguments.variant)
     layout, values = layouts_of(config)[0]
     rows = []
     with tempfile.TemporaryDirectory() as folder:

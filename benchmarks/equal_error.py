@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from benchmarks import peers, tables
+from benchmarks import layer_tables, peers
 from benchmarks.attention import blocking
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from evals.data import read_image
@@ -50,7 +50,7 @@ def main(argv=None):
     for pixels in tqdm.tqdm(arguments.pixels, unit="size"):
         rows += measure(backbone, pixels, arguments)
     write_rows(arguments.output, rows, **peers.versions("torch", "torch-quickfps"))
-    print(tables.equal_error(rows))
+    print(layer_tables.equal_error(rows))
 
 
 def measure(backbone, pixels, arguments) -> list[dict]:

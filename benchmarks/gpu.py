@@ -239,8 +239,7 @@ def piece(part, arms, sizes, arguments):
 
 def tower_rows(name, pixels, dtype, arguments):
     """A whole vision tower: exact, and approximate in the second half of its blocks or in all."""
-    config = sized_config(name, pixels, dtype)
-    (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
+    (family, _), config = models.registry.published(name), sized_config(name, pixels, dtype)
     model = family.model(config, rngs=nnx.Rngs(0))
     encoder = models.registry.vision_config(config).encoder
     images = jax.random.normal(jax.random.key(0), (arguments.batch, pixels, pixels, 3))

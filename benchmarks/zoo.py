@@ -79,8 +79,7 @@ def measure(names) -> list[dict]:
 
     Of models that differ in the resolution only, or in nothing, the first is measured.
     """
-    (family,) = (x for x in models.registry.FAMILIES.values() if names[0] in x.variants)
-    config = family.variants[names[0]]
+    family, config = models.registry.published(names[0])
     num_parameters = count_parameters(family, config)
     blocks = "all"
     if num_parameters > MOST_PARAMETERS:

@@ -15,10 +15,10 @@ from fna_jax.clusters import Clusters, token_means
 from fna_jax.kernels import differentiated_as, tpu_obstacle
 from fna_jax.softmax import (
     flash_obstacle,
+    image_by_image,
     joint_softmax_weights,
     map_row_blocks,
     over_heads,
-    part_by_part,
     softmax_attention,
 )
 from fna_jax.windows import take_near, take_windows
@@ -45,7 +45,7 @@ def near_and_far(query, key, value, clusters, scale, real, *, windows, residual)
         return _attend(query, key, value, mine, scale, real, **options)
 
     if in_kernel and math.prod(batch) > 1 and query.nbytes + key.nbytes > _VMEM_STATES:
-        out = part_by_part(attend, *states, of_images, images=True, heads=False)
+        out = image_by_image(attend, *states, of_images)
     else:
         out = attend(*states, of_images)
     return out.reshape(*batch, *out.shape[1:])

@@ -114,11 +114,14 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
 
         return map_row_blocks(rows, (query, positions, whose), num_keys)
 
-    num_rows = num_queries * shared
-    known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
-    num_logits = num_rows * num_keys if known and removed is None else 0
-    states = query, key, value, *others
-    output = over_heads(attend, states, (log_mass, whose), num_logits=num_logits)
+    states, of_images = (query, key, value, *others), (log_mass, whose)
+    if removed is None:
+        num_rows = num_queries * shared
+        known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
+        num_logits = num_rows * num_keys if known else 0
+        output = over_heads(attend, states, of_images, num_logits=num_logits)
+    else:  # which is told of all images at once
+        output = attend(*states, of_images)
     output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
@@ -170,8 +173,8 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     if _is_split(first, axis=-2):
         return attend(*states, of_images)
     images = jax.device_count() == 1 and not _is_split(first, axis=0)
-    by_heads = functools.partial(part_by_part, attend, images=images, heads=True)
-    by_images = functools.partial(part_by_part, attend, images=True, heads=False)
+    by_heads = functools.partial(head_by_head, attend, images=images)
+    by_images = functools.partial(image_by_image, attend)
     # An unknown number of images, under jax.export, is many.
     fits = lambda parts, most=_VMEM_LOGITS: isinstance(parts, int) and parts * num_logits <= most
     many = batch != 1 and not fits(batch * num_groups, _BATCH_LOGITS)
@@ -184,23 +187,27 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
     return jax.lax.platform_dependent(*states, of_images, cpu=cpu, tpu=tpu, default=attend)
 
 
-def part_by_part(attend, *arguments, images, heads):
-    """`over_heads` with images one by one, or heads, or both."""
+def image_by_image(attend, *arguments):
+    """`attend` of each image alone; the arguments are trees of arrays `[B, …]`."""
+    alone = lambda image: attend(*jax.tree.map(lambda x: x[None], image))[0]
+    return jax.lax.map(alone, arguments)
+
+
+def head_by_head(attend, *arguments, images):
+    """`over_heads` with heads one by one, or those of each image."""
     *states, of_images = arguments
     batch, num_groups = states[0].shape[0], states[0].shape[-2]
 
     def one(index, output):
-        image, head = (index // num_groups, index % num_groups) if heads else (index, 0)
-        image, head = (image, head) if images else (0, index)
+        image, head = (index // num_groups, index % num_groups) if images else (0, index)
         of_image = lambda x: jax.lax.dynamic_slice_in_dim(x, image, 1) if images else x
-        of_head = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, x.ndim - 2) if heads else x
+        of_head = lambda x: jax.lax.dynamic_slice_in_dim(x, head, 1, x.ndim - 2)
         mine = attend(*(of_head(of_image(x)) for x in states), jax.tree.map(of_image, of_images))
         place = (image, *[0] * (mine.ndim - 3), head, 0)
         return jax.lax.dynamic_update_slice(output, mine, place)
 
     output = full_of(attend, *arguments, fill=0)
-    parts = (batch if images else 1) * (num_groups if heads else 1)
-    return jax.lax.fori_loop(0, parts, one, output)
+    return jax.lax.fori_loop(0, (batch if images else 1) * num_groups, one, output)
 
 
 def _is_split(x, axis):

@@ -19,7 +19,8 @@ _LONGEST = 2**20  # characters that a template may repeat something to
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Templates come with checkpoints, from anybody: they see values, no code, and cannot grow."""
+    """Templates come with checkpoints, from anybody: they see values and no code, and `*` makes
+    nothing huge of them. What formats and loops make has no bound."""
 
     intercepted_binops = frozenset(["*", "**"])
 
@@ -169,13 +170,18 @@ def _read_object(file) -> dict:
     """The object in a JSON file; an empty one where there is no file."""
     if not file.is_file():
         return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be used: {error!r}") from None
+    values = _read(file, json.loads)
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold an object, got {type(values).__name__}")
     return values
+
+
+def _read(file, parse):
+    """What a function makes of the text in a file."""
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be used: {error!r}") from None
 
 
 def _content(token) -> str:
@@ -189,12 +195,12 @@ def _content(token) -> str:
 def _template(folder, config):
     """The template: from a file of its own, or the tokenizer's config; of several "default"."""
     if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        return _read(file, str)
     of_file = _read_object(folder / "chat_template.json").get("chat_template")
     found = config.get("chat_template") if of_file is None else of_file
     if isinstance(found, list):
-        by_name = {x.get("name"): x.get("template") for x in found if isinstance(x, dict)}
-        found = by_name.get("default")
+        named = (x for x in found if isinstance(x, dict) and x.get("name") == "default")
+        found = next(named, {}).get("template")
     if not isinstance(found, str | None):
         raise ValueError(f"the chat_template in {folder} must be text, got {type(found).__name__}")
     return found

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .blocks import LayerNorm
 from .configs import EncoderConfig, ModelConfig, VisionConfig, check_positive, position_grid
 from .embeddings import prepend, resize_positions
 from .text import TextConfig, TextTower
-from .vit import LayerNorm, VisionOutput, VisionTower
+from .vit import VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,14 @@ def check_classifier(config):
         raise ValueError("the model has no classifier: its num_classes is 0")
 
 
+def check_rotary(config):
+    """Raises ValueError if a tower's `rope_theta` or heads cannot turn on two axes."""
+    if config.rope_theta <= 0:
+        raise ValueError(f"rope_theta must be positive, got {config.rope_theta}")
+    if (head_dim := config.encoder.head_dim) % 4:
+        raise ValueError(f"rotary positions need heads of a multiple of 4, got {head_dim}")
+
+
 def check_choice(config, name, choices):
     """Raises ValueError if this field of a config is none of the choices."""
     if getattr(config, name) not in choices:
@@ -73,6 +81,11 @@ class EncoderConfig:
             raise ValueError(f"biases must be letters of qkv in this order, got {self.biases!r}")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} does not divide by {self.num_heads} heads")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.num_heads
 
     @property
     def linear_cost(self) -> int:

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .attends import observing
+from .blocks import GatedMlp, identity, run_blocks, states_around
 from .cache import Cache, CausalAttention, LayerCache
 from .configs import ACTIVATIONS, ModelConfig, check_choice, check_positive
 from .rope import UNSCALED, RopeScaling, token_angles
 from .rotary import rotate
-from .vit import GatedMlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +94,8 @@ class RMSNorm(nnx.Module):
         return (wide * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
-def _identity(x):
-    return x
-
-
 class GroupedAttention(nnx.Module):
-    """Projections of grouped-query attention, with the leaves of `vit.Attention`."""
+    """Projections of grouped-query attention, with the leaves of `blocks.Attention`."""
 
     def __init__(self, config: DecoderConfig, *, dtype, param_dtype, rngs):
         linear = functools.partial(
@@ -114,7 +109,7 @@ class GroupedAttention(nnx.Module):
         self.query_norm, self.key_norm = (
             RMSNorm(config.head_dim, config.norm_epsilon, param_dtype=param_dtype)
             if config.qk_norm
-            else _identity
+            else identity
             for _ in range(2)
         )
 
@@ -197,7 +192,8 @@ class Decoder(nnx.Module):
           cache: of the tokens before.
 
         Raises:
-          ValueError: shapes that do not fit, or more tokens than the model has positions.
+          ValueError: shapes that do not fit, more new tokens than the model has positions, or than
+            the cache has free slots, as in `LayerCache.appended`.
         """
         embeddings, key_mask = self._checked(embeddings, key_mask)
         if positions is None:
@@ -206,7 +202,8 @@ class Decoder(nnx.Module):
             positions, following = jnp.maximum(counts - 1, 0), counts[:, -1]
         else:
             following = positions[:, -1] + 1
-        x, records = self._run(embeddings, self._attends(key_mask, positions, cache))
+        attends = self._attends(key_mask, positions, cache)
+        x, _, records = run_blocks(self.blocks, embeddings, attends)
         layers = tuple(record.kept for record in records)
         return self.final_norm(x), Cache(layers, following)
 
@@ -222,11 +219,7 @@ class Decoder(nnx.Module):
         """`[B, N, W]` before the first block and after each of them."""
         embeddings, key_mask = self._checked(embeddings, key_mask)
         positions = jnp.maximum(jnp.cumsum(key_mask, axis=1) - 1, 0)
-        see_input = lambda x, *states: x
-        attends = self._attends(key_mask, positions)
-        attends = [observing(attend, see_input, lambda x: x) for attend in attends]
-        x, records = self._run(embeddings, attends)
-        return [*(record.kept for record in records), x]
+        return states_around(self.blocks, embeddings, self._attends(key_mask, positions))
 
     def _attends(self, key_mask, positions, cache=None):
         """Each block's attention, which first rotates queries and keys."""
@@ -244,14 +237,6 @@ class Decoder(nnx.Module):
 
         window = self.config.sliding_window
         return [rotated(CausalAttention(key_mask, layer, window)) for layer in layers]
-
-    def _run(self, x, attends):
-        """x `[B, N, W]` after all blocks, and each block's record."""
-        records, landmarks = [], ()
-        for block, attend in zip(self.blocks, attends, strict=True):
-            x, landmarks, record = block(x, landmarks, attend)
-            records.append(record)
-        return x, records
 
     def _checked(self, embeddings, key_mask):
         """Both, with zeros for padding: a NaN there must not reach a product."""

@@ -5,7 +5,7 @@ Shape letters: B batch, N tokens, H heads, D head dimension, C width, R register
 
 import dataclasses
 
-from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches
+from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches, check_rotary
 from .dinov2 import DINOTower
 from .rotary import patch_coordinates, rotary_angles
 from .turning import turned
@@ -30,15 +30,7 @@ class DINOv3Config(ModelConfig):
         super().__post_init__()
         check_patches(self)
         check_not_negative(self, "num_registers")
-        if self.rope_theta <= 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
-        if self.head_dim % 4:
-            raise ValueError(f"rotary positions need heads of a multiple of 4, got {self.head_dim}")
-
-    @property
-    def head_dim(self):
-        """D."""
-        return self.encoder.width // self.encoder.num_heads
+        check_rotary(self)
 
 
 def _published(width, depth, num_heads, mlp_dim, *, biases="qv", gated=False):
@@ -88,4 +80,5 @@ class DINOv3(DINOTower):
         return [turned(attend, **turn) for attend in attends]
 
     def _angles(self, coordinates):
-        return rotary_angles(coordinates, self.config.head_dim, theta=self.config.rope_theta)
+        head_dim = self.config.encoder.head_dim
+        return rotary_angles(coordinates, head_dim, theta=self.config.rope_theta)

@@ -30,8 +30,10 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
+            raise ValueError(  # logits over less overflow
+                f"temperature must be 0, or at least 1e-6 and finite, got {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

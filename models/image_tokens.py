@@ -26,7 +26,7 @@ class ImageDropping:
     Attributes:
       kept: percent of the image tokens of a prompt, rounded up.
       method: of `METHODS`: farthest points of the embeddings, which differ most, or random ones.
-      seed: of random ones, which depend on it and on the prompt's place in the batch.
+      seed: of random ones, which depend on it, on the prompt's place in the batch and on N.
 
     Raises:
       ValueError: a field out of range.

@@ -105,6 +105,11 @@ class LLaVAConfig(ModelConfig):
         return Tiling(self.vision.image_size, patches, self.resolutions, self.most_tiles)
 
     @property
+    def num_terms(self) -> int:
+        """K: 1 where every token is a feature, 4 where some are interpolated between features."""
+        return 1 if self.most_tiles is None and self.video_token_id is None else 4
+
+    @property
     def num_features(self) -> int:
         """F."""
         return math.prod(position_grid(self.vision)) + self.keep_class_token

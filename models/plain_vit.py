@@ -9,6 +9,7 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
+from .blocks import LayerNorm
 from .configs import (
     EncoderConfig,
     ModelConfig,
@@ -19,7 +20,7 @@ from .configs import (
     position_grid,
 )
 from .embeddings import POSITION_RESIZES, prepend, resize_positions
-from .vit import LayerNorm, VisionTower
+from .vit import VisionTower
 
 POOLS = ("token", "avg")
 

@@ -156,6 +156,7 @@ def _budget(values):
     """Of Qwen-VL, whose file says pixels where it says edges."""
     frames = values["temporal_patch_size"]
     _expect(frames == FRAMES, "temporal_patch_size", frames)
+    _expect(isinstance(values["size"], dict), "size", values["size"])
     bounds = []
     for edge, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         pixels = values["size"].get(edge) if values.get(older) is None else values[older]

@@ -142,10 +142,10 @@ def _behind(packing, num_features) -> Packing:
 
 def _expanded(ids, packings, config):
     """A prompt's tokens `[N]`, index and weight `[N, K]`, each image token as often as packed."""
-    nothing = np.zeros((1, 1 if config.most_tiles is None else 4))
-    text, images = Packing(nothing.astype(np.int32), nothing.astype(np.float32)), iter(packings)
+    terms, images = config.num_terms, iter(packings)
+    text = Packing(np.zeros((1, terms), np.int32), np.zeros((1, terms), np.float32))
     marks = (config.image_token_id, config.video_token_id)
-    parts = [next(images) if token in marks else text for token in ids]
+    parts = [next(images).widened(terms) if token in marks else text for token in ids]
     tokens = np.repeat(np.asarray(ids, np.int32), [len(part.index) for part in parts])
     return tokens, *map(np.concatenate, zip(*parts, strict=True))
 

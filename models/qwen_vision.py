@@ -20,12 +20,14 @@ import numpy as np
 from flax import nnx
 
 from .attends import vision_attends
+from .blocks import LayerNorm
 from .configs import (
     ACTIVATIONS,
     EncoderConfig,
     ModelConfig,
     check_patches,
     check_positive,
+    check_rotary,
     position_grid,
 )
 from .embeddings import PatchEmbedding, resize_to_corners
@@ -33,7 +35,7 @@ from .packing import Packing
 from .qwen_images import FRAMES
 from .rotary import rotary_angles
 from .turning import turned
-from .vit import LayerNorm, VisionTower
+from .vit import VisionTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +64,13 @@ class QwenVisionConfig(ModelConfig):
         super().__post_init__()
         check_patches(self)
         check_positive(self, "out_width", "merge_size")
-        if self.rope_theta <= 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta}")
-        if self.head_dim % 4:
-            raise ValueError(f"rotary positions need heads of a multiple of 4, got {self.head_dim}")
+        check_rotary(self)
         ascending = list(self.deepstack) == sorted(set(self.deepstack))
         if not ascending or not set(self.deepstack) <= set(range(self.encoder.depth)):
             raise ValueError(
                 f"deepstack must be ascending blocks from 0 to {self.encoder.depth - 1}, got "
                 f"{self.deepstack}"
             )
-
-    @property
-    def head_dim(self):
-        """D."""
-        return self.encoder.width // self.encoder.num_heads
 
 
 def _published(size, out_width):
@@ -199,8 +193,8 @@ class QwenVision(VisionTower):
 
     def _angles(self, coordinates):
         """Angles `[…, D/2]` at coordinates `[…, 2]` in patches."""
-        config = self.config
-        return rotary_angles(coordinates, config.head_dim, theta=config.rope_theta, turn=1.0)
+        head_dim, theta = self.config.encoder.head_dim, self.config.rope_theta
+        return rotary_angles(coordinates, head_dim, theta=theta, turn=1.0)
 
     def encode(self, images, *, rng=None) -> list[ImageFeatures]:
         """What the language model reads of images of several sizes, an entry for each batch.

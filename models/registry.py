@@ -49,11 +49,6 @@ def list_models() -> list[str]:
     return sorted(name for family in FAMILIES.values() for name in family.variants)
 
 
-def list_vision_models() -> list[str]:
-    """Those of models that have a vision tower."""
-    return [name for name in list_models() if has_vision(published(name)[1])]
-
-
 def create(name, *, rngs, **overrides) -> nnx.Module:
     """A model with random weights.
 

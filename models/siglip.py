@@ -11,6 +11,7 @@ from flax import nnx
 
 from fna_jax import exact_attention
 
+from .blocks import Attention, LayerNorm, Mlp
 from .clip import similarity
 from .configs import (
     EncoderConfig,
@@ -23,7 +24,7 @@ from .configs import (
 )
 from .embeddings import POSITION_RESIZES, resize_positions
 from .text import TextConfig, TextTower
-from .vit import Attention, LayerNorm, Mlp, VisionOutput, VisionTower
+from .vit import VisionOutput, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)

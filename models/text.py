@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .attends import attend_causally, attend_exactly
+from .blocks import Encoder, LayerNorm
 from .cleaning import CLEANINGS
 from .configs import EncoderConfig, check_choice, check_positive
-from .vit import Encoder, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,11 @@ class Packing(typing.NamedTuple):
     index: np.ndarray
     weight: np.ndarray
 
+    def widened(self, terms) -> "Packing":
+        """The same with more terms, K of them: those added have no weight."""
+        added = ((0, 0), (0, terms - self.index.shape[1]))
+        return Packing(*(np.pad(part, added) for part in self))
+
 
 def best_resolution(size, resolutions) -> tuple[int, int]:
     """The one in which most pixels of the image survive; of equals the one that wastes least."""
@@ -178,10 +183,9 @@ def plain_packing(num_features) -> Packing:
 
 
 def _joined(base, tokens) -> Packing:
-    """Two packings, the first with as many terms as the second: those added have no weight."""
-    added = tokens.index.shape[1] - base.index.shape[1]
-    parts = (np.pad(part, ((0, 0), (0, added))) for part in base)
-    return Packing(*map(np.concatenate, zip(parts, tokens, strict=True)))
+    """Two packings, the first with as many terms as the second."""
+    base = base.widened(tokens.index.shape[1])
+    return Packing(*map(np.concatenate, zip(base, tokens, strict=True)))
 
 
 def _with_ends(index, weight) -> Packing:

@@ -1,10 +1,9 @@
-"""What the vision transformers share: attention, blocks, the loop over them, and the tower.
+"""What the vision transformers share: the tower around the blocks, and its output.
 
-Shape letters: B batch, N tokens, S landmarks, H heads, D head dimension, C width.
+Shape letters: B batch, N tokens, L approximated blocks, C width.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,9 @@ from fna_jax.clusters import Clusters
 from fna_jax.config import config_by_block
 from fna_jax.landmarks import Landmarks
 
-from .attends import (
-    MaskedAttention,
-    attend_exactly,
-    observing,
-    vision_attends,
-)
+from .attends import MaskedAttention, attend_exactly, observing, vision_attends
+from .blocks import Encoder
 from .captures import Capture, Captured
-from .configs import ACTIVATIONS, EncoderConfig
 from .embeddings import PatchEmbedding
 from .interventions import Interventions
 from .reductions import Remaining, TokenDropping, TokenMerging
@@ -38,7 +32,7 @@ class VisionOutput:
       pooled: `[B, C]`.
       landmarks: those of the last approximated block, `Clusters` if it runs centroid attention; or
         the `Clusters` of tokens that were merged or kept; None without any.
-      attention_error: float32 `[L, B]`, one row per approximated block; None unless asked for.
+      attention_error: float32 `[L, B]`; None unless asked for.
       masked: bool `[B, N]`, the token set T of the interventions; None without any.
       captured: what was asked for; None for nothing.
     """
@@ -49,152 +43,6 @@ class VisionOutput:
     attention_error: jax.Array | None = None
     masked: jax.Array | None = None
     captured: Captured | None = None
-
-
-class LayerNorm(nnx.LayerNorm):
-    """Layer norm `[..., C]` computed in float32 whatever the dtype, by the two-pass variance."""
-
-    def __init__(self, config: EncoderConfig, *, param_dtype, rngs):
-        super().__init__(
-            config.width,
-            epsilon=config.layer_norm_epsilon,
-            dtype=jnp.float32,
-            param_dtype=param_dtype,
-            use_fast_variance=False,  # E[x²] − E[x]² fails on massive tokens
-            rngs=rngs,
-        )
-
-    def __call__(self, x):
-        return super().__call__(x).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Projections of multi-head attention, leaf for leaf those of `nnx.MultiHeadAttention`."""
-
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        heads = (config.num_heads, config.width // config.num_heads)
-        linear = functools.partial(
-            nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        self.query = linear(config.width, heads, use_bias="q" in config.biases)
-        self.key = linear(config.width, heads, use_bias="k" in config.biases)
-        self.value = linear(config.width, heads, use_bias="v" in config.biases)
-        self.out = linear(heads, config.width, axis=(-2, -1))
-
-    def project(self, x):
-        """Query, key and value of x `[B, N, C]`, each `[B, N, H, D]`."""
-        return self.query(x), self.key(x), self.value(x)
-
-
-class Mlp(nnx.Module):
-    """Two linear layers with an activation between, `[..., C]` to `[..., C]`."""
-
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.fc1 = linear(config.width, config.mlp_dim)
-        self.fc2 = linear(config.mlp_dim, config.width)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def __call__(self, x):
-        return self.fc2(self.activation(self.fc1(x)))
-
-
-class GatedMlp(nnx.Module):
-    """Two linear layers, the first gated by a third: `fc2(activation(gate(x)) · fc1(x))`.
-
-    Of a config with `width`, `mlp_dim` and `activation`.
-    """
-
-    def __init__(self, config, *, use_bias=True, dtype, param_dtype, rngs):
-        linear = functools.partial(
-            nnx.Linear, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        self.gate = linear(config.width, config.mlp_dim)
-        self.fc1 = linear(config.width, config.mlp_dim)
-        self.fc2 = linear(config.mlp_dim, config.width)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def __call__(self, x):
-        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))
-
-
-class LayerScale(nnx.Module):
-    """`[..., C]` times a learned factor per channel (arXiv 2103.17239, eq. 4)."""
-
-    def __init__(self, width, *, param_dtype):
-        self.scale = nnx.Param(jnp.ones(width, param_dtype))
-
-    def __call__(self, x):
-        return x * self.scale[...].astype(x.dtype)
-
-
-def _identity(x):
-    return x
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        mlp = GatedMlp if config.gated_mlp else Mlp
-        self.norm1 = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
-        self.attention = Attention(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.norm2 = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
-        self.mlp = mlp(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.scale1, self.scale2 = (
-            LayerScale(config.width, param_dtype=param_dtype) if config.layer_scale else _identity
-            for _ in range(2)
-        )
-
-    def __call__(self, x, landmarks, attend):
-        """x `[B, N, C]` and the landmarks after this block, and what `attend` recorded."""
-        query, key, value = self.attention.project(self.norm1(x))
-        attended = attend(x, query, key, value, landmarks)
-        x = x + self.scale1(self.attention.out(attended.out))
-        if attended.correction is not None:
-            x = x + attended.correction
-        if attended.reduce is not None:
-            x = attended.reduce(x)
-        return x + self.scale2(self.mlp(self.norm2(x))), attended.landmarks, attended.record
-
-    def out_kernel(self):
-        """What takes a head's result into the residual stream: W_O with LayerScale, `[H, D, C]`."""
-        return self.scale1(self.attention.out.kernel[...])
-
-
-class Encoder(nnx.Module):
-    """Blocks in sequence; which attention each runs is decided by the caller."""
-
-    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
-        self.blocks = nnx.List(
-            [
-                Block(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-                for _ in range(config.depth)
-            ]
-        )
-
-    def __call__(self, x, attends, *, start=0, landmarks=()):
-        """x `[B, N, C]` after some blocks, the last landmarks, and each block's record.
-
-        Args:
-          x: `[B, N, C]`, in front of block `start`.
-          attends: one for each block to run, as in `models.attends`.
-          start: the first block to run.
-          landmarks: chosen before it, as in `models.attends.Attended`.
-        """
-        records = []
-        blocks = list(self.blocks)[start : start + len(attends)]
-        for block, attend in zip(blocks, attends, strict=True):
-            x, landmarks, record = block(x, landmarks, attend)
-            records.append(record)
-        return x, landmarks, records
-
-    def hidden_states(self, x, attends):
-        """x `[B, N, C]` before the first block and after each of them."""
-        see_input = lambda x, *states: x
-        attends = [observing(attend, see_input, lambda x: x) for attend in attends]
-        tokens, _, records = self(x, attends)
-        return [*(record.kept for record in records), tokens]
 
 
 class VisionTower(nnx.Module):

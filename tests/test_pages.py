@@ -8,7 +8,7 @@ import pytest
 
 import convert.__main__
 import models
-from benchmarks import tables, zoo
+from benchmarks import layer_tables, model_tables, zoo
 from evals.jobs.arms import METHOD_NAMES
 from evals.jobs.evaluate.report import format_table
 from evals.jobs.masking.report import format_masking
@@ -126,18 +126,18 @@ TABLES = {  # each as the committed results make it
     "segmentation": lambda: format_table(run("digit_scenes_segmentation")["table"]),
     "sweep": lambda: format_sweep(run("digit_scenes_sweep", "sweep.json")["table"]),
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
-    "attention": lambda: tables.attention(rows("attention")),
-    "language_cost": lambda: tables.language_cost(rows("language_cost")),
-    "models": lambda: tables.models(rows("models")),
-    "models_memory": lambda: tables.models_memory(rows("models")),
-    "waterfall": lambda: tables.waterfall(rows("waterfall")),
-    "recommended": lambda: tables.recommended(rows("recommended")),
-    "equal_error": lambda: tables.equal_error(rows("equal_error")),
-    "sharding": lambda: tables.sharding(rows("sharding")),
-    "gpu": lambda: tables.gpu(rows("gpu")),
-    "gpu_towers": lambda: tables.gpu_towers(rows("gpu")),
-    "tpu": lambda: tables.tpu(rows("tpu")),
-    "qwen_tower": lambda: tables.qwen_tower(rows("qwen_tower")),
+    "attention": lambda: layer_tables.attention(rows("attention")),
+    "language_cost": lambda: model_tables.language_cost(rows("language_cost")),
+    "models": lambda: model_tables.models(rows("models")),
+    "models_memory": lambda: model_tables.models_memory(rows("models")),
+    "waterfall": lambda: model_tables.waterfall(rows("waterfall")),
+    "recommended": lambda: model_tables.recommended(rows("recommended")),
+    "equal_error": lambda: layer_tables.equal_error(rows("equal_error")),
+    "sharding": lambda: layer_tables.sharding(rows("sharding")),
+    "gpu": lambda: layer_tables.gpu(rows("gpu")),
+    "gpu_towers": lambda: model_tables.gpu_towers(rows("gpu")),
+    "tpu": lambda: layer_tables.tpu(rows("tpu")),
+    "qwen_tower": lambda: model_tables.qwen_tower(rows("qwen_tower")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
 }
 

@@ -61,6 +61,11 @@ def kind_of(method) -> str:
     return METHOD_NAMES[method].partition(",")[0]
 
 
+def without_seed(name) -> str:
+    """The name of an arm without its seed: those that differ in nothing else share it."""
+    return name.partition("-seed")[0]
+
+
 def described(name) -> dict:
     """What the name of an arm of `make_arms` says, seeds aside: `method`, `num_landmarks` or None.
 

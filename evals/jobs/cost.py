@@ -7,6 +7,8 @@ from fna_jax import FNAConfig
 from fna_jax.layers import LLOYD_STEPS
 from models.configs import EncoderConfig
 
+WORTH = 1.1  # times faster, below which advice is not to bother
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionCost:
@@ -165,7 +167,7 @@ def advice(encoder, num_tokens, fnas) -> str:
         f"tower's arithmetic. Without it in {blocks} of {encoder.depth} blocks it "
         f"would be at most {one.most_speedup:.2f} times faster; counting {counted}."
     )
-    if max(cost.speedup for cost in costs) < 1.1:
+    if max(cost.speedup for cost in costs) < WORTH:
         text += (
             " That does not pay at this size: use exact attention here, approximations at higher "
             "resolution."

@@ -6,12 +6,12 @@ Shape letters: N tokens of a prompt, S landmarks.
 import dataclasses
 import json
 
+from evals.jobs.cost import WORTH
 from evals.running.workdir import claim_workdir, environment, write_atomically
 from models.decoder import DecoderConfig
 
 _BYTES = 2  # of a weight, a key or a value, in bfloat16
 _SHARE = 0.5  # of the blocks, that advice is about
-_WORTH = 1.1  # times faster, below which the advice is not to bother
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,14 @@ class LanguageCost:
         return self.attention / (self.linear + self.attention)
 
     @property
+    def read_bytes(self) -> int:
+        """What each token that is written reads, right behind the prompt: weights and cache."""
+        return self.weight_bytes + self.cache_bytes
+
+    @property
     def cache_share(self) -> float:
-        """The cache's part of the memory that is read for each token that is written."""
-        return self.cache_bytes / (self.weight_bytes + self.cache_bytes)
+        """The cache's part of that."""
+        return self.cache_bytes / self.read_bytes
 
     def most_speedup(self, share) -> float:
         """How many times faster the prompt is read at most, if attention cost nothing in that share
@@ -79,17 +84,16 @@ def language_advice(config: DecoderConfig, num_tokens, num_landmarks) -> str:
     """
     cost = language_cost(config, num_tokens)
     fewer = with_landmarks(cost, num_tokens, min(num_landmarks, num_tokens), _SHARE)
-    read, read_fewer = (one.weight_bytes + one.cache_bytes for one in (cost, fewer))
-    gain = cost.most_speedup(_SHARE)
+    gain, less = cost.most_speedup(_SHARE), cost.read_bytes / fewer.read_bytes
     text = (
         f"Language model: attention is {100 * cost.attention_share:.0f} % of the arithmetic of "
         f"reading {num_tokens:,} tokens. Without it in half of the {config.depth} blocks that "
         f"would be at most {gain:.2f} times faster. A token that is written reads "
         f"{1e-9 * cost.weight_bytes:.1f} GB of weights and {1e-9 * cost.cache_bytes:.2f} GB of "
         f"cache (bfloat16); {num_landmarks} landmarks in half of the blocks leave "
-        f"{1e-9 * fewer.cache_bytes:.2f} GB, {read / read_fewer:.2f} times less to read."
+        f"{1e-9 * fewer.cache_bytes:.2f} GB, {less:.2f} times less to read."
     )
-    if gain < _WORTH and read / read_fewer < _WORTH:
+    if max(gain, less) < WORTH:
         text += (
             " That does not pay for one prompt of this length: use exact attention, or fewer "
             "tokens. Of many prompts at once each has its cache."

@@ -12,7 +12,7 @@ from flax import nnx
 
 import models
 from evals.jobs.arms import METHOD_NAMES, blocks_of, settings_of
-from evals.jobs.cost import vision_cost
+from evals.jobs.cost import WORTH, vision_cost
 from evals.jobs.language_cost import language_advice, language_report
 from evals.jobs.opening import check_num_landmarks, open_named
 from evals.jobs.settings import check_counts
@@ -24,7 +24,6 @@ from models.attends import ApproximateAttention, Attended, attend_exactly
 from models.configs import DTYPES
 from models.decoder import DecoderConfig
 
-_WORTH = 1.1  # times faster, below which the advice is not to bother
 _CACHED = 256  # landmarks that could stay in a language model's cache
 _MOST = 100_000  # pixels, patches of a side, or landmarks
 
@@ -81,12 +80,12 @@ def advice(record) -> str:
     best = max(fast, key=lambda name: fast[name]["speedup"])
     gain, share = fast[best]["speedup"], 100 * record["attention_share"]
     here = f"at {record['num_tokens']:,} tokens attention takes {share:.0f} % of the time"
-    if gain >= _WORTH:
+    if gain >= WORTH:
         return (
             f"{best} makes this model {gain:.2f} times faster here: {here}. "
             "What it costs in accuracy, --config eval.py tells."
         )
-    return f"Don't: {here}, and no FNA setting makes the model {_WORTH} times faster."
+    return f"Don't: {here}, and no FNA setting makes the model {WORTH} times faster."
 
 
 def break_even(layers, name) -> tuple[int | None, int | None]:

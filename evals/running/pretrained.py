@@ -174,7 +174,8 @@ def open_model(source, revision):
     """The model, and its directory or file of weights, beside which its companions lie.
 
     Raises:
-      ValueError: a language model, before its weights are read; or nothing usable there.
+      FileNotFoundError, ValueError: nothing usable there; or a language model, before its weights
+        are loaded (those of a hub id are converted by then).
     """
     config, path, weights = _found(source, revision)
     vision_config(config)
@@ -184,7 +185,11 @@ def open_model(source, revision):
 
 
 def config_of(source, revision):
-    """The config of the model at `source`, without its weights; errors as of `open_model`."""
+    """The config of the model at `source`, its weights not loaded; of a language model, too.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing usable there.
+    """
     return _found(source, revision)[0]
 
 

@@ -28,13 +28,13 @@ def tiny(monkeypatch):
 
 
 def test_committed_memory_is_linear_in_the_patches():
-    """By XLA's account of the compiled blocks; compiling them here would take a minute."""
+    """By XLA's account of the compiled blocks, which are not compiled again here."""
     rows = [row for row in read_rows(ROOT / "results" / "qwen_tower.csv") if row["gmacs"]]
     per_patch = lambda row: float(row["block_temporaries_mb"]) / int(row["patches"])
     of_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
     assert all(int(of_rows[-1]["patches"]) == 65536 for of_rows in of_arm.values())
     for of_rows in of_arm.values():
-        assert per_patch(of_rows[-1]) < 1.1 * per_patch(of_rows[0])
+        assert per_patch(of_rows[-1]) <= per_patch(of_rows[0])
 
 
 @pytest.mark.slow

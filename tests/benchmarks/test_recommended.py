@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models.registry
-from benchmarks import recommended
+from benchmarks import on_photographs, recommended
 from benchmarks.recommended import CANDIDATES, EXACT, PAPER
 from benchmarks.rows import write_rows
 from evals.running.pretrained import open_backbone
@@ -87,7 +87,7 @@ def test_errors_are_of_each_photograph_once(small_model, tmp_path, monkeypatch):
     files = [tmp_path / f"{number}.png" for number in range(4)]
     for number, file in enumerate(files):
         write_image(file, seed=number)
-    monkeypatch.setattr(recommended, "photographs", lambda half: files)
+    monkeypatch.setattr(on_photographs, "photographs", lambda half: files)
     pairs, counts = [(EXACT, EXACT), (EXACT, "windows 64, near")], argparse.Namespace(choose=3)
     exact, near = recommended.measure(pairs, open_backbone(small_model), "choose", 32, counts)
     assert exact["error"] == 0 and exact["speedup"] == 1 and exact["tokens"] == 17

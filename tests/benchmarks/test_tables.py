@@ -1,8 +1,9 @@
+import inspect
 import pathlib
 import re
 
 import benchmarks
-from benchmarks import tables
+from benchmarks import layer_tables, model_tables, tables
 
 BENCHMARKS = [
     file.stem
@@ -22,6 +23,14 @@ def test_committed_results_have_their_tables(capsys):
     tables.main()
     out = capsys.readouterr().out
     assert "results/attention.csv\n\n| tokens |" in out and "| 16,385 | 1,024 |" in out
+
+
+def test_every_table_is_printed():
+    printed = {table for of_file in tables.TABLES.values() for table in of_file}
+    for module in (layer_tables, model_tables):
+        own = [x for _, x in inspect.getmembers(module, inspect.isfunction)]
+        own = [x for x in own if x.__module__ == module.__name__ and x.__name__[0] != "_"]
+        assert own and printed.issuperset(own)
 
 
 def _all_text(folder):

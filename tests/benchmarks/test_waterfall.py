@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import waterfall
+from benchmarks import on_photographs, waterfall
 from tests.evals.conftest import write_image
 
 
@@ -23,7 +23,7 @@ def test_each_step_is_held_against_the_first_and_the_one_before(
     rows_of, small_model, tmp_path, monkeypatch
 ):
     write_image(tmp_path / "noise.png")
-    monkeypatch.setattr(waterfall, "photographs", lambda half: [tmp_path / "noise.png"])
+    monkeypatch.setattr(on_photographs, "photographs", lambda half: [tmp_path / "noise.png"])
     options = ["--model", small_model, "--pixels", 32, "--landmarks", 4, "--clusters", 16]
     rows = rows_of(waterfall, *options)
     assert [(row["step"], row["blocks"]) for row in rows] == [

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from jax import export
 
-from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks, softmax
+from fna_jax import (
+    Masking,
+    exact_attention,
+    fast_nystrom_attention,
+    masked_attention,
+    select_landmarks,
+    softmax,
+)
 from tests.conftest import few, random_qkv, rel_max_error
 
 
@@ -71,3 +78,12 @@ def test_symbolic_export_for_another_device():
     batch, tokens = export.symbolic_shape("b, n", constraints=["n >= 64"])
     program = exported(select_and_attend, batch, tokens, platforms=["tpu", "cuda"])
     assert program.out_avals[0].shape == (batch, tokens, 2, 8)
+
+
+def test_what_is_removed_is_removed_in_any_batch():
+    masking = Masking("X->T", "mask")
+    attend = lambda q, k, v, tokens: masked_attention(q, k, v, masking, tokens=tokens)
+    (batch,) = export.symbolic_shape("b")
+    qkv, tokens = random_qkv(batch=(3,)), np.random.default_rng(0).random((3, 40)) < 0.2
+    output = exported(attend, batch, 40).call(*qkv, tokens)
+    assert rel_max_error(output, jax.jit(attend)(*qkv, tokens)) < 1e-5

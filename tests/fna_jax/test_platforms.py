@@ -1,6 +1,6 @@
 """What runs on a TPU only is the same, here on the CPU: by other sums, of the same numbers."""
 
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,32 +45,44 @@ def test_fna_is_the_same(dtype, tolerance, on_tpu):
     assert rel_max_error(run(), expected) < tolerance
 
 
-@pytest.mark.parametrize("images, heads", list(itertools.product([False, True], repeat=2)))
-def test_parts_make_the_whole(images, heads):
+PARTS = {
+    "images": softmax.image_by_image,
+    "heads": functools.partial(softmax.head_by_head, images=False),
+    "heads of images": functools.partial(softmax.head_by_head, images=True),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_parts_make_the_whole(parts):
     x, y = np.random.default_rng(0).integers(-9, 9, (2, 3, 5, 4, 2))  # exact in any order
-    weights = np.arange(3)
+    weights = {"image": np.arange(3)}
     attend = lambda x, y, w: jnp.cumsum(x * y, axis=1) * w["image"][:, None, None, None]
-    parts = softmax.part_by_part(attend, x, y, {"image": weights}, images=images, heads=heads)
-    np.testing.assert_array_equal(parts, attend(x, y, {"image": weights}))
+    np.testing.assert_array_equal(parts(attend, x, y, weights), attend(x, y, weights))
+
+
+def noting(taken, name, function, *arguments, **options):
+    taken.append((name, options))
+    return function(*arguments, **options)
 
 
 @pytest.mark.parametrize(
-    "room, parts", [(6 * 64, None), (3 * 64, (True, False)), (1, (True, True))]
+    "room, parts",
+    [
+        (6 * 64, []),
+        (3 * 64, [("image_by_image", {})]),
+        (1, [("head_by_head", {"images": True})]),
+    ],
 )
 def test_a_tpu_goes_by_images_or_heads_where_logits_do_not_fit(room, parts, on_tpu, monkeypatch):
     taken = []
-    part_by_part = softmax.part_by_part
-
-    def record(*arguments, images, heads):
-        taken.append((images, heads))
-        return part_by_part(*arguments, images=images, heads=heads)
-
+    for name in ("image_by_image", "head_by_head"):
+        noted = functools.partial(noting, taken, name, getattr(softmax, name))
+        monkeypatch.setattr(softmax, name, noted)
     monkeypatch.setattr(softmax, "_VMEM_LOGITS", room)
-    monkeypatch.setattr(softmax, "part_by_part", record)
     on_tpu()
     x = jax.ShapeDtypeStruct((2, 8, 3, 2), np.float32)  # 64 logits of each of 3 heads of 2 images
     jax.eval_shape(lambda x: softmax.softmax_attention(x, x, x, scale=1.0), x)
-    assert taken == ([] if parts is None else [parts])
+    assert taken == parts
 
 
 def passes(a, b, precision):

@@ -83,6 +83,7 @@ def test_a_file_of_its_own_comes_before_the_config(folder):
     "template, prompt",
     [
         ([{"name": "tools", "template": "x"}, {"name": "default", "template": "y"}], "y"),
+        ([3, {"name": ["default"]}, {"name": "default", "template": "y"}], "y"),
         ("{{ [1, 'é'] | tojson }}{% for i in range(9) %}{% break %}{% endfor %}", '[1, "é"]'),
         ("{{ '-' * 3 }}{{ 2 * 3 }}", "---6"),
         ("{% generation %}{% set x = 1 %}a{{ x }}{% endgeneration %}{{ x is defined }}", "a1False"),
@@ -164,13 +165,14 @@ def test_stop_tokens_are_of_the_first_file_that_tells(
         ("tokenizer_config.json", "[]", "must hold an object, got list"),
         ("tokenizer_config.json", '{"eos_token": 3}', "must be a string, got 3"),
         ("tokenizer_config.json", '{"chat_template": 3}', "must be text, got int"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja cannot be used: UnicodeDecodeError"),
         ("generation_config.json", '{"eos_token_id": [99]}', r"ids below 11, got \[99\]"),
         ("config.json", '{"eos_token_id": "</s>"}', r"ids below 11, got \['</s>'\]"),
         ("config.json", '{"eos_token_id": true}', r"ids below 11, got \[True\]"),
     ],
 )
 def test_damaged_files_are_named(folder, name, content, words):
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=words):
         load_chat(folder, vocab_size=11)
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import convert
-from convert.originals import prepare_libraries
 from models.chat import load_chat
 from models.generation import generate
 from tests.conftest import rel_max_error
@@ -44,13 +43,6 @@ MODELS = {
     "qwen2, own head": ("Qwen2", dict(num_key_value_heads=4)),
     "qwen3": ("Qwen3", dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)),
 }
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    pytest.importorskip("torch")
-    prepare_libraries()
-    return pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,7 +7,6 @@ import pytest
 
 import convert
 import models
-from convert.originals import prepare_libraries
 from tests import zoo
 from tests.conftest import random_images, rel_max_error
 from tests.models.test_every_family import FEW_FAMILIES, tiny
@@ -54,10 +53,9 @@ def test_features_of_no_block_are_refused(make, message):
 
 
 @pytest.mark.reference
-def test_features_are_those_of_transformers_backbones(tmp_path):
-    torch = pytest.importorskip("torch")
-    prepare_libraries()
-    transformers = pytest.importorskip("transformers")
+def test_features_are_those_of_transformers_backbones(transformers, tmp_path):
+    import torch
+
     folder = zoo.write("dinov2_registers_hf", tmp_path / "source")
     backbone = transformers.Dinov2WithRegistersBackbone.from_pretrained(folder, out_indices=[1, 2])
     images = zoo.random_weight("images", (2, 32, 48, 3))
@@ -66,4 +64,5 @@ def test_features_are_those_of_transformers_backbones(tmp_path):
     capture = models.Capture(features=(0, 1), finished=True)
     features = convert.load_pretrained(folder)(images, capture=capture).captured.features
     for block, expected in enumerate(maps):
-        assert rel_max_error(features[block], expected.numpy().transpose(0, 2, 3, 1)) < 1e-5
+        expected = expected.numpy().transpose(0, 2, 3, 1)
+        assert rel_max_error(features[block], expected) < 1e-5  # measured: 3e-6

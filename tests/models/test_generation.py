@@ -105,7 +105,8 @@ def test_tokens_are_drawn_with_their_probabilities(settings, kept):
     "options, words",
     [
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
-        (dict(temperature=-1), "temperature must be 0 or more, got -1"),
+        (dict(temperature=-1), "temperature must be 0, or at least 1e-6 and finite, got -1"),
+        (dict(temperature=1e-40), "got 1e-40"),  # logits over it are infinite
         (dict(temperature=1.0), r"draws tokens: pass key=jax\.random\.key"),
         (dict(key=jax.random.key(0)), "temperature=0 draws nothing: drop the key"),
         (dict(top_k=3), "top_k and top_p choose among tokens"),
@@ -130,12 +131,11 @@ PROGRAM = """
 import sys
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import models
 from models.generation import generate
 from models.placement import split_heads
-from tests.models.tiny_decoders import KINDS, prompts, run, tiny
+from tests.models.tiny_decoders import prompts, tiny
 
 assert len(jax.devices()) == 8
 mesh = jax.make_mesh((2, 4), ("batch", "heads"), axis_types=(AxisType.Auto,) * 2)

@@ -14,7 +14,7 @@ from tests.conftest import rel_max_error
 from tests.models.test_generation import NUM_NEW, PROMPTS
 from tests.models.tiny_decoders import prompts, run, tiny
 
-ROUNDING = 5e-6
+ROUNDING = 5e-6  # measured: 6e-7
 of_prompt = jax.jit(
     lambda settings, model, cache: settings.of_prompt(model, cache), static_argnums=0
 )
@@ -41,7 +41,7 @@ def test_a_repeated_token_is_as_if_all_were_there_by_its_mass():
         return jax.nn.softmax(logits, axis=-1)
 
     exact = distribution(cache)
-    assert rel_max_error(distribution(few), exact) < 1e-5
+    assert rel_max_error(distribution(few), exact) < 1e-5  # measured: 1e-6
     assert rel_max_error(distribution(without_mass(few)), exact) > 1e-2
 
 

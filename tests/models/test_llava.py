@@ -49,8 +49,8 @@ def test_companions_in_a_batch_change_nothing(kind):
     model = tiny_llava(kind)
     ids, images = [[IMAGE, IMAGE, 7], [5, 6], [3, IMAGE, 4]], [[TALL, WIDE], [], [WIDE]]
     together, alone = prompts_of(kind, ids, images), prompts_of(kind, ids[2:], images[2:])
-    actual = np.asarray(logits(model, together))[2]
-    assert rel_max_error(actual[together.key_mask[2]], logits(model, alone)[0]) < 1e-5
+    actual = np.asarray(logits(model, together))[2][together.key_mask[2]]
+    assert rel_max_error(actual, logits(model, alone)[0]) < 1e-5  # measured: 5e-7
 
 
 def test_text_alone_is_read_by_the_language_model_alone():

@@ -7,15 +7,15 @@ import pytest
 import tokenizers
 from PIL import Image
 
+from models import registry
 from models.chat import load_chat
 from models.preprocessor import Preprocessor
 from models.prompts import Video, look, make_prompts
 from models.tiles import END
-from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
+from tests.models.tiny_llava import IMAGE, KINDS, SIDE, VIDEO, config_of
 
 ONES = (1.0, 1.0, 1.0)
 PREPROCESSOR = Preprocessor((SIDE, SIDE), None, (0.5, 0.5, 0.5), ONES, fit="fill")
-KINDS = pytest.mark.parametrize("kind", ["1.5", "next", "interleave", "onevision"])
 
 
 def plain(height, width, level=255):
@@ -61,7 +61,7 @@ def test_one_of_several_images_is_put_into_a_square_of_the_mean_colour():
     assert len(again) > 1  # which tiles each
 
 
-@KINDS
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_image_token_becomes_as_many_as_are_packed(kind):
     config = config_of(kind)
     images = [[plain(20, 47), plain(60, 30)], [], [plain(100, 30)]]
@@ -114,6 +114,23 @@ def test_frames_of_a_video_are_halved_and_end_once():
     _, beside = look(plain(20, 47), config, PREPROCESSOR)  # which is the only image
     assert np.sum(prompts.tokens == VIDEO) == 13
     assert np.sum(prompts.tokens == IMAGE) == len(beside.index)
+
+
+def test_a_model_that_keeps_all_tiles_takes_videos_too():
+    """Its images' tokens are features, its videos' between four each."""
+    config = registry.override(config_of("next"), {"video_token_id": VIDEO})
+    video, image = Video((plain(20, 47), plain(30, 30))), plain(20, 47)
+    options = dict(config=config, preprocessor=PREPROCESSOR)
+    both = make_prompts([[3, VIDEO, IMAGE], [3, IMAGE]], [[video, image], [image]], **options)
+    assert both.index.shape == (*both.tokens.shape, 4) == both.weight.shape
+    alone = prompts_of("next", [[3, IMAGE]], [[image]])  # of a model without videos
+    real = both.key_mask[1]
+    behind = (len(both.tiles) - len(alone.tiles)) * config.num_features
+    index = np.where(
+        alone.index[0] == END, END, alone.index[0] + behind * alone.weight[0].astype(int)
+    )
+    np.testing.assert_array_equal(both.index[1, real, :1], index)
+    np.testing.assert_array_equal(both.weight[1, real], alone.weight[0] * [1, 0, 0, 0])
 
 
 def test_a_dialogue_with_images_has_a_token_for_each(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from convert.originals import prepare_libraries
 from models.preprocessing import load_preprocessor
 from models.prompts import Video, make_prompts
 from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
@@ -13,12 +12,6 @@ from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
 pytestmark = pytest.mark.reference
 LEVEL = 1 / 255
 SIZES = ((28, 28), (30, 31), (20, 47), (47, 20), (100, 33), (33, 100), (13, 90), (61, 60), (5, 5))
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_libraries()
-    return pytest.importorskip("transformers")
 
 
 def tokenizer(transformers):

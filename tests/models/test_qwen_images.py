@@ -118,6 +118,7 @@ def test_the_published_file_is_read(tmp_path):
     [
         ("temporal_patch_size", 1),
         ("size", {"shortest_edge": 3.5, "longest_edge": 4}),
+        ("size", 224),
         ("size", {"height": 3, "width": 4}),
         ("patch_size", "16"),
         ("merge_size", None),

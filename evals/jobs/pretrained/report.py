@@ -2,11 +2,10 @@
 
 import json
 import pathlib
-import re
 
 import numpy as np
 
-from evals.jobs.arms import METHOD_NAMES, described, strength
+from evals.jobs.arms import METHOD_NAMES, described, strength, without_seed
 from evals.jobs.pretrained.job import compare_attentions
 from evals.jobs.pretrained.pareto import draw_pareto
 from evals.jobs.pretrained.pictures import draw_pictures
@@ -64,7 +63,7 @@ def table_rows(results) -> list[dict]:
         (speed,) = (point for point in points if point["task"] == "speed")
         groups = {}
         for arm in speed["images_per_second"]:
-            groups.setdefault(re.sub("-seed.*", "", arm), []).append(arm)
+            groups.setdefault(without_seed(arm), []).append(arm)
         for name, arms in groups.items():
             row = {"px": size, "tokens": results["num_tokens"][str(size)], **described(name)}
             errors = [p for p in points if p["task"] == "errors" and p["arm"] in arms]

@@ -199,6 +199,8 @@ def check_settings(config) -> None:
     if jax.process_count() > 1:
         raise ValueError("vqa.py runs in one process: start it on one host")
     check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
+    if config.repeats < 0:
+        raise ValueError(f"--config.repeats must be at least 0, got {config.repeats}")
     for name in _CHOICES:
         group, field = name.split(".")
         check_choice(config[group][field], name)

@@ -2,10 +2,10 @@
 
 import json
 import pathlib
-import re
 
 import numpy as np
 
+from evals.jobs.arms import without_seed
 from evals.jobs.tables import csv_text, headline, markdown_table
 from evals.jobs.vqa.job import answer_questions
 from evals.running.workdir import write_atomically
@@ -47,7 +47,7 @@ def table_rows(results) -> list[dict]:
     rows, groups = [], {}
     for point in results["points"]:
         if point is not speed:
-            groups.setdefault(re.sub("-seed.*", "", point["arm"]), []).append(point)
+            groups.setdefault(without_seed(point["arm"]), []).append(point)
     for points in groups.values():
         told, names = results["arms"][points[0]["arm"]], [point["arm"] for point in points]
         row = {"attention": told["label"], "S": told["strength"]}

@@ -211,6 +211,7 @@ def test_arms_of_a_config(config):
         ("model", "", "there is no embedded model that answers questions; give a converted LLaVA"),
         ("questions", None, r"--config\.questions is missing"),
         ("batch_size", 0, r"--config\.batch_size must be at least 1, got 0"),
+        ("repeats", -1, r"--config\.repeats must be at least 0, got -1"),
         ("dropping.kept", (), r"--config\.dropping\.kept must be some values, all different"),
         ("landmark_cache.num_landmarks", (4, 4), "must be some values, all different"),
     ],

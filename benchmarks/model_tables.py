@@ -1,0 +1,145 @@
+"""The pages' tables of whole models, from the rows of result files.
+
+What a file does not have is left empty. `python -m benchmarks.tables` prints them.
+"""
+
+from benchmarks.cells import milliseconds, ratio, spread
+from evals.jobs.tables import markdown_table
+
+_LANGUAGE = {  # columns of results/language_cost.csv, their headings and decimals
+    "attention_percent": ("attention, % of prefill", 1),
+    "most_prefill_speedup": ("prefill at most times faster", 2),
+    "weights_gb": ("weights, GB", 1),
+    "cache_gb": ("cache, GB", 2),
+    "cache_percent": ("cache, % of what a token reads", 1),
+    "landmark_cache_gb": ("with landmarks, GB", 2),
+    "times_fewer_bytes": ("times less to read", 2),
+}
+_FASTER = ("FNA", "centroid", "centroid, all blocks", "token merging")  # of results/models.csv
+_PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
+_PAIR += ("ms", "times exact", "by counting")
+
+
+def models(rows) -> str:
+    """Times faster than exact, and in brackets by counting: a line for each model and size."""
+    lines = []
+    for size, found in _of_sizes(rows):
+        torch = ratio(found.get("exact, Hugging Face", {}).get("speedup"), 2)
+        cells = [milliseconds(found["exact"].get("median_ms")), _share(found.get("no attention"))]
+        lines.append([*size, *cells, torch, *(_gain(found.get(arm)) for arm in _FASTER)])
+    headings = ["model", "tokens", "exact, ms", "of that attention", "exact, PyTorch"]
+    return markdown_table([*headings, *_FASTER], lines)
+
+
+def models_memory(rows) -> str:
+    """Peak memory of whole models by the compiler's account: a line for each model and size."""
+    arms = ["exact", *_FASTER]
+    lines = [
+        [*size, *(milliseconds(found[arm]["compiled_mb"]) for arm in arms)]
+        for size, found in _of_sizes(row for row in rows if row.get("compiled_mb"))
+    ]
+    return markdown_table(["model", "tokens", *(f"{arm}, MB" for arm in arms)], lines)
+
+
+def gpu_towers(rows) -> str:
+    """Milliseconds of whole towers on a GPU: a line for each arm."""
+    lines = [
+        [f"{row['model']}, {row['pixels']} px, {row['dtype']}: {row['arm']}"]
+        + [milliseconds(row["median_ms"]), ratio(row["times_exact"], 2)]
+        + [ratio(row.get("counted_times_exact"), 2), milliseconds(row.get("temporary_mb"))]
+        for row in rows
+        if row["part"] == "tower"
+    ]
+    columns = ["model", "ms", "times faster than exact", "by counting", "temporary MB"]
+    return markdown_table(columns, lines)
+
+
+def qwen_tower(rows) -> str:
+    """What Qwen3-VL's tower takes at each size, by counting and compiling: a line for each."""
+    arms = ("exact", "FNA", "centroid", "centroid, near field")
+    by_size = {}
+    for row in rows:
+        by_size.setdefault(int(row["patches"]), {})[row["arm"]] = row
+    lines = []
+    for patches, of_arms in by_size.items():
+        if not of_arms.keys() >= set(arms):
+            continue  # of a run that was cut off
+        exact = of_arms["exact"]
+        largest = max(float(of_arms[arm]["block_temporaries_mb"]) for arm in arms)
+        cells = [f"{patches:,}", ratio(exact["gmacs"], 0)]
+        cells.append(ratio(100 * float(exact["attention_share"]), 0))
+        cells += [ratio(of_arms[arm]["times_less"], 2) for arm in arms[1:]]
+        lines.append([*cells, ratio(largest / 1e3, 2), ratio(exact["matrix_gb"], 2)])
+    heading = ["patches", "exact, GMAC", "attention's share, %"]
+    heading += [f"{arm}, times less" for arm in arms[1:]]
+    return markdown_table([*heading, "temporaries, at most GB", "one matrix, GB"], lines)
+
+
+def language_cost(rows) -> str:
+    """Where a language model's time goes: a line for each model and number of tokens."""
+    lines = [
+        [row["model"], f"{int(row['tokens']):,}"]
+        + [ratio(row[column], digits) for column, (_, digits) in _LANGUAGE.items()]
+        for row in rows
+    ]
+    headings = [heading for heading, _ in _LANGUAGE.values()]
+    return markdown_table(["language model of", "tokens", *headings], lines)
+
+
+def recommended(rows) -> str:
+    """What was chosen on some photographs for each ceiling of the error, shown on others."""
+    lines = [
+        [f"{int(row['tokens']):,}", row["below"], *_of_pair(row)]
+        for row in rows
+        if row["half"] == "report"
+    ]
+    return markdown_table(["tokens", "chosen for an error of", *_PAIR], lines)
+
+
+def candidates(rows) -> str:
+    """What that was chosen among: attentions in one half of the blocks."""
+    lines = [[f"{int(row['tokens']):,}", *_of_pair(row)] for row in rows if row["half"] == "choose"]
+    return markdown_table(["tokens", *_PAIR], lines)
+
+
+def waterfall(rows) -> str:
+    """What each step does to a real model's time and output."""
+    lines = []
+    for row in rows:
+        errors = [spread(row, field) for field in ("class_token_error", "patch_error")]
+        times = [ratio(row[column], 2) for column in ("times_before", "times_first")]
+        cells = [row["blocks"], *errors, milliseconds(row["median_ms"]), *times]
+        lines.append([row["step"], *cells])
+    headings = ["step", "blocks", "class token error", "patch error", "ms"]
+    return markdown_table([*headings, "times the step before", "times the first"], lines)
+
+
+def _of_sizes(rows):
+    """Of results/models.csv each model and size as cells, and its rows by arm."""
+    found = {}
+    for row in rows:
+        size = f"{row['model']}, {row['pixels']} px", f"{int(row['tokens']):,}"
+        found.setdefault(size, {})[row["arm"]] = row
+    return found.items()
+
+
+def _gain(row):
+    """Times faster than exact, and in brackets by counting; that alone where nothing ran."""
+    if row is None:
+        return ""
+    return f"{ratio(row.get('speedup'), 2)} ({ratio(row['counted_speedup'], 2)})".strip()
+
+
+def _share(row):
+    """Attention's, by the time without it, and in brackets by counting."""
+    if row is None:
+        return ""
+    gains = [row[column] for column in ("speedup", "counted_speedup") if row.get(column)]
+    *measured, counted = (f"{100 - 100 / float(gain):.0f} %" for gain in gains)
+    return " ".join([*measured, f"({counted})"])
+
+
+def _of_pair(row):
+    errors = [spread(row, field) for field in ("class_token_error", "patch_error")]
+    speeds = [ratio(row[field], 2) for field in ("speedup", "counted_speedup")]
+    return [row["first"], row["second"], *errors, milliseconds(row["median_ms"]), *speeds]
