@@ -89,7 +89,7 @@ def _lines(report: Report):
     yield f"family      {report.layout}"
     yield f"mapped      {report.num_mapped} tensors"
     for why in dict.fromkeys(report.ignored.values()):
-        names = [name for name, reason in report.ignored.items() if reason == why]
+        names = [_plain(name) for name, reason in report.ignored.items() if reason == why]
         yield f"ignored     {_first(names, 2)}: {why}"
     if report.merged:
         yield f"adapter     {report.merged}"
@@ -108,6 +108,11 @@ def _lines(report: Report):
 def _beside(others):
     """What else a file holds, in words."""
     return f", beside {_first(list(map(show, others)), 3)}" if others else ""
+
+
+def _plain(name):
+    """A tensor's name as it is, unless it is long or a terminal would obey it."""
+    return name if name.isprintable() and len(name) < 300 else show(name)
 
 
 def _first(names, most):

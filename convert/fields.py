@@ -8,7 +8,7 @@ from models.configs import ACTIVATIONS, EncoderConfig
 # A file may claim anything. No model exists beyond these; larger sizes would overflow in the
 # arithmetic of shapes, and every block of a model takes its time to build.
 _LARGEST_SIZE = 2**20
-_LARGEST_DEPTH = 128
+LARGEST_DEPTH = 128
 
 # What Hugging Face's configs hold that says nothing of what a vision model computes: training,
 # bookkeeping, outputs asked for, the choice of feature maps by which detectors use a backbone, and
@@ -87,7 +87,7 @@ class Fields:
 
     def depth(self, field) -> int:
         """A number of blocks, from 1 to 128."""
-        return self.integer(field, least=1, most=_LARGEST_DEPTH)
+        return self.integer(field, least=1, most=LARGEST_DEPTH)
 
     def integer(self, field, *, least=0, most=2**31 - 1) -> int:
         """An integer in `least..most`, by default what an int32 token id can be."""

@@ -6,7 +6,7 @@ import re
 
 from convert import clip, siglip
 from convert.errors import ConversionError, show
-from convert.fields import Fields
+from convert.fields import LARGEST_DEPTH, Fields
 from convert.hf_decoder import decoder_table, parse_decoder
 from convert.layout import Layout, Parsed, Source, of_model_type
 from convert.rows import HF_CLIP_BLOCK, block_rows
@@ -72,7 +72,6 @@ _TOWERS = {
     "clip_vision_model": ("clip", clip.VISION_DEFAULTS),
     "siglip_vision_model": ("siglip", siglip.VISION_DEFAULTS),
 }
-_DEEPEST = 128  # blocks of a tower, as in convert.fields
 
 _EMBEDDINGS = (
     ("embeddings.patch_embedding.weight", "patch_embedding.conv.kernel", CONVOLUTION),
@@ -135,7 +134,7 @@ def _unread(vision, source):
         names += [source + name.removeprefix("vision_model.") for name in siglip.POOLING_TENSORS]
     names += [
         f"{source}encoder.layers.{i}.{name}"
-        for i in range(vision.encoder.depth, _DEEPEST)
+        for i in range(vision.encoder.depth, LARGEST_DEPTH)
         for name, *_ in HF_CLIP_BLOCK
     ]
     buffer = f"{source}embeddings.position_ids"

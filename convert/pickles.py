@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping
 
 Builder = Callable[..., typing.Any]
+_MOST_ARGUMENTS = 64  # of a call; what is taken apart again and again would take no end of time
 
 
 class Refused(Exception):
@@ -27,6 +28,12 @@ class Global:
     def __repr__(self):
         return self.name
 
+    def call(self, args):
+        """What is built; raises Refused for anything but the arguments of a function."""
+        if not isinstance(args, tuple) or len(args) > _MOST_ARGUMENTS:
+            raise Refused("damaged: it calls a name with what are no arguments")
+        return self.build(*args)
+
 
 class Inert:
     """Stands for an object of any kind, of which nothing is kept but what it was called."""
@@ -39,14 +46,21 @@ class Inert:
 
 
 def _dictionary(*args):
-    """Of an empty dictionary, pairs, or a default for what is missing, which nobody asks for."""
-    (given,) = args or ((),)
+    """Of an empty dictionary, pairs, or a default for what is missing, which nobody asks for.
+
+    The pairs are taken out of their list: a short file that asks for one list again and again would
+    otherwise fill the memory with copies.
+    """
+    (given,) = args or ([],)
     if isinstance(given, dict):
         return given
-    pairs = given if isinstance(given, list | tuple) else ()
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+    pairs = given if isinstance(given, list) else []
+    are_pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    if isinstance(given, tuple) or not are_pairs:
         raise Refused("damaged: a dictionary of something other than pairs")
-    return {_key(name): value for name, value in pairs}
+    made = {_key(name): value for name, value in pairs}
+    pairs.clear()
+    return made
 
 
 # Kinds of dictionaries, of which configs and state dicts are made.
@@ -243,6 +257,8 @@ class _Machine:
 
     def _stack_global(self, _):
         name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):  # whose text may have no end
+            raise Refused("damaged: it asks for what is no name")
         self._ask_for(f"{module}.{name}")
 
     def _ask_for(self, name):
@@ -255,9 +271,9 @@ class _Machine:
 
     def _reduce(self, _):
         args, called = self.pop(), self.pop()
-        if not isinstance(called, Global) or not isinstance(args, tuple):
+        if not isinstance(called, Global):
             raise Refused("damaged: it calls what is no name")
-        self.stack.append(called.build(*args))
+        self.stack.append(called.call(args))
 
     _newobj = _reduce
 

@@ -3,7 +3,7 @@
 import math
 
 from convert.errors import ConversionError, show
-from convert.fields import Fields
+from convert.fields import LARGEST_DEPTH, Fields
 from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import TIMM_NORMS_AND_ATTENTION, block_rows
 from convert.table import LINEAR, SAME, Row, Table, Transform
@@ -63,7 +63,6 @@ _REST = (
     *((f"merger.{name}", f"merger.{leaf}", how) for name, leaf, how in _MERGER),
 )
 # Of the language model, whose depth is nothing that the tower knows.
-_DEEPEST = 128
 _LANGUAGE_BLOCK = (
     *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
     *(f"self_attn.{name}_norm.weight" for name in "qk"),
@@ -92,7 +91,7 @@ def _language_model(prefix):
     names = [f"{prefix}language_model.{name}.weight" for name in ("embed_tokens", "norm")]
     names += [
         f"{prefix}language_model.layers.{i}.{name}"
-        for i in range(_DEEPEST)
+        for i in range(LARGEST_DEPTH)
         for name in _LANGUAGE_BLOCK
     ]
     return dict.fromkeys([*names, "lm_head.weight"], "of the language model: the tower is read")

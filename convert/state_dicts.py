@@ -10,6 +10,8 @@ from convert.tensors import Tensor
 
 _MOST = 10  # state dicts listed in one message
 _DEEPEST = 3  # names of dictionaries inside each other, as in checkpoint["model"]["state_dict"]
+_LONGEST = 1000  # letters of such a name: each dictionary inside has them in front of its own
+_MOST_WRAPPERS = 8  # around each other
 
 # What stands before all names of a model that something wraps: data parallelism, peft, Lightning,
 # averages, and what self-supervised training calls a network and its average.
@@ -91,7 +93,7 @@ def find_state_dicts(file, value) -> StateDicts:
             dicts[".".join(path)] = tensors
         if len(path) < _DEEPEST:
             for name, x in inside.items():
-                if isinstance(name, str):
+                if isinstance(name, str) and len(name) <= _LONGEST:
                     look(x, (*path, name))
 
     look(value, ())
@@ -119,7 +121,7 @@ def choose(found: StateDicts, fits: Callable[[Mapping], bool], file, wanted=None
     Raises:
       ConversionError: none or several; the message lists them.
     """
-    views = [view for place in found.dicts for view in _fitting(_views(found, place), fits)]
+    views = [view for place in found.dicts for view in _fitting(found, place, fits)]
     if wanted is not None:
         return _wanted(views or [_whole(found, place) for place in found.dicts], file, wanted)
     if len(views) == 1:
@@ -138,14 +140,31 @@ def choose(found: StateDicts, fits: Callable[[Mapping], bool], file, wanted=None
     )
 
 
-def _fitting(views, fits):
-    """Those that fit; of prefixes of which one begins with the other, the shorter."""
-    fitting = []
-    for view in sorted(views, key=lambda view: len(view.prefix)):
-        taken = any(view.prefix.startswith(other.prefix) for other in fitting)
-        if not taken and fits(view.tensors):
-            fitting.append(view)
-    return fitting
+def _fitting(found, place, fits):
+    """A state dict without any of the prefixes that some of its names have, where that fits.
+
+    Of prefixes of which one begins with the other it is the shorter.
+    """
+    tensors, wrappers = _unwrapped(found.dicts[place])
+    under = {}  # tensors by prefix
+    for name, tensor in tensors.items():
+        for prefix in _prefixes(name):
+            under.setdefault(prefix, {})[name.removeprefix(prefix)] = tensor
+    fitting = {}
+    for prefix in sorted(under, key=len):
+        view, in_chunks = _unchunked(under[prefix])
+        if fitting.keys().isdisjoint(_prefixes(prefix)) and fits(view):
+            left_out = tuple(name for name in tensors if not name.startswith(prefix))
+            others = _others(found, place)
+            fitting[prefix] = View(view, place, prefix, wrappers, in_chunks, left_out, others)
+    return fitting.values()
+
+
+def _unchunked(tensors):
+    """Tensors without the numbers of chunks, and whether their names had any."""
+    names = {_CHUNKED.sub("blocks.", name, count=1): x for name, x in tensors.items()}
+    in_chunks = names.keys() != tensors.keys() and len(names) == len(tensors)
+    return (names if in_chunks else tensors), in_chunks
 
 
 def _wanted(views, file, wanted):
@@ -174,25 +193,11 @@ def _others(found, place):
     return (*dicts, *found.others)
 
 
-def _views(found, place):
-    """A state dict without any of the prefixes that some of its names have."""
-    tensors, wrappers = _unwrapped(found.dicts[place])
-    for prefix in dict.fromkeys(prefix for name in tensors for prefix in _prefixes(name)):
-        inside = {name: x for name, x in tensors.items() if name.startswith(prefix)}
-        left_out = tuple(name for name in tensors if name not in inside)
-        inside = {name.removeprefix(prefix): x for name, x in inside.items()}
-        unchunked = {_CHUNKED.sub("blocks.", name, count=1): x for name, x in inside.items()}
-        in_chunks = unchunked.keys() != inside.keys() and len(unchunked) == len(inside)
-        view = unchunked if in_chunks else inside
-        others = _others(found, place)
-        yield View(view, place, prefix, wrappers, in_chunks, left_out, others)
-
-
 def _prefixes(name):
     """Those of a name that are made of wrappers' names, the empty one first."""
     prefix = ""
     yield prefix
-    for segment in name.split(".")[:-1]:
+    for segment in name.split(".", _MOST_WRAPPERS)[:-1]:
         if segment not in _WRAPPERS:
             return
         prefix += f"{segment}."

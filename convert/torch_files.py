@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import struct
+import sys
 import typing
 import zipfile
 
@@ -23,6 +24,7 @@ from convert.tensors import Tensor
 
 _MEMBER = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
+_MOST_AXES = 64  # of an array of numpy
 _STORAGES = {  # dtypes by what torch calls storages of them
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -48,7 +50,7 @@ _NO_TENSORS = """
 _WITHOUT_TENSORS = {
     **DATA,
     **{f"torch.{name}": inert(f"torch.{name}") for name in (*_STORAGES, *_DTYPES, *_NO_TENSORS)},
-    "torch.Size": lambda sizes=(): tuple(sizes),
+    "torch.Size": lambda sizes=(): sizes,
 }
 
 
@@ -135,6 +137,7 @@ class _Contents:
             NotImplementedError,
             ValueError,
             OSError,
+            EOFError,
             struct.error,
         ) as error:
             raise Refused(f"damaged ({one_line(error)[:100]})") from None
@@ -179,13 +182,13 @@ class _Contents:
             "torch._utils._rebuild_tensor_v3": lambda *args: self._tensor(*args[:4], dtype=args[6]),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
             "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-            "torch._tensor._rebuild_from_type_v2": lambda called, kind, args, state: called.build(
-                *args
-            ),
+            "torch._tensor._rebuild_from_type_v2": self._of_subclass,
         }
 
     def _storage(self, reference):
         """Of ("storage", type, key, device, count), to which older files add None."""
+        if not isinstance(reference, tuple) or len(reference) > 6:
+            raise Refused("damaged: a storage that is none")
         word, kind, key, _, count, *view = reference
         name = kind.name.rpartition(".")[2]
         if word != "storage" or not isinstance(key, str) or not _are_counts((count,)):
@@ -198,13 +201,22 @@ class _Contents:
         self.storages.add(storage)
         return storage
 
+    def _of_subclass(self, called, _kind, args, _state):
+        """Of a function that rebuilds a plain tensor, and what would make another of it."""
+        if called.build == self._of_subclass:
+            raise Refused("damaged: a function that calls itself")
+        return called.call(args)
+
     def _tensor(self, storage, offset, shape, strides, *_, dtype=None):
         """Of the arguments of torch's functions that rebuild one."""
         name = storage.dtype if dtype is None else dtype.name.removeprefix("torch.")
-        if name not in _DTYPES or not _are_counts((offset, *shape, *strides)):
+        axes = max(len(shape), len(strides))
+        if name not in _DTYPES or axes > _MOST_AXES or not _are_counts((offset, *shape, *strides)):
             raise Refused("damaged: a tensor that is none")
         view = _View(storage, name, offset, tuple(shape), tuple(strides))
         itemsize = _dtype(name).itemsize
+        if math.prod(n or 1 for n in shape) * itemsize > sys.maxsize:  # numpy has none so large
+            raise Refused("damaged: a tensor that is none")
         if len(shape) != len(strides) or (offset + view.span) * itemsize > storage.size:
             raise Refused("damaged: a tensor beyond what is stored")
         if math.prod(shape) * itemsize > storage.size:
@@ -217,6 +229,8 @@ class _Contents:
         start, _ = self.places[view.storage.key]
         start += view.offset * dtype.itemsize
         span = np.fromfile(self.file, dtype, view.span, offset=start)
+        if span.size < view.span:  # of which as_strided would give what lies behind in memory
+            raise refusal(self.file, "it ends before its numbers do, and did not when opened")
         strides = [step * dtype.itemsize for step in view.strides]
         array = np.lib.stride_tricks.as_strided(span, view.shape, strides, writeable=False)
         return np.ascontiguousarray(array).reshape(view.shape)

@@ -6,6 +6,10 @@ import struct
 import zipfile
 
 import numpy as np
+import pytest
+
+from convert.errors import ConversionError
+from convert.files import open_tensors
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
@@ -95,6 +99,16 @@ def tensor(array, storage=None, shape=None, strides=None, offset=0):
     hooks = Call(Name("collections", "OrderedDict"))
     args = (array if storage is None else storage, offset, tuple(shape), strides, False, hooks)
     return Call(Name("torch._utils", "_rebuild_tensor_v2"), args)
+
+
+def refusal(file):
+    """The one line in which a file is refused."""
+    with pytest.raises(ConversionError) as error:
+        for tensor in open_tensors(file).values():
+            tensor.read()
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and len(message) < 1000
+    return message
 
 
 def _with_references(value, storages, rest=()):

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import safetensors.numpy
+from flax import nnx
 
 ZOO = pathlib.Path(__file__).parent / "references" / "zoo"
 CASES = sorted(folder.name for folder in ZOO.iterdir())
@@ -75,6 +76,14 @@ def original_dinov2(case) -> dict[str, np.ndarray]:
         parts = [arrays.pop(name.replace("query", x)) for x in ("query", "key", "value")]
         arrays[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
     return arrays
+
+
+def assert_same_leaves(model, other, rtol=0):
+    """That two models have leaves by the same paths, with the same numbers."""
+    leaves, others = (dict(nnx.to_flat_state(nnx.state(x))) for x in (model, other))
+    assert leaves.keys() == others.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_allclose(leaf[...], others[path][...], rtol, err_msg=str(path))
 
 
 def expected(case) -> dict[str, np.ndarray]:

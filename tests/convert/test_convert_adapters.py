@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 import convert
 import models
@@ -55,13 +54,6 @@ def product(tensors, name, scale):
     return np.float32(scale) * (b @ a)
 
 
-def assert_same_leaves(model, other):
-    leaves, others = (dict(nnx.to_flat_state(nnx.state(x, nnx.Param))) for x in (model, other))
-    assert leaves.keys() == others.keys()
-    for path, leaf in leaves.items():
-        np.testing.assert_allclose(leaf[...], others[path][...], rtol=1e-6, err_msg=str(path))
-
-
 LAYERS = {  # of each layout some linear layers: fused ones, and those of a classifier
     "dinov2_hf": ["encoder.layer.0.attention.attention.query", "encoder.layer.1.mlp.fc2"],
     "dinov2_registers_hf": [
@@ -92,7 +84,7 @@ def test_the_merged_weights_are_w_plus_s_b_a(base, tmp_path, case):
         tensors[f"{name}.weight"] += product(lora, name, 6 / 4)
     (file,) = folder.glob("*.safetensors")
     safetensors.numpy.save_file(tensors, file)
-    assert_same_leaves(merged, convert.load_pretrained(folder))
+    zoo.assert_same_leaves(merged, convert.load_pretrained(folder), rtol=1e-6)
 
 
 QUERY = "encoder.layer.0.attention.attention.query"

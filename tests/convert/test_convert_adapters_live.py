@@ -56,9 +56,9 @@ def test_a_merged_model_computes_what_pefts_does(peft, tmp_path, settings, safe)
     actual = np.asarray(ours.classify(images))
     without = np.asarray(convert.load_pretrained(folder).classify(images))
     scale = np.max(np.abs(expected))
-    assert np.max(np.abs(actual - expected)) < 1e-5 * scale  # measured: 1e-6
-    assert np.max(np.abs(actual - merged)) < 1e-5 * scale
-    assert np.max(np.abs(without - expected)) > 1e-2 * scale
+    assert np.max(np.abs(actual - expected)) < 1e-5 * scale  # measured: 1.6e-7 to 3.9e-7
+    assert np.max(np.abs(actual - merged)) < 1e-5 * scale  # measured: 2.3e-7 to 4.0e-7
+    assert np.max(np.abs(without - expected)) > 1e-2 * scale  # measured: 0.07 to 0.31
 
 
 def test_a_fused_layer_of_timm_is_merged_as_peft_does(peft, tmp_path):
@@ -79,4 +79,4 @@ def test_a_fused_layer_of_timm_is_merged_as_peft_does(peft, tmp_path):
         expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     ours = convert.load_pretrained(folder, adapter=tmp_path / "adapter")
     error = np.max(np.abs(np.asarray(ours.classify(images)) - expected))
-    assert error < 1e-5 * np.max(np.abs(expected))  # measured: 1e-6
+    assert error < 1e-5 * np.max(np.abs(expected))  # measured: 3.2e-7

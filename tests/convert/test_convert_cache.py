@@ -4,15 +4,13 @@ import json
 import pathlib
 import shutil
 
-import jax
-import numpy as np
 import pytest
 import tiny_clip
-from flax import nnx
 
 import convert
 import models
 from convert import sources
+from tests import zoo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_ID = "owner/model"
@@ -45,8 +43,7 @@ def cached(tmp_path):
 
 def assert_equal(model, other):
     assert model.config == other.config
-    for a, b in zip(*(jax.tree.leaves(nnx.state(x)) for x in (model, other)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    zoo.assert_same_leaves(model, other)
 
 
 def test_a_model_is_converted_once_and_then_read_offline(hub, tmp_path, capsys):

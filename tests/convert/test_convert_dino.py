@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 import convert
 from convert.errors import ConversionError
@@ -35,13 +34,6 @@ def newest(case):
     return tensors
 
 
-def assert_same_leaves(model, other):
-    leaves, others = (dict(nnx.to_flat_state(nnx.state(x, nnx.Param))) for x in (model, other))
-    assert leaves.keys() == others.keys()
-    for path, leaf in leaves.items():
-        np.testing.assert_array_equal(leaf[...], others[path][...], err_msg=str(path))
-
-
 @CASES
 def test_the_authors_files_are_read_without_a_config(case, tmp_path):
     safetensors.numpy.save_file(zoo.original_dinov2(case), tmp_path / "dinov2.safetensors")
@@ -53,7 +45,7 @@ def test_the_authors_files_are_read_without_a_config(case, tmp_path):
     assert str(report.layout) == "dinov2 (original)" and report.ignored.keys() == {"mask_token"}
     if published.config.num_classes:
         del published.head
-    assert_same_leaves(model, published)
+    zoo.assert_same_leaves(model, published)
 
 
 @CASES
@@ -61,7 +53,7 @@ def test_the_names_of_transformers_5_are_read(case, tmp_path):
     published = convert.load_pretrained(zoo.write(case, tmp_path / "hf"))
     folder = zoo.write(case, tmp_path / "newest")
     safetensors.numpy.save_file(newest(case), folder / "model.safetensors")
-    assert_same_leaves(convert.load_pretrained(folder), published)
+    zoo.assert_same_leaves(convert.load_pretrained(folder), published)
 
 
 def test_a_mixture_of_names_is_refused(tmp_path):
@@ -103,7 +95,7 @@ def test_the_prefix_that_transformers_5_uses_for_dinov3_is_read(tmp_path):
     folder = zoo.write("dinov3_hf", tmp_path / "newest")
     tensors = {re.sub("^layer", "model.layer", k): v for k, v in zoo.tensors("dinov3_hf").items()}
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    assert_same_leaves(convert.load_pretrained(folder), published)
+    zoo.assert_same_leaves(convert.load_pretrained(folder), published)
 
 
 BIASES = pytest.mark.parametrize("biases", ["", "q", "k", "v", "qk", "qv", "kv", "qkv"])

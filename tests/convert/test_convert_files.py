@@ -5,20 +5,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from convert.errors import ConversionError
 from convert.files import open_tensors
 from tests import pickled
+from tests.pickled import refusal
 
 FLOATS = np.arange(24, dtype=np.float32)
-
-
-def refusal(file):
-    """The one line in which a file is refused."""
-    with pytest.raises(ConversionError) as error:
-        open_tensors(file)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1 and len(message) < 1000
-    return message
 
 
 @pytest.mark.parametrize(

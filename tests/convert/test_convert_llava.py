@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 import convert
 from convert import llava, siglip
@@ -65,14 +64,11 @@ def parsed(case, **changes):
 def test_every_spelling_of_the_names_is_read(tmp_path, case, spelling):
     renamed = zoo.renamed(zoo.tensors(case), SPELLINGS[spelling])
     assert renamed.keys() != zoo.tensors(case).keys()
-    models = [
+    model, other = (
         convert.load_pretrained(write(tmp_path / name, case, tensors))
         for name, tensors in (("renamed", renamed), ("as it is", None))
-    ]
-    leaves, others = (dict(nnx.to_flat_state(nnx.state(model))) for model in models)
-    assert leaves.keys() == others.keys()
-    for path, leaf in leaves.items():
-        np.testing.assert_array_equal(leaf[...], others[path][...], err_msg=str(path))
+    )
+    zoo.assert_same_leaves(model, other)
 
 
 @pytest.mark.parametrize("case, count", [("llava_hf", 18), ("llava_onevision_hf", 13)])

@@ -13,24 +13,13 @@ import numpy as np
 import pytest
 import tiny_clip
 
-from convert.errors import ConversionError
 from convert.files import open_state_dicts, open_tensors
 from convert.loading import convert_checkpoint
 from tests import pickled
-from tests.pickled import Call, Name, Reference
+from tests.pickled import Call, Name, Reference, refusal
 
 WRITERS = pytest.mark.parametrize("write", [pickled.write_archive, pickled.write_legacy])
 FLOATS = np.arange(24, dtype=np.float32)
-
-
-def refusal(file):
-    """The one line in which a file is refused."""
-    with pytest.raises(ConversionError) as error:
-        for tensor in open_tensors(file).values():
-            tensor.read()
-    message = str(error.value)
-    assert len(message.splitlines()) == 1 and len(message) < 1000
-    return message
 
 
 @WRITERS

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 from convert.loading import convert_checkpoint
 from tests import zoo
@@ -16,10 +15,6 @@ WHOLE = "qwen3_vl_hf"
 @pytest.fixture
 def folder(tmp_path):
     return zoo.write(WHOLE, tmp_path / "source")
-
-
-def leaves(model):
-    return {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
 def change(folder, *, vision=None, **whole):
@@ -52,8 +47,7 @@ def test_the_tower_is_the_same_in_files_of_all_kinds(folder, names):
     safetensors.numpy.save_file(zoo.renamed(tensors, names), file)
     model, report = convert_checkpoint(folder)
     assert model.config == expected.config and not report.unknown_fields
-    for path, leaf in leaves(expected).items():
-        np.testing.assert_array_equal(leaves(model)[path], leaf)
+    zoo.assert_same_leaves(model, expected)
 
 
 def test_the_wavelengths_are_read_from_old_and_new_files(folder):

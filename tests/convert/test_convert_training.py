@@ -5,11 +5,9 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 import models
 from convert.__main__ import main
@@ -37,7 +35,7 @@ def average(tensors):
 
 
 def read(file, **given):
-    """The checkpoint, after its tensors were compared with none."""
+    """The checkpoint, as it is before any model is made of it."""
     return read_checkpoint(file, given=Given(**given))
 
 
@@ -120,7 +118,7 @@ def test_the_report_says_what_was_taken_and_what_was_left(tmp_path, tensors, ave
         "ignored     dino_head.last_layer.weight_v, ibot_head.last_layer.weight_v: "
         "not under backbone., which was read"
     ) in lines
-    assert_same_leaves(models.load(tmp_path / "out"), convert_plain(tensors, tmp_path))
+    zoo.assert_same_leaves(models.load(tmp_path / "out"), convert_plain(tensors, tmp_path))
 
 
 def convert_plain(tensors, folder):
@@ -129,12 +127,6 @@ def convert_plain(tensors, folder):
     model, report = convert_checkpoint(folder / "plain.safetensors")
     assert report.view == View(report.view.tensors)  # nothing was taken off or left out
     return model
-
-
-def assert_same_leaves(model, other):
-    leaves, others = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (model, other))
-    for leaf, expected in zip(leaves, others, strict=True):
-        np.testing.assert_array_equal(leaf, expected)
 
 
 PREFIXES = [
@@ -287,7 +279,7 @@ def test_what_training_left_is_verified_as_what_it_holds(tmp_path):
     given = Given(weights="state_dict_ema", config=folder / "config.json")
     assert max(comparison.error for comparison in verify(file, given=given)) < BOUND / 10
     model = convert_checkpoint(file, given=given)[0]
-    assert_same_leaves(model, convert_checkpoint(folder)[0])
+    zoo.assert_same_leaves(model, convert_checkpoint(folder)[0])
 
 
 HF_CASES = [x for x in zoo.CASES if "_hf" in x and x.startswith(("clip", "dino", "siglip", "vit"))]
@@ -309,4 +301,4 @@ def test_state_dicts_of_transformers_are_read_as_they_are_in_memory(tmp_path, ca
     found, report = convert_checkpoint(tmp_path / "last.ckpt", given=given)
     expected = convert_checkpoint(folder)[0]
     assert (report.view.prefix, report.view.place) == ("net.", "state_dict")
-    assert_same_leaves(found, expected)
+    zoo.assert_same_leaves(found, expected)

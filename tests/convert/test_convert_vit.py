@@ -4,11 +4,9 @@ import inspect
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 from convert import hf_vit, timm_vit
 from convert.errors import ConversionError
@@ -93,9 +91,7 @@ def test_the_names_that_transformers_5_has_in_memory_are_read(case, tmp_path):
     safetensors.numpy.save_file(renamed, folder / "model.safetensors")
     model, report = convert_checkpoint(folder)
     assert all(name.startswith(("decoder", "vit.pooler", "pooler")) for name in report.ignored)
-    leaves, expected = (jax.tree.leaves(nnx.state(x, nnx.Param)) for x in (model, published))
-    for leaf, other in zip(leaves, expected, strict=True):
-        np.testing.assert_array_equal(leaf, other)
+    zoo.assert_same_leaves(model, published)
 
 
 def test_both_names_of_the_decoder_in_transformers_are_listed():
