@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from convert import npz_original, qwen_original, qwen_vision, timm_vit
 from convert import open_clip as open_clip_layout
-from convert import qwen_original, qwen_vision, timm_vit
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
@@ -64,7 +64,7 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
         raise ConversionError(f"no installed library reads {layout}: nothing to compare with")
     prepare_libraries()
     try:
-        library = importlib.import_module(layout.library)
+        library = importlib.import_module(_READ_BY.get(layout.library, layout.library))
     except ImportError as error:
         raise ConversionError(
             f"{layout.library} cannot be imported ({one_line(error)}): "
@@ -278,7 +278,36 @@ def _run_timm(model, pixels, token_ids):
     return stages
 
 
-_LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}
+def _vision_transformer(timm, source):
+    def run(pixels, token_ids):
+        model = npz_original.open_vit(timm, source, tuple(pixels.shape[2:]))
+        return _run_timm(model, pixels, token_ids)
+
+    return run
+
+
+def _big_vision(timm, source):
+    text = npz_original.open_text_tower(source)
+
+    def run(pixels, token_ids):
+        tower = npz_original.open_image_tower(timm, source, tuple(pixels.shape[2:]))
+        stages = _run_timm(tower, pixels, token_ids)
+        stages["projected"] = stages["pooled"]
+        with recording(text, stages, "text "):
+            stages["text projected"] = text(token_ids).pooler_output
+        return stages
+
+    return run
+
+
+_LIBRARIES = {
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+    "timm": _timm,
+    "vision_transformer": _vision_transformer,
+    "big_vision": _big_vision,
+}
+_READ_BY = {"vision_transformer": "timm", "big_vision": "timm"}  # of JAX's, what reads their files
 
 
 @functools.cache

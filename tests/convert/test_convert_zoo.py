@@ -15,7 +15,13 @@ from tests import zoo
 from tests.conftest import few, rel_max_error
 
 MEASURED = 5e-6  # the largest: 2.6e-6
-TESTED_ELSEWHERE = {"dinov2 (original)"}  # no library reads it: test_convert_dino.py
+TESTED_ELSEWHERE = {
+    "dinov2 (original)",  # no library reads it: test_convert_dino.py
+    *(
+        "vit (vision_transformer)",
+        "siglip (big_vision)",
+    ),  # no library has them: test_convert_npz.py
+}
 
 # What FNA sees of a model, whatever file it came from: the family, and the tokens in front.
 ONE_OF_A_KIND = (
