@@ -13,13 +13,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert import npz_original, qwen_original, qwen_vision, timm_vit
+from convert import naflex_original, npz_original, qwen_original, qwen_vision, timm_vit
 from convert import open_clip as open_clip_layout
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
 from convert.recording import recording
+from models.naflex_images import pack_patches
 from models.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
@@ -32,6 +33,7 @@ _CLASSES = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", None),
     "siglip": ("SiglipModel", None),
+    "siglip2": ("Siglip2Model", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
     "llama": ("LlamaForCausalLM", None),
@@ -156,6 +158,8 @@ def _run_transformers(model, pixels, token_ids):
         return _run_language_model(model, token_ids)
     if hasattr(model.config, "vision_feature_layer"):
         return _run_llava(model, pixels, token_ids)
+    if model.config.model_type == "siglip2":
+        return _run_naflex(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
@@ -173,6 +177,17 @@ def _run_transformers(model, pixels, token_ids):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
         with recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
+    return stages
+
+
+def _run_naflex(model, pixels, token_ids):
+    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
+    patch_size = model.config.vision_config.patch_size
+    grid = [side // patch_size for side in images.shape[1:3]]
+    patches = pack_patches(images, patch_size=patch_size, num_patches=math.prod(grid))
+    stages = naflex_original.run(model, patches)
+    with recording(model.text_model, stages, "text "):
+        stages["text projected"] = model.get_text_features(token_ids).pooler_output
     return stages
 
 

@@ -14,6 +14,7 @@ POSITION_RESIZES = {
     "bicubic": ("bicubic-pytorch", False, 0.0),  # Hugging Face
     "bicubic_antialias": ("bicubic-pytorch", True, 0.0),  # open_clip, timm, DINOv2 with registers
     "bicubic_offset": ("bicubic-pytorch", False, 0.1),  # DINOv2 without registers, as trained
+    "bilinear_antialias": ("linear", True, 0.0),  # SigLIP 2 NaFlex
     "bilinear_corners": None,  # Google's vision_transformer and big_vision
 }
 

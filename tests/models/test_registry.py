@@ -81,6 +81,7 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-b-16-256": 375_234_050,
     "siglip2-vit-b-16-384": 375_479_810,
     "siglip2-vit-b-16-512": 375_823_874,
+    "siglip2-vit-b-16-naflex": 375_234_050,
     "siglip2-vit-b-32-256": 376_856_066,
     "siglip2-vit-giant-opt-16-256": 1_871_393_906,
     "siglip2-vit-giant-opt-16-384": 1_871_885_426,
@@ -92,6 +93,7 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-so400m-16-256": 1_135_670_962,
     "siglip2-vit-so400m-16-384": 1_136_039_602,
     "siglip2-vit-so400m-16-512": 1_136_555_698,
+    "siglip2-vit-so400m-16-naflex": 1_135_670_962,
     # Of transformers 5.23.0's classes for causal language models, on torch's meta device.
     "llama-2-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,

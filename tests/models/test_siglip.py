@@ -132,7 +132,7 @@ def test_an_empty_config_is_the_base_model():
     assert parse_config(sizes).config == VARIANTS["siglip2-vit-b-16-512"]
 
 
-@pytest.mark.parametrize("model_type", ["siglip2", "siglip_vision_model", "siglip_text_model"])
+@pytest.mark.parametrize("model_type", ["siglip_vision_model", "siglip_text_model"])
 def test_relatives_are_refused_by_name(tmp_path, model_type):
     folder = zoo.write("siglip_hf", tmp_path / "model")
     (folder / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
