@@ -90,6 +90,7 @@ def config(pope):
     config.max_new_tokens, config.batch_size, config.repeats = 3, 2, 1
     config.fna.num_landmarks, config.fna.methods = (8,), ("fps",)
     config.landmark_cache.num_landmarks, config.dropping.kept = (4,), (50,)
+    config.prefill.num_landmarks, config.prefill.run_lengths = (6,), (3,)
     return config
 
 
@@ -194,12 +195,16 @@ def test_arms_of_a_config(config):
     assert [(arm.name, arm.strength) for arm in arms] == [
         ("exact", ""),
         ("fps-8", "8"),
+        ("prefill-fna-6", "6"),
+        ("prefill-runs-3", "of 3"),
         ("cache-4", "4"),
         ("farthest-kept-50", "50 %"),
         ("random-kept-50-seed0", "50 %"),
         ("random-kept-50-seed1", "50 %"),
+        ("attention-kept-50", "50 %"),
     ]
-    assert arms[2].cache.layers == (1,)
+    assert arms[2].prefill.layers == arms[3].prefill.layers == arms[4].cache.layers == (1,)
+    assert [arm.dropping.block for arm in arms[5:]] == [None, None, None, 1]
     config.fna.methods = ("drop",)
     with pytest.raises(ValueError, match="leaves the language model without features"):
         make_answer_arms(config, config_of("1.5"))
