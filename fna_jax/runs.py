@@ -26,8 +26,8 @@ def causal_centroid_attention(query, key, value, *, run_length, scale=None, key_
 
     Nothing comes from later tokens, bit for bit. Exact where runs have one token, and for the first
     2 L tokens. Rows of the implied matrix sum to one. Of N (2 L + N / L) logits a part is held at a
-    time, so that memory is linear in N. There is no residual as in `centroid_attention`: one that
-    is causal, at the mean query of the run before, was measured to double the error.
+    time, so that memory is linear in N. There is no residual as in `centroid_attention`: at a run's
+    own mean query it would know later tokens, and at that of the run before it gained nothing.
 
     Args:
       query: `[*B, N, H, D]`.

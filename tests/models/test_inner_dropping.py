@@ -13,7 +13,7 @@ from models.image_tokens import METHODS, ImageDropping
 from models.llava import embed_prompts, generate
 from models.rope import token_angles
 from models.rotary import rotate
-from tests.conftest import few, rel_max_error
+from tests.conftest import rel_max_error
 from tests.models.test_llava import TALL, WIDE
 from tests.models.test_prompts import prompts_of
 from tests.models.tiny_decoders import prompts, run, tiny
@@ -89,7 +89,8 @@ def test_those_stay_that_the_last_token_attends_to_most():
     assert rel_max_error(*new) < ROUNDING
 
 
-@pytest.mark.parametrize("method", few(METHODS, ["random"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_text_stays_and_with_all_tokens_nothing_changes(method):
     model = tiny("qwen3")
     state, cache = read(ImageDropping(100, method, block=BLOCK), model, IS_IMAGE)
