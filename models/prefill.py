@@ -143,10 +143,15 @@ def check_reading(config, *, cache, prefill, dropping, last_only):
             f"prefill and dropping cannot honour a sliding window of {config.sliding_window} "
             "tokens: use a model without one"
         )
-    blocks = () if prefill is None else prefill.layers
-    blocks = blocks if dropping is None else (*blocks, dropping.block)
-    if max(blocks) >= config.depth:
-        raise ValueError(f"the decoder has blocks 0 to {config.depth - 1}, got {max(blocks)}")
+    if prefill is not None and prefill.layers[-1] >= config.depth:
+        raise ValueError(
+            f"the decoder has blocks 0 to {config.depth - 1}, got layers {prefill.layers}"
+        )
+    if dropping is not None and dropping.block >= config.depth - 1:
+        raise ValueError(
+            f"the decoder has blocks 0 to {config.depth - 1}, none of them behind block "
+            f"{dropping.block}: drop tokens behind an earlier one"
+        )
     if last_only:
         return
     why = "FNA is not causal" if dropping is None else "dropped tokens have no state"

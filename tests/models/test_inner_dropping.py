@@ -123,13 +123,13 @@ def test_a_llava_writes_behind_what_is_left(method):
 
 def test_what_does_not_fit_is_refused():
     model, embeddings = tiny("llama"), np.zeros((2, 9, 32), np.float32)
-    beyond = ImageDropping(50, "random", block=2).inside(REAL, IS_IMAGE)
-    with pytest.raises(ValueError, match="the decoder has blocks 0 to 1, got 2"):
-        model(embeddings, key_mask=REAL, dropping=beyond, last_only=True)
-    other = ImageDropping(50, "random", block=1).inside(REAL[:1], IS_IMAGE[:1])
+    last = ImageDropping(50, "random", block=1).inside(REAL, IS_IMAGE)
+    with pytest.raises(ValueError, match="blocks 0 to 1, none of them behind block 1: drop tokens"):
+        model(embeddings, key_mask=REAL, dropping=last, last_only=True)
+    other = ImageDropping(50, "random", block=0).inside(REAL[:1], IS_IMAGE[:1])
     with pytest.raises(ValueError, match=r"dropping is for prompts \[1, 9\], but these are \[2, 9"):
         model(embeddings, key_mask=REAL, dropping=other, last_only=True)
     with pytest.raises(ValueError, match="sliding window of 5 tokens"):
         tiny("mistral")(embeddings, key_mask=REAL, dropping=other, last_only=True)
     with pytest.raises(ValueError, match="there are no image tokens to keep 50 % of"):
-        ImageDropping(50, "random", block=1).inside(REAL, np.zeros_like(REAL))
+        ImageDropping(50, "random", block=0).inside(REAL, np.zeros_like(REAL))

@@ -125,8 +125,8 @@ def test_settings_out_of_range_are_refused(make, message):
 @pytest.mark.parametrize(
     "kind, how, message",
     [
-        ("llama", dict(prefill=NystromPrefill((2,), 3)), "the decoder has blocks 0 to 1, got 2"),
-        ("llama", dict(prefill=CentroidPrefill((2,), 3)), "the decoder has blocks 0 to 1, got 2"),
+        ("llama", dict(prefill=NystromPrefill((2,), 3)), r"has blocks 0 to 1, got layers \(2,\)"),
+        ("llama", dict(prefill=CentroidPrefill((2,), 3)), r"has blocks 0 to 1, got layers \(2,\)"),
         ("llama", dict(prefill=NystromPrefill((1,), 10)), r"must lie in 1\.\.9 \(the tokens\)"),
         ("llama", dict(prefill=FNAConfig((1,), 3)), "NystromPrefill or a .*, got FNAConfig"),
         ("mistral", dict(prefill=RUNS), "cannot honour a sliding window of 5 tokens"),

@@ -259,7 +259,10 @@ def test_a_table_has_means_over_seeds():
 def test_the_whole_job(config, companions, tmp_path):
     models.save(tiny_llava("1.5"), tmp_path / "model", companions=[*companions.iterdir()])
     config.model, config.max_new_tokens = str(tmp_path / "model"), 2
-    config.fna.methods, config.dropping.methods = (), ("farthest",)  # each arm is programs
+    config.fna.methods, config.dropping.methods = (), ("farthest", "attention")
+    with pytest.raises(ValueError, match="none of them behind block 1: drop tokens behind"):
+        answer_questions(config, tmp_path / "run")
+    config.dropping.block = 0
     config.landmark_cache.num_landmarks = (40,)
     with pytest.raises(ValueError, match=r"=40 is more than the \d+ tokens of the first prompt"):
         answer_questions(config, tmp_path / "run")
@@ -269,15 +272,18 @@ def test_the_whole_job(config, companions, tmp_path):
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
     assert [row["attention"] for row in rows] == [
         "exact",
+        "FNA in prefill",
+        "centroid, runs, in prefill",
         "landmark cache",
         "image tokens, farthest points",
+        "image tokens, most attended to",
     ]
     assert rows[0]["as exact %"] == 100 and "5 questions of pope" in text
     # Keys and values of float32, two heads of 8, in 128 slots and two layers.
     slot = 2 * 4 * 2 * 8 / 1e6
-    expected = [slot * slots for slots in (256, 128 + 4, 128)]
+    expected = [slot * slots for slots in (256, 256, 256, 128 + 4, 128, 128 + 64)]
     assert [row["cache MB"] for row in rows] == pytest.approx(expected)
-    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 3
+    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
     before = (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns
     again = answer_questions(config, tmp_path / "run")
     assert again["points"][0]["score"] == rows[0]["accuracy %"]
