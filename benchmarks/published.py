@@ -20,6 +20,7 @@ from convert import (
     open_clip,
     qwen_vision,
     siglip,
+    timm_dinov2,
     timm_vit,
 )
 from convert.layout import Layout
@@ -45,7 +46,7 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case DecoderConfig():
             return [(hf_decoder.LAYOUT, _decoder(config))]
         case DINOv2Config():
-            return [(dinov2.LAYOUT, _dinov2(config))]
+            return [(dinov2.LAYOUT, _dinov2(config)), (timm_dinov2.LAYOUT, _timm_dinov2(config))]
         case DINOv3Config():
             return [(dinov3.LAYOUT, _dinov3(config))]
         case LLaVAConfig():
@@ -151,6 +152,22 @@ def _dinov2(config):
             "num_register_tokens": config.num_registers,
         }
     return values | {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+
+
+def _timm_dinov2(config):
+    encoder = config.encoder
+    size = {384: "small", 768: "base", 1024: "large", 1536: "giant"}.get(encoder.width, "small")
+    registers = "_reg4" if config.num_registers else ""
+    return {
+        "architecture": f"vit_{size}_patch{config.patch_size}{registers}_dinov2",
+        "num_classes": 0,
+        "model_args": {
+            "img_size": config.image_size,
+            "embed_dim": encoder.width,
+            "depth": encoder.depth,
+            "num_heads": encoder.num_heads,
+        },
+    }
 
 
 def _dinov3(config):

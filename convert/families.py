@@ -11,6 +11,7 @@ from convert import (
     open_clip,
     qwen_vision,
     siglip,
+    timm_dinov2,
     timm_vit,
 )
 from convert.errors import ConversionError, show
@@ -21,6 +22,7 @@ LAYOUTS: tuple[Layout, ...] = (
     open_clip.LAYOUT,
     dinov2.LAYOUT,
     dinov2.ORIGINAL,
+    timm_dinov2.LAYOUT,
     dinov3.LAYOUT,
     siglip.LAYOUT,
     hf_vit.LAYOUT,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from convert import open_clip as open_clip_layout
-from convert import qwen_original, qwen_vision, timm_vit
+from convert import qwen_original, qwen_vision, timm_original
 from convert.errors import ConversionError, one_line, show
 from convert.guesses import Guesses
 from convert.layout import Layout, Source
@@ -256,26 +256,7 @@ def _open_clip(open_clip, source):
 
 
 def _timm(timm, source):
-    values = source.config
-    if values is None:
-        values = timm_vit.config_of(source.tensors, Guesses(source.given))
-    args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
-    architecture = timm_vit.name_of_today(values["architecture"])
-    model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
-    state = _state_dict(source)
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return functools.partial(_run_timm, model)
-
-
-def _run_timm(model, pixels, token_ids):
-    del token_ids
-    stages = {}
-    with recording(model, stages, ""):
-        stages["tokens"] = model.forward_features(pixels)
-    stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
-    if model.num_classes:
-        stages["logits"] = model.forward_head(stages["tokens"])
-    return stages
+    return timm_original.open_model(timm, source, _state_dict(source))
 
 
 _LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}

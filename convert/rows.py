@@ -94,6 +94,7 @@ TIMM_MLP = (
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
 )
+TIMM_SCALES = (("ls1.gamma", "scale1.scale", SAME), ("ls2.gamma", "scale2.scale", SAME))
 # DINOv2 and DINOv3 in transformers: the norms and what follows attention and MLP.
 HF_DINO_NORMS = (
     ("norm1.weight", "norm1.scale", SAME),
@@ -125,6 +126,18 @@ HF_DINO_GATED_MLP = (
     ("mlp.gate_proj.bias", "mlp.gate.bias", SAME),
     *HF_DINO_MLP,
 )
+
+
+def fused_mlp(fused, out):
+    """The rows of a gated MLP whose gate is the first half of one layer."""
+    return (
+        (f"{fused}.weight", "mlp.gate.kernel", part(LINEAR, 0, 2)),
+        (f"{fused}.bias", "mlp.gate.bias", part(SAME, 0, 2)),
+        (f"{fused}.weight", "mlp.fc1.kernel", part(LINEAR, 1, 2)),
+        (f"{fused}.bias", "mlp.fc1.bias", part(SAME, 1, 2)),
+        (f"{out}.weight", "mlp.fc2.kernel", LINEAR),
+        (f"{out}.bias", "mlp.fc2.bias", SAME),
+    )
 
 
 def with_biases(block, biases):

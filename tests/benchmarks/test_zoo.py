@@ -45,7 +45,7 @@ def test_every_model_is_in_one_group_of_those_that_are_measured():
 
 @pytest.mark.slow
 def test_conversion_is_measured(tmp_path):
-    ((layout, values),) = layouts_of(SMALL)
+    layout, values = layouts_of(SMALL)[0]
     file = write_random_checkpoint(tmp_path / "source", layout, SMALL, values)
     row = conversion.measure(file, tmp_path / "destination", "float32")
     assert row["peak_gb"] > row["file_gb"] and row["seconds"] > 0
@@ -53,7 +53,7 @@ def test_conversion_is_measured(tmp_path):
 
 
 def test_random_tensors_have_the_dtype_asked_for():
-    ((layout, _),) = layouts_of(SMALL)
+    layout, _ = layouts_of(SMALL)[0]
     assert {x.dtype.name for x in random_tensors(layout, SMALL, "bfloat16").values()} == {
         "bfloat16"
     }
@@ -64,6 +64,8 @@ def test_a_model_is_measured(monkeypatch):
     pytest.importorskip("torch")
     family = dataclasses.replace(models.registry.FAMILIES["dinov2"], variants={"tiny": SMALL})
     monkeypatch.setitem(models.registry.FAMILIES, "dinov2", family)
-    (row,) = zoo.measure(["tiny"])
-    assert float(row["max_error"]) < 1e-5 and row["blocks"] == "all"
-    assert "`tiny`" in zoo.as_markdown([row])
+    rows = zoo.measure(["tiny"])
+    assert [row["layout"] for row in rows] == ["transformers", "timm"]
+    assert all(float(row["max_error"]) < 1e-5 and row["blocks"] == "all" for row in rows)
+    assert "`tiny`" in zoo.as_markdown(rows)
+    assert zoo.measure(["tiny"], done=["transformers", "timm"]) == []

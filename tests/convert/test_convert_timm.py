@@ -1,0 +1,143 @@
+"""timm's DINOv2: what names and arguments say, files without a config, and what is refused."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import convert
+from convert import timm_dinov2
+from convert.errors import ConversionError
+from convert.families import find_layout
+from convert.guesses import Given
+from convert.layout import Source
+from convert.loading import convert_checkpoint
+from convert.originals import prepare_libraries
+from convert.sources import find_weights
+from convert.verify import BOUND, verify
+from models import dinov2
+from models.registry import override
+from tests import zoo
+
+DINOV2 = ["dinov2_timm", "dinov2_registers_timm"]
+
+
+def parse(module, **values):
+    values = {"num_classes": 0} | values
+    return module.parse(Source(pathlib.Path("x"), values, {}))
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+@pytest.mark.parametrize("registers", ["", "_reg4"])
+def test_names_of_dinov2_mean_the_published_models(size, registers):
+    name = f"dinov2-vit-{size[0]}-14{registers.replace('_reg4', '-reg')}"
+    expected = override(dinov2.VARIANTS[name], {"position_resize": "bicubic_antialias"})
+    for ending in ("", ".lvd142m"):
+        config, unknown, guesses = parse(
+            timm_dinov2, architecture=f"vit_{size}_patch14{registers}_dinov2{ending}"
+        )
+        assert (config, unknown, guesses) == (expected, [], ())
+
+
+@pytest.mark.parametrize("case", DINOV2)
+def test_a_dinov2_of_timm_needs_no_config(case, tmp_path):
+    published, report = convert_checkpoint(zoo.write(case, tmp_path / "published"))
+    file = tmp_path / "last.safetensors"
+    safetensors.numpy.save_file(zoo.tensors(case), file)
+    heads = published.config.encoder.num_heads
+    model = convert.load_pretrained(file, heads=heads, patch_grid=(4, 4))
+    assert str(report.layout) == "dinov2 (timm)" and model.config == published.config
+    zoo.assert_same_leaves(model, published)
+
+
+def test_what_timm_leaves_out_is_zero(tmp_path):
+    model = convert.load_pretrained(zoo.write("dinov2_registers_timm", tmp_path / "registers"))
+    assert not np.any(model.positions[0]) and np.all(np.any(model.positions[1:], axis=1))
+    classifier = convert.load_pretrained(zoo.write("dinov2_timm", tmp_path / "classifier"))
+    of_class_token, of_mean_patch = np.split(np.asarray(classifier.head.kernel[...]), 2)
+    np.testing.assert_array_equal(of_class_token, zoo.tensors("dinov2_timm")["head.weight"].T)
+    assert not np.any(of_mean_patch)
+
+
+DINOV2_CONFIG = {"architecture": "vit_small_patch14_dinov2"}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"architecture": "vit_small_patch16_dinov2"}, ["'vit_small_patch16_dinov2'", "reg4"]),
+        ({"architecture": "vit_small_patch14_dinov2_fast"}, ["such as vit_small_patch14_dinov2"]),
+        ({"global_pool": "avg"}, ["global_pool must be 'token'"]),
+        ({"model_args": {"global_pool": "avg"}}, ["global_pool must be 'token'"]),
+        ({"model_args": {"init_values": None}}, ["init_values must be a number"]),
+        ({"model_args": {"no_embed_class": True}}, ["no_embed_class must be False"]),
+        ({"model_args": {"reg_tokens": 4, "no_embed_class": False}}, ["no_embed_class must be Tr"]),
+        ({"model_args": {"class_token": False}}, ["class_token must be True"]),
+        ({"model_args": {"act_layer": "relu"}}, ["act_layer must be None"]),
+        ({"model_args": {"img_size": 500}}, ["image_size 500", "patch_size 14"]),
+        ({"model_args": {"norm_eps": 1e-5}}, ["'model_args.norm_eps' is unknown"]),
+        ({"num_classes": None}, ["num_classes", "None"]),
+    ],
+)
+def test_other_models_than_dinov2_are_refused(change, words):
+    with pytest.raises(ValueError) as error:
+        parse(timm_dinov2, **DINOV2_CONFIG | change)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("case", [*DINOV2, "vit_timm", "vit_timm_gap"])
+@pytest.mark.parametrize("architecture", ["vit_small_patch14_dinov2", "vit_small_patch16_224"])
+def test_the_name_of_the_architecture_tells_the_family(case, architecture):
+    """Whatever the tensors are: they are compared with what the name says."""
+    layout = find_layout({"architecture": architecture}, zoo.tensors(case))
+    assert layout.family == ("dinov2" if "dinov2" in architecture else "vit")
+
+
+def test_names_that_might_be_of_another_family_are_not_taken():
+    names = zoo.tensors("dinov2_timm").keys()
+    with pytest.raises(ConversionError, match="cannot be told .* --config FILE"):
+        find_layout(None, names - {"cls_token"})  # with LayerScale, but pooling otherwise
+    assert str(find_layout(None, {*names, "mask_token"})) == "dinov2 (original)"
+    assert str(find_layout(None, names)) == "dinov2 (timm)"
+
+
+@pytest.fixture(scope="module")
+def timm():
+    pytest.importorskip("torch")
+    prepare_libraries()
+    return pytest.importorskip("timm")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("module", [timm_dinov2])
+def test_every_name_that_is_accepted_means_what_timm_builds(timm, module):
+    import torch
+
+    kind = module.LAYOUT.describes
+    names = [x for x in timm.list_models() if kind({"architecture": x})]
+    assert len(names) > 7
+    for name in names:
+        config = parse(module, architecture=name).config
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        state, encoder = model.state_dict(), config.encoder
+        assert model.blocks[0].attn.num_heads == encoder.num_heads, name
+        assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {
+            encoder.layer_norm_epsilon
+        }
+        assert model.patch_embed.img_size == (config.image_size,) * 2
+        (table,) = module.tables(config)
+        assert state.keys() == {row.source for row in table.rows}, name
+        assert state["blocks.0.mlp.fc2.weight"].shape == (encoder.width, encoder.mlp_dim)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("case", DINOV2)
+def test_a_file_alone_computes_what_timm_does(timm, tmp_path, case):
+    file = find_weights(zoo.write(case, tmp_path / "source"))
+    heads = convert.load_pretrained(file).config.encoder.num_heads
+    (file.parent / "config.json").unlink()
+    comparisons = verify(file, given=Given(heads=heads))
+    assert max(comparison.error for comparison in comparisons) < BOUND / 10
