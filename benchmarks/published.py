@@ -21,6 +21,7 @@ from convert import (
     qwen_vision,
     siglip,
     timm_dinov2,
+    timm_dinov3,
     timm_vit,
 )
 from convert.layout import Layout
@@ -48,7 +49,7 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case DINOv2Config():
             return [(dinov2.LAYOUT, _dinov2(config)), (timm_dinov2.LAYOUT, _timm_dinov2(config))]
         case DINOv3Config():
-            return [(dinov3.LAYOUT, _dinov3(config))]
+            return [(dinov3.LAYOUT, _dinov3(config)), (timm_dinov3.LAYOUT, _timm_dinov3(config))]
         case LLaVAConfig():
             return [(llava.LAYOUT, _llava(config))]
         case QwenVisionConfig():
@@ -181,6 +182,18 @@ def _dinov3(config):
         **_encoder(config.encoder),
         **_image(config),
         **biases,
+    }
+
+
+def _timm_dinov3(config):
+    encoder = config.encoder
+    size = {384: "small", 768: "base", 1024: "large", 1280: "huge", 4096: "7b"}[encoder.width]
+    plus = "_plus" * (encoder.gated_mlp and size != "7b")
+    biases = "_qkvb" if encoder.biases else ""
+    return {
+        "architecture": f"vit_{size}{plus}_patch{config.patch_size}_dinov3{biases}",
+        "num_classes": 0,
+        "model_args": {"img_size": config.image_size, "depth": encoder.depth},
     }
 
 

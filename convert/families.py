@@ -12,6 +12,7 @@ from convert import (
     qwen_vision,
     siglip,
     timm_dinov2,
+    timm_dinov3,
     timm_vit,
 )
 from convert.errors import ConversionError, show
@@ -24,6 +25,7 @@ LAYOUTS: tuple[Layout, ...] = (
     dinov2.ORIGINAL,
     timm_dinov2.LAYOUT,
     dinov3.LAYOUT,
+    timm_dinov3.LAYOUT,
     siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,

@@ -1,4 +1,4 @@
-"""What timm's `config.json` says in the same way of all its vision transformers."""
+"""What timm's `config.json` says in the same way of several of its vision transformers."""
 
 from convert.fields import Fields
 
@@ -18,20 +18,18 @@ _FIXED = dict(
     block_fn=None,
     attn_layer=None,
 )
-_IRRELEVANT = (
+DROPPED = (  # in training, and which sizes of images are taken
     "dynamic_img_size",
     "dynamic_img_pad",
-    "strict_img_size",
     "drop_rate",
     "pos_drop_rate",
     "patch_drop_rate",
     "proj_drop_rate",
     "attn_drop_rate",
     "drop_path_rate",
-    "weight_init",
-    "fix_init",
 )
-_BOOKKEEPING = (
+_IRRELEVANT = (*DROPPED, "strict_img_size", "weight_init", "fix_init")
+BOOKKEEPING = (
     "architecture",
     "num_features",
     "pretrained_cfg",
@@ -42,7 +40,7 @@ _BOOKKEEPING = (
 
 
 # Words in the names of architectures that are of a family of their own here.
-_OWN_FAMILY = ("dinov2",)
+_OWN_FAMILY = ("dinov2", "dinov3")
 
 
 def of_kind(kind):
@@ -70,7 +68,7 @@ def open_config(values: dict, defaults: dict) -> tuple[Fields, Fields, int]:
       ConversionError: a value that is not of its type, or that no model here supports.
     """
     whole = Fields("config.json", values, {})
-    whole.ignore(*_BOOKKEEPING)
+    whole.ignore(*BOOKKEEPING)
     args = whole.section("model_args", defaults)
     args.fix(**_FIXED)
     args.ignore(*_IRRELEVANT)

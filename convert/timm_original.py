@@ -2,11 +2,11 @@
 
 import functools
 
-from convert import timm_dinov2, timm_vit
+from convert import timm_dinov2, timm_dinov3, timm_vit
 from convert.guesses import Guesses
 from convert.recording import recording
 
-_MODULES = (timm_dinov2, timm_vit)
+_MODULES = (timm_dinov2, timm_dinov3, timm_vit)
 
 
 def open_model(timm, source, state):
@@ -25,15 +25,17 @@ def open_model(timm, source, state):
     architecture = module.name_of_today(values["architecture"])
     model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
     model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return functools.partial(_run, model)
+    return functools.partial(_run, model, module is not timm_dinov3)
 
 
-def _run(model, pixels, token_ids):
+def _run(model, pools, pixels, token_ids):
+    """The stages; `pools` tells whether timm pools as the model here does."""
     del token_ids
     stages = {}
     with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
-    stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
+    if pools:
+        stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
     if model.num_classes:
         stages["logits"] = model.forward_head(stages["tokens"])
     return stages

@@ -1,5 +1,7 @@
-"""timm's DINOv2: what names and arguments say, files without a config, and what is refused."""
+"""timm's DINOv2 and DINOv3: what names and arguments say, files without a config, and what is refused."""
 
+import dataclasses
+import inspect
 import pathlib
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 import convert
-from convert import timm_dinov2
+from convert import timm_dinov2, timm_dinov3
 from convert.errors import ConversionError
 from convert.families import find_layout
 from convert.guesses import Given
@@ -16,11 +18,12 @@ from convert.loading import convert_checkpoint
 from convert.originals import prepare_libraries
 from convert.sources import find_weights
 from convert.verify import BOUND, verify
-from models import dinov2
+from models import dinov2, dinov3
 from models.registry import override
 from tests import zoo
 
 DINOV2 = ["dinov2_timm", "dinov2_registers_timm"]
+DINOV3 = ["dinov3_timm", "dinov3_gated_timm"]
 
 
 def parse(module, **values):
@@ -40,14 +43,40 @@ def test_names_of_dinov2_mean_the_published_models(size, registers):
         assert (config, unknown, guesses) == (expected, [], ())
 
 
-@pytest.mark.parametrize("case", DINOV2)
-def test_a_dinov2_of_timm_needs_no_config(case, tmp_path):
+@pytest.mark.parametrize(
+    "timms, ours",
+    {
+        "small": "s",
+        "small_plus": "s-plus",
+        "base": "b",
+        "large": "l",
+        "huge_plus": "h-plus",
+        "7b": "7b",
+    }.items(),
+)
+@pytest.mark.parametrize("biases", ["", "_qkvb"])
+def test_names_of_dinov3_mean_the_published_models(timms, ours, biases):
+    """Those without "qkvb" have no biases of queries and values."""
+    changes = {"image_size": 256, "encoder": {"biases": "qv" if biases else ""}}
+    expected = override(dinov3.VARIANTS[f"dinov3-vit-{ours}-16"], changes)
+    for ending in ("", ".lvd1689m"):
+        config, unknown, guesses = parse(
+            timm_dinov3, architecture=f"vit_{timms}_patch16_dinov3{biases}{ending}"
+        )
+        assert (config, unknown, guesses) == (expected, [], ())
+
+
+@pytest.mark.parametrize("case", [*DINOV2, *DINOV3])
+def test_a_dino_of_timm_needs_no_config(case, tmp_path):
     published, report = convert_checkpoint(zoo.write(case, tmp_path / "published"))
     file = tmp_path / "last.safetensors"
     safetensors.numpy.save_file(zoo.tensors(case), file)
     heads = published.config.encoder.num_heads
-    model = convert.load_pretrained(file, heads=heads, patch_grid=(4, 4))
-    assert str(report.layout) == "dinov2 (timm)" and model.config == published.config
+    given = {"patch_grid": (4, 4)} if case in DINOV2 else {}
+    model = convert.load_pretrained(file, heads=heads, **given)
+    assert report.layout.library == "timm"
+    size = published.config.image_size  # of DINOv3 it is nominal
+    assert dataclasses.replace(model.config, image_size=size) == published.config
     zoo.assert_same_leaves(model, published)
 
 
@@ -87,6 +116,30 @@ def test_other_models_than_dinov2_are_refused(change, words):
         assert word in str(error.value)
 
 
+DINOV3_CONFIG = {"architecture": "vit_small_patch16_dinov3"}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"architecture": "vit_small_patch14_dinov3"}, ["'vit_small_patch14_dinov3'", "qkvb"]),
+        ({"num_classes": 10}, ["num_classes must be 0, got 10"]),
+        ({"model_args": {"use_abs_pos_emb": True}}, ["use_abs_pos_emb must be False"]),
+        ({"model_args": {"rope_type": "cat"}}, ["rope_type must be 'dinov3'"]),
+        ({"model_args": {"init_values": None}}, ["init_values must be a number"]),
+        ({"model_args": {"num_reg_tokens": 0}}, ["num_reg_tokens must be an integer in 1"]),
+        ({"model_args": {"qkv_fused": False}}, ["qkv_fused must be True"]),
+        ({"model_args": {"scale_mlp": True}}, ["scale_mlp must be False"]),
+        ({"model_args": {"rope_interleaved": True}}, ["'model_args.rope_interleaved' is unknown"]),
+    ],
+)
+def test_other_models_than_dinov3_are_refused(change, words):
+    with pytest.raises(ValueError) as error:
+        parse(timm_dinov3, **DINOV3_CONFIG | change)
+    for word in words:
+        assert word in str(error.value)
+
+
 @pytest.mark.parametrize("case", [*DINOV2, "vit_timm", "vit_timm_gap"])
 @pytest.mark.parametrize("architecture", ["vit_small_patch14_dinov2", "vit_small_patch16_224"])
 def test_the_name_of_the_architecture_tells_the_family(case, architecture):
@@ -111,14 +164,14 @@ def timm():
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("module", [timm_dinov2])
+@pytest.mark.parametrize("module", [timm_dinov2, timm_dinov3])
 def test_every_name_that_is_accepted_means_what_timm_builds(timm, module):
     import torch
 
     kind = module.LAYOUT.describes
     names = [x for x in timm.list_models() if kind({"architecture": x})]
     assert len(names) > 7
-    for name in names:
+    for name in sorted(names):
         config = parse(module, architecture=name).config
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
@@ -134,10 +187,23 @@ def test_every_name_that_is_accepted_means_what_timm_builds(timm, module):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("case", DINOV2)
+@pytest.mark.parametrize("case", [*DINOV2, *DINOV3])
 def test_a_file_alone_computes_what_timm_does(timm, tmp_path, case):
     file = find_weights(zoo.write(case, tmp_path / "source"))
     heads = convert.load_pretrained(file).config.encoder.num_heads
     (file.parent / "config.json").unlink()
     comparisons = verify(file, given=Given(heads=heads))
     assert max(comparison.error for comparison in comparisons) < BOUND / 10
+
+
+@pytest.mark.reference
+def test_all_arguments_of_timms_eva_are_known(timm):
+    """Written out as DINOv3 has them, they change nothing."""
+    parameters = inspect.signature(timm.models.Eva).parameters.values()
+    values = {x.name: x.default for x in parameters if x.name not in ("device", "dtype")}
+    plain = {name: x for name, x in values.items() if not callable(x)}  # JSON holds no classes
+    own = dict(img_size=256, embed_dim=384, num_heads=6, num_classes=0, qkv_bias=False)
+    own |= dict(num_reg_tokens=4, use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type="dinov3")
+    own |= dict(rope_temperature=100.0, rope_rotate_half=True, init_values=1e-5, use_fc_norm=False)
+    written = parse(timm_dinov3, **DINOV3_CONFIG, model_args=plain | own)
+    assert written == parse(timm_dinov3, **DINOV3_CONFIG)
