@@ -1,4 +1,4 @@
-"""timm's DINOv2 and DINOv3: what names and arguments say, files without a config, and what is refused."""
+"""timm's DINOv2 and DINOv3: names, arguments, files without a config, and what is refused."""
 
 import dataclasses
 import inspect
@@ -150,7 +150,7 @@ def test_the_name_of_the_architecture_tells_the_family(case, architecture):
 
 def test_names_that_might_be_of_another_family_are_not_taken():
     names = zoo.tensors("dinov2_timm").keys()
-    with pytest.raises(ConversionError, match="cannot be told .* --config FILE"):
+    with pytest.raises(ConversionError, match=r"cannot be told .* --config FILE"):
         find_layout(None, names - {"cls_token"})  # with LayerScale, but pooling otherwise
     assert str(find_layout(None, {*names, "mask_token"})) == "dinov2 (original)"
     assert str(find_layout(None, names)) == "dinov2 (timm)"
