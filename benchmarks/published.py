@@ -22,6 +22,7 @@ from convert import (
     siglip,
     timm_dinov2,
     timm_dinov3,
+    timm_siglip,
     timm_vit,
 )
 from convert.layout import Layout
@@ -35,6 +36,7 @@ from models.plain_vit import ViTConfig
 from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
 from models.siglip import SigLIPConfig
+from models.siglip_vision import SigLIPVisionModelConfig
 
 
 def layouts_of(config) -> list[tuple[Layout, dict]]:
@@ -56,6 +58,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
             return [(siglip.LAYOUT, _siglip(config))]
+        case SigLIPVisionModelConfig():
+            return [(timm_siglip.LAYOUT, _timm_siglip(config))]
         case ViTConfig():
             return [(timm_vit.LAYOUT, _timm(config)), (hf_vit.LAYOUT, _hf_vit(config))]
 
@@ -223,6 +227,15 @@ def _siglip(config):
         "model_type": "siglip",
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
+    }
+
+
+def _timm_siglip(config):
+    size = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}[config.encoder.width]
+    return {
+        "architecture": f"vit_{size}_patch{config.patch_size}_siglip_{config.image_size}",
+        "num_classes": 0,
+        "model_args": {"depth": config.encoder.depth},
     }
 
 

@@ -14,6 +14,7 @@ from convert import (
     siglip,
     timm_dinov2,
     timm_dinov3,
+    timm_siglip,
     timm_vit,
 )
 from convert.errors import ConversionError, show
@@ -29,6 +30,7 @@ LAYOUTS: tuple[Layout, ...] = (
     dinov3_original.LAYOUT,
     timm_dinov3.LAYOUT,
     siglip.LAYOUT,
+    timm_siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
     hf_decoder.LAYOUT,

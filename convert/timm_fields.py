@@ -40,7 +40,7 @@ BOOKKEEPING = (
 
 
 # Words in the names of architectures that are of a family of their own here.
-_OWN_FAMILY = ("dinov2", "dinov3")
+_OWN_FAMILY = ("dinov2", "dinov3", "siglip")
 
 
 def of_kind(kind):

@@ -2,11 +2,11 @@
 
 import functools
 
-from convert import timm_dinov2, timm_dinov3, timm_vit
+from convert import timm_dinov2, timm_dinov3, timm_siglip, timm_vit
 from convert.guesses import Guesses
 from convert.recording import recording
 
-_MODULES = (timm_dinov2, timm_dinov3, timm_vit)
+_MODULES = (timm_dinov2, timm_dinov3, timm_siglip, timm_vit)
 
 
 def open_model(timm, source, state):
@@ -32,6 +32,9 @@ def _run(model, pools, pixels, token_ids):
     """The stages; `pools` tells whether timm pools as the model here does."""
     del token_ids
     stages = {}
+    patch = model.patch_embed.patch_size[0]
+    height, width = (side // patch * patch for side in pixels.shape[2:])
+    pixels = pixels[:, :, :height, :width]  # as its convolution does, where it takes any size
     with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     if pools:

@@ -4,7 +4,7 @@ import re
 
 from convert.errors import ConversionError, show
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
+from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows
 from convert.table import (
     BATCHED,
     CONVOLUTION,
@@ -32,7 +32,9 @@ _SIZES = {  # width, blocks, heads, MLP ratio
     "so400m": (1152, 27, 16, 3.7362),
     "giantopt": (1536, 40, 16, 4.0),
 }
-_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+# By timm's words. All were trained with the second; timm builds some of them with the first.
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_WITH_TANH = re.compile(".*(base_patch32|large_.*_512|so400m_patch16|giantopt).*")
 
 _REST = (
     ("pos_embed", "positions", BATCHED),
@@ -77,7 +79,7 @@ def parse(source: Source) -> Parsed:
       ConversionError: a value that is not of its type, or a model that computes anything else.
     """
     match = _match(source.config.get("architecture"))
-    whole, args, num_classes = open_config(source.config, defaults_of(match))
+    whole, args, num_classes = open_config(source.config, _defaults(match))
     args.fix(
         init_values=None,
         reg_tokens=0,
@@ -100,3 +102,69 @@ def parse(source: Source) -> Parsed:
     )
     args.refuse_unknown()
     return Parsed(config, whole.unknown())
+
+
+def name_of_today(architecture) -> str:
+    """What timm calls this architecture, without the name of weights behind a dot.
+
+    Raises:
+      ConversionError: no SigLIP of timm that pools by attention.
+    """
+    return _match(architecture)["today"]
+
+
+def published(architecture) -> SigLIPVisionModelConfig:
+    """The config of this architecture as timm builds it; errors as for `name_of_today`."""
+    return parse(Source(None, {"architecture": architecture, "num_classes": 0}, {})).config
+
+
+def _match(architecture):
+    match = _ARCHITECTURE.fullmatch(architecture) if isinstance(architecture, str) else None
+    if match is None:
+        raise ConversionError(
+            f"architecture {show(architecture)} is not among the names by which a SigLIP of timm "
+            "that pools by attention is known here, such as vit_base_patch16_siglip_224 or "
+            "vit_so400m_patch14_siglip_384: if it computes the same, put that name into the "
+            "config; otherwise take the whole SigLIP in Hugging Face's layout"
+        )
+    return match
+
+
+def _defaults(match):
+    """The arguments with which timm builds the architecture of this name."""
+    width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
+    return {
+        "img_size": int(match["image_size"]),
+        "patch_size": int(match["patch_size"]),
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "act_layer": "gelu_tanh" if _WITH_TANH.fullmatch(match["today"]) else "gelu",
+    }
+
+
+def _encoder(args):
+    width = args.size("embed_dim")
+    return EncoderConfig(
+        width,
+        args.depth("depth"),
+        args.size("num_heads"),
+        int(width * args.number("mlp_ratio", least=0.01, most=100)),
+        ACTIVATIONS[args.choice("act_layer", ACTIVATIONS)],
+        _EPSILON,
+    )
+
+
+def _has_keys(names):
+    return all(name in names for name in ("pos_embed", "attn_pool.latent", "blocks.0.norm1.weight"))
+
+
+LAYOUT = Layout(
+    family="siglip_vision",
+    library="timm",
+    describes=of_kind("siglip"),
+    has_keys=_has_keys,
+    parse=parse,
+    tables=tables,
+)

@@ -208,7 +208,8 @@ def _sizes_of(tensors, width):
 
 def _has_keys(names):
     own = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
-    return all(name in names for name in own) and "blocks.0.ls1.gamma" not in names  # DINOv2's
+    others = ("blocks.0.ls1.gamma", "attn_pool.latent")  # DINOv2's, SigLIP's
+    return all(name in names for name in own) and not any(name in names for name in others)
 
 
 LAYOUT = Layout(

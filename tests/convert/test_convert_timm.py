@@ -1,4 +1,4 @@
-"""timm's DINOv2 and DINOv3: names, arguments, files without a config, and what is refused."""
+"""timm's DINOv2, DINOv3 and SigLIP: names and arguments, no config, and what is refused."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 import convert
-from convert import timm_dinov2, timm_dinov3
+from benchmarks.published import layouts_of
+from convert import timm_dinov2, timm_dinov3, timm_siglip
 from convert.errors import ConversionError
 from convert.families import find_layout
 from convert.guesses import Given
@@ -18,7 +19,7 @@ from convert.loading import convert_checkpoint
 from convert.originals import prepare_libraries
 from convert.sources import find_weights
 from convert.verify import BOUND, verify
-from models import dinov2, dinov3
+from models import dinov2, dinov3, siglip_vision
 from models.registry import override
 from tests import zoo
 
@@ -64,6 +65,17 @@ def test_names_of_dinov3_mean_the_published_models(timms, ours, biases):
             timm_dinov3, architecture=f"vit_{timms}_patch16_dinov3{biases}{ending}"
         )
         assert (config, unknown, guesses) == (expected, [], ())
+
+
+@pytest.mark.parametrize("name", siglip_vision.VARIANTS)
+def test_names_of_siglip_mean_the_published_towers(name):
+    ((_, values),) = layouts_of(siglip_vision.VARIANTS[name])
+    exact = "-b-16-" in name or "-so400m-14-" in name or name.startswith("siglip-vit-l-16-")
+    changes = {"activation": "gelu"} if exact else {}  # as timm builds them
+    changes = {"position_resize": "bicubic_antialias", "encoder": changes}
+    for ending in ("", ".v2_webli"):
+        config, unknown, _ = parse(timm_siglip, architecture=values["architecture"] + ending)
+        assert (config, unknown) == (override(siglip_vision.VARIANTS[name], changes), [])
 
 
 @pytest.mark.parametrize("case", [*DINOV2, *DINOV3])
@@ -140,12 +152,43 @@ def test_other_models_than_dinov3_are_refused(change, words):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("case", [*DINOV2, "vit_timm", "vit_timm_gap"])
-@pytest.mark.parametrize("architecture", ["vit_small_patch14_dinov2", "vit_small_patch16_224"])
-def test_the_name_of_the_architecture_tells_the_family(case, architecture):
+SIGLIP_CONFIG = {"architecture": "vit_base_patch16_siglip_224"}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"architecture": "vit_base_patch16_siglip_gap_224"}, ["pools by attention", "known here"]),
+        ({"architecture": "vit_tiny_patch16_siglip_224"}, ["vit_so400m_patch14_siglip_384"]),
+        ({"global_pool": "avg"}, ["global_pool must be 'map'"]),
+        ({"model_args": {"global_pool": "avg"}}, ["global_pool must be 'map'"]),
+        ({"model_args": {"class_token": True}}, ["class_token must be False"]),
+        ({"model_args": {"act_layer": "relu"}}, ["act_layer must be one of gelu, gelu_tanh"]),
+        ({"model_args": {"patch_size": 300}}, ["image_size 224 is less than patch_size 300"]),
+        ({"model_args": {"qkv_bias": False}}, ["qkv_bias must be True"]),
+    ],
+)
+def test_other_models_than_siglip_are_refused(change, words):
+    with pytest.raises(ValueError) as error:
+        parse(timm_siglip, **SIGLIP_CONFIG | change)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("case", [*DINOV2, "siglip_timm", "vit_timm"])
+@pytest.mark.parametrize(
+    "architecture, family",
+    [
+        ("vit_small_patch14_dinov2", "dinov2"),
+        ("vit_small_patch16_dinov3", "dinov3"),
+        ("vit_base_patch16_siglip_224", "siglip_vision"),
+        ("vit_small_patch16_224", "vit"),
+        ("deit_small_patch16_224", "vit"),
+    ],
+)
+def test_the_name_of_the_architecture_tells_the_family(case, architecture, family):
     """Whatever the tensors are: they are compared with what the name says."""
-    layout = find_layout({"architecture": architecture}, zoo.tensors(case))
-    assert layout.family == ("dinov2" if "dinov2" in architecture else "vit")
+    assert find_layout({"architecture": architecture}, zoo.tensors(case)).family == family
 
 
 def test_names_that_might_be_of_another_family_are_not_taken():
@@ -164,12 +207,12 @@ def timm():
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("module", [timm_dinov2, timm_dinov3])
+@pytest.mark.parametrize("module", [timm_dinov2, timm_dinov3, timm_siglip])
 def test_every_name_that_is_accepted_means_what_timm_builds(timm, module):
     import torch
 
     kind = module.LAYOUT.describes
-    names = [x for x in timm.list_models() if kind({"architecture": x})]
+    names = [x for x in timm.list_models() if kind({"architecture": x}) and "_gap_" not in x]
     assert len(names) > 7
     for name in sorted(names):
         config = parse(module, architecture=name).config
@@ -177,6 +220,9 @@ def test_every_name_that_is_accepted_means_what_timm_builds(timm, module):
             model = timm.create_model(name, num_classes=0)
         state, encoder = model.state_dict(), config.encoder
         assert model.blocks[0].attn.num_heads == encoder.num_heads, name
+        gelus = {"gelu": torch.nn.GELU, "gelu_pytorch_tanh": timm.layers.GELUTanh}
+        if encoder.activation in gelus:
+            assert type(model.blocks[0].mlp.act) is gelus[encoder.activation], name
         assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {
             encoder.layer_norm_epsilon
         }
