@@ -18,6 +18,7 @@ from convert import (
     hf_vit,
     llava,
     open_clip,
+    open_clip_siglip,
     qwen_vision,
     siglip,
     timm_dinov2,
@@ -57,7 +58,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case QwenVisionConfig():
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
-            return [(siglip.LAYOUT, _siglip(config))]
+            of_open_clip = open_clip_siglip.LAYOUT, _open_clip_siglip(config)
+            return [(siglip.LAYOUT, _siglip(config)), of_open_clip]
         case SigLIPVisionModelConfig():
             return [(timm_siglip.LAYOUT, _timm_siglip(config))]
         case ViTConfig():
@@ -97,7 +99,7 @@ def _clip(config):
 
 
 def _open_clip(config):
-    vision, text = config.vision.encoder, config.text.encoder
+    vision = config.vision.encoder
     vision_cfg = _image(config.vision) | {
         "layers": vision.depth,
         "width": vision.width,
@@ -105,18 +107,11 @@ def _open_clip(config):
         # As open_clip's own configs: int(width · ratio) is the width of the MLP.
         "mlp_ratio": math.ceil(1e4 * vision.mlp_dim / vision.width) / 1e4,
     }
-    text_cfg = {
-        "context_length": config.text.context_length,
-        "vocab_size": config.text.vocab_size,
-        "width": text.width,
-        "heads": text.num_heads,
-        "layers": text.depth,
-    }
     model_cfg = {
         "embed_dim": config.projection_dim,
         "quick_gelu": vision.activation == "quick_gelu",
         "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
+        "text_cfg": _open_clip_text(config.text),
     }
     return {"model_cfg": model_cfg, "preprocess_cfg": {}}
 
@@ -227,6 +222,46 @@ def _siglip(config):
         "model_type": "siglip",
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
+    }
+
+
+def _open_clip_siglip(config):
+    vision, text = config.vision, config.text
+    return {
+        "model_cfg": {
+            "embed_dim": vision.encoder.width,
+            "init_logit_bias": -10,
+            "custom_text": True,
+            "vision_cfg": {
+                "image_size": vision.image_size,
+                "timm_model_name": _timm_siglip(vision)["architecture"],
+                "timm_model_pretrained": False,
+                "timm_pool": "map",
+                "timm_proj": "none",
+            },
+            "text_cfg": _open_clip_text(text)
+            | {
+                "mlp_ratio": text.encoder.mlp_dim / text.encoder.width,
+                "tokenizer_kwargs": {"clean": "canonicalize"},
+                "no_causal_mask": True,
+                "proj_bias": True,
+                "pool_type": "last",
+                "norm_kwargs": {"eps": text.encoder.layer_norm_epsilon},
+                "act_kwargs": {"approximate": "tanh"},
+            },
+        },
+        "preprocess_cfg": {},
+    }
+
+
+def _open_clip_text(text):
+    encoder = text.encoder
+    return {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "width": encoder.width,
+        "heads": encoder.num_heads,
+        "layers": encoder.depth,
     }
 
 

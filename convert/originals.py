@@ -13,10 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert import open_clip as open_clip_layout
-from convert import qwen_original, qwen_vision, timm_original
+from convert import open_clip_original, qwen_original, qwen_vision, timm_original
 from convert.errors import ConversionError, one_line, show
-from convert.guesses import Guesses
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
 from convert.recording import recording
@@ -233,26 +231,7 @@ def _unmasking(config, pixels):
 
 
 def _open_clip(open_clip, source):
-    config = open_clip_layout.whole_config(source, Guesses(source.given))
-    settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
-    custom = any(name.startswith("text.") for name in source.tensors)
-    model_class = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-
-    def run(pixels, token_ids):
-        # Positions are resized when weights are loaded into a model of another size.
-        vision_cfg = settings["vision_cfg"] | {"image_size": tuple(pixels.shape[2:])}
-        model = model_class(**settings | {"vision_cfg": vision_cfg}).eval()
-        state = {name: x for name, x in _state_dict(source).items() if name in model.state_dict()}
-        open_clip.model.resize_pos_embed(state, model)
-        model.load_state_dict(state, assign=True)
-        stages = {}
-        with recording(model.visual, stages, ""):
-            stages["projected"] = model.encode_image(pixels)
-        with recording(model.text if custom else model.transformer, stages, "text "):
-            stages["text projected"] = model.encode_text(token_ids)
-        return stages
-
-    return run
+    return open_clip_original.open_model(open_clip, source, _state_dict(source))
 
 
 def _timm(timm, source):

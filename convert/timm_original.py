@@ -32,9 +32,7 @@ def _run(model, pools, pixels, token_ids):
     """The stages; `pools` tells whether timm pools as the model here does."""
     del token_ids
     stages = {}
-    patch = model.patch_embed.patch_size[0]
-    height, width = (side // patch * patch for side in pixels.shape[2:])
-    pixels = pixels[:, :, :height, :width]  # as its convolution does, where it takes any size
+    pixels = whole_patches(model, pixels)
     with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     if pools:
@@ -42,3 +40,13 @@ def _run(model, pools, pixels, token_ids):
     if model.num_classes:
         stages["logits"] = model.forward_head(stages["tokens"])
     return stages
+
+
+def whole_patches(model, pixels):
+    """Without the pixels beyond the last whole patch, which its convolution does not see.
+
+    timm refuses them in a model that takes images of any size.
+    """
+    sides = zip(pixels.shape[2:], model.patch_embed.patch_size)
+    height, width = (side // patch * patch for side, patch in sides)
+    return pixels[:, :, :height, :width]

@@ -15,8 +15,9 @@ from tests import zoo
 from tests.conftest import few, rel_max_error
 
 MEASURED = 5e-6  # the largest: 2.6e-6
-TESTED_ELSEWHERE = {  # which no library reads: test_convert_dino.py, test_convert_dinov3.py
-    *("dinov2 (original)", "dinov3 (original)"),
+TESTED_ELSEWHERE = {
+    *("dinov2 (original)", "dinov3 (original)"),  # no library reads them: test_convert_dino*.py
+    "siglip (open_clip)",  # no library makes a tiny one: test_convert_open_clip_siglip.py
 }
 
 # What FNA sees of a model, whatever file it came from: the family, and the tokens in front.
