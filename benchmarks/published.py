@@ -61,7 +61,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             of_open_clip = open_clip_siglip.LAYOUT, _open_clip_siglip(config)
             return [(siglip.LAYOUT, _siglip(config)), of_open_clip]
         case SigLIPVisionModelConfig():
-            return [(timm_siglip.LAYOUT, _timm_siglip(config))]
+            of_timm = timm_siglip.LAYOUT, _timm_siglip(config)
+            return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
         case ViTConfig():
             return [(timm_vit.LAYOUT, _timm(config)), (hf_vit.LAYOUT, _hf_vit(config))]
 
@@ -272,6 +273,11 @@ def _timm_siglip(config):
         "num_classes": 0,
         "model_args": {"depth": config.encoder.depth},
     }
+
+
+def _siglip_vision(config):
+    tower = {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
+    return tower | _encoder(config.encoder) | _image(config)
 
 
 def _llava(config):

@@ -20,6 +20,7 @@ from convert import (
 )
 from convert.errors import ConversionError, show
 from convert.layout import Layout
+from convert.timm_fields import UNREAD
 
 LAYOUTS: tuple[Layout, ...] = (
     clip.LAYOUT,
@@ -32,6 +33,7 @@ LAYOUTS: tuple[Layout, ...] = (
     timm_dinov3.LAYOUT,
     siglip.LAYOUT,
     open_clip_siglip.LAYOUT,
+    siglip.VISION_LAYOUT,
     timm_siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
@@ -106,6 +108,11 @@ def _refuse_relatives(values, layouts):
 
 def _not_described(values):
     """The error for a config of no family: names what it says of itself, and what is known."""
+    for beginning, why in UNREAD.items():
+        if str(values.get("architecture")).startswith(beginning):
+            return ConversionError(
+                f"architecture {show(values['architecture'])} is not supported: {why}"
+            )
     for field in ("model_type", "architecture"):
         if field in values:
             return ConversionError(

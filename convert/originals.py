@@ -30,6 +30,7 @@ _CLASSES = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", None),
     "siglip": ("SiglipModel", None),
+    "siglip_vision_model": ("SiglipVisionModel", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
     "llama": ("LlamaForCausalLM", None),

@@ -63,6 +63,7 @@ _HF_CLIP_REST = (
     ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
     ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
 )
+_BUFFER = "a buffer of older versions: 0, 1, 2, …, not a weight"
 # ViT and DINOv2 in transformers.
 HF_VIT_ATTENTION = (
     ("attention.attention.query.weight", "attention.query.kernel", SPLIT_HEADS),
@@ -163,5 +164,17 @@ def two_towers(rest, config) -> Table:
         names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
         rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
     buffers = (f"{source}.embeddings.position_ids" for source, *_ in towers)
-    ignored = dict.fromkeys(buffers, "a buffer of older versions: 0, 1, 2, …, not a weight")
+    ignored = dict.fromkeys(buffers, _BUFFER)
     return Table(tuple(rows), ignored)
+
+
+def vision_tower(rest, encoder, prefix) -> Table:
+    """The key table of the vision tower of `two_towers` alone, its names behind `prefix`."""
+    rows = [
+        Row(f"{prefix}{source.removeprefix('vision_model.')}", target.removeprefix("vision."), how)
+        for source, target, how in (*rest, *_HF_CLIP_REST)
+        if source.startswith("vision_model.")
+    ]
+    names = f"{prefix}encoder.layers", "encoder.blocks"
+    rows += block_rows(*names, HF_CLIP_BLOCK, encoder.depth)
+    return Table(tuple(rows), {f"{prefix}embeddings.position_ids": _BUFFER})

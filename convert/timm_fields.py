@@ -43,6 +43,14 @@ BOOKKEEPING = (
 _OWN_FAMILY = ("dinov2", "dinov3", "siglip")
 
 
+# Beginnings of the names of architectures that no model here computes, and what it would take.
+UNREAD = {
+    "eva02": "it has a layer norm inside its MLPs, its CLIP inside the attention, too, and rotary "
+    "beside learned positions",
+    "aimv2": "it has RMS norms, and no biases",
+}
+
+
 def of_kind(kind):
     """A `Layout.describes` for configs of timm whose architecture's name has this word.
 

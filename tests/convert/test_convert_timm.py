@@ -69,7 +69,7 @@ def test_names_of_dinov3_mean_the_published_models(timms, ours, biases):
 
 @pytest.mark.parametrize("name", siglip_vision.VARIANTS)
 def test_names_of_siglip_mean_the_published_towers(name):
-    ((_, values),) = layouts_of(siglip_vision.VARIANTS[name])
+    _, (_, values) = layouts_of(siglip_vision.VARIANTS[name])
     exact = "-b-16-" in name or "-so400m-14-" in name or name.startswith("siglip-vit-l-16-")
     changes = {"activation": "gelu"} if exact else {}  # as timm builds them
     changes = {"position_resize": "bicubic_antialias", "encoder": changes}
@@ -189,6 +189,19 @@ def test_other_models_than_siglip_are_refused(change, words):
 def test_the_name_of_the_architecture_tells_the_family(case, architecture, family):
     """Whatever the tensors are: they are compared with what the name says."""
     assert find_layout({"architecture": architecture}, zoo.tensors(case)).family == family
+
+
+@pytest.mark.parametrize(
+    "architecture, words",
+    [
+        ("eva02_base_patch14_448", "a layer norm inside its MLPs"),
+        ("aimv2_large_patch14_224", "RMS norms"),
+        ("convnext_base", "of no family that is known"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(architecture, words):
+    with pytest.raises(ConversionError, match=f"'{architecture}' .*{words}"):
+        find_layout({"architecture": architecture}, {})
 
 
 def test_names_that_might_be_of_another_family_are_not_taken():
