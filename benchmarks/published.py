@@ -59,7 +59,7 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
             of_open_clip = open_clip_siglip.LAYOUT, _open_clip_siglip(config)
-            return [(siglip.LAYOUT, _siglip(config)), of_open_clip]
+            return [(siglip.LAYOUT, _siglip(config)), *[of_open_clip] * _is_in_open_clip(config)]
         case SigLIPVisionModelConfig():
             of_timm = timm_siglip.LAYOUT, _timm_siglip(config)
             return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
@@ -224,6 +224,14 @@ def _siglip(config):
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
     }
+
+
+def _is_in_open_clip(config):
+    """Whether open_clip has this SigLIP: of a size that timm names, and with projected texts."""
+    encoder = config.vision.encoder
+    named = timm_siglip.published(_timm_siglip(config.vision)["architecture"]).encoder
+    of_many_languages = config.text.vocab_size == 250_000 and encoder.width == 1152
+    return encoder.depth == named.depth and not of_many_languages
 
 
 def _open_clip_siglip(config):
