@@ -10,6 +10,7 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
+from benchmarks import published_open_clip, published_timm
 from convert import (
     clip,
     dinov2,
@@ -46,25 +47,34 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case CLIPConfig() if config.vision.position_resize == "bicubic":
             return [(clip.LAYOUT, _clip(config))]
         case CLIPConfig():
-            return [(open_clip.LAYOUT, _open_clip(config))]
+            return [(open_clip.LAYOUT, published_open_clip.clip(config))]
         case DecoderConfig():
             return [(hf_decoder.LAYOUT, _decoder(config))]
         case DINOv2Config():
-            return [(dinov2.LAYOUT, _dinov2(config)), (timm_dinov2.LAYOUT, _timm_dinov2(config))]
+            return [
+                (dinov2.LAYOUT, _dinov2(config)),
+                (timm_dinov2.LAYOUT, published_timm.dinov2(config)),
+            ]
         case DINOv3Config():
-            return [(dinov3.LAYOUT, _dinov3(config)), (timm_dinov3.LAYOUT, _timm_dinov3(config))]
+            return [
+                (dinov3.LAYOUT, _dinov3(config)),
+                (timm_dinov3.LAYOUT, published_timm.dinov3(config)),
+            ]
         case LLaVAConfig():
             return [(llava.LAYOUT, _llava(config))]
         case QwenVisionConfig():
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
-            of_open_clip = open_clip_siglip.LAYOUT, _open_clip_siglip(config)
-            return [(siglip.LAYOUT, _siglip(config)), *[of_open_clip] * _is_in_open_clip(config)]
+            of_open_clip = open_clip_siglip.LAYOUT, published_open_clip.siglip(config)
+            return [
+                (siglip.LAYOUT, _siglip(config)),
+                *[of_open_clip] * published_open_clip.has_siglip(config),
+            ]
         case SigLIPVisionModelConfig():
-            of_timm = timm_siglip.LAYOUT, _timm_siglip(config)
+            of_timm = timm_siglip.LAYOUT, published_timm.siglip(config)
             return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
         case ViTConfig():
-            return [(timm_vit.LAYOUT, _timm(config)), (hf_vit.LAYOUT, _hf_vit(config))]
+            return [(timm_vit.LAYOUT, published_timm.vit(config)), (hf_vit.LAYOUT, _hf_vit(config))]
 
 
 def _encoder(encoder: EncoderConfig):
@@ -97,24 +107,6 @@ def _clip(config):
         "text_config": _text(config.text) | {"eos_token_id": 2},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
     }
-
-
-def _open_clip(config):
-    vision = config.vision.encoder
-    vision_cfg = _image(config.vision) | {
-        "layers": vision.depth,
-        "width": vision.width,
-        "head_width": vision.width // vision.num_heads,
-        # As open_clip's own configs: int(width · ratio) is the width of the MLP.
-        "mlp_ratio": math.ceil(1e4 * vision.mlp_dim / vision.width) / 1e4,
-    }
-    model_cfg = {
-        "embed_dim": config.projection_dim,
-        "quick_gelu": vision.activation == "quick_gelu",
-        "vision_cfg": vision_cfg,
-        "text_cfg": _open_clip_text(config.text),
-    }
-    return {"model_cfg": model_cfg, "preprocess_cfg": {}}
 
 
 def _decoder(config):
@@ -155,22 +147,6 @@ def _dinov2(config):
     return values | {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
 
 
-def _timm_dinov2(config):
-    encoder = config.encoder
-    size = {384: "small", 768: "base", 1024: "large", 1536: "giant"}.get(encoder.width, "small")
-    registers = "_reg4" if config.num_registers else ""
-    return {
-        "architecture": f"vit_{size}_patch{config.patch_size}{registers}_dinov2",
-        "num_classes": 0,
-        "model_args": {
-            "img_size": config.image_size,
-            "embed_dim": encoder.width,
-            "depth": encoder.depth,
-            "num_heads": encoder.num_heads,
-        },
-    }
-
-
 def _dinov3(config):
     biases = {f"{x}_bias": x[0] in config.encoder.biases for x in ("query", "key", "value")}
     return {
@@ -182,18 +158,6 @@ def _dinov3(config):
         **_encoder(config.encoder),
         **_image(config),
         **biases,
-    }
-
-
-def _timm_dinov3(config):
-    encoder = config.encoder
-    size = {384: "small", 768: "base", 1024: "large", 1280: "huge", 4096: "7b"}[encoder.width]
-    plus = "_plus" * (encoder.gated_mlp and size != "7b")
-    biases = "_qkvb" if encoder.biases else ""
-    return {
-        "architecture": f"vit_{size}{plus}_patch{config.patch_size}_dinov3{biases}",
-        "num_classes": 0,
-        "model_args": {"img_size": config.image_size, "depth": encoder.depth},
     }
 
 
@@ -223,63 +187,6 @@ def _siglip(config):
         "model_type": "siglip",
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
-    }
-
-
-def _is_in_open_clip(config):
-    """Whether open_clip has this SigLIP: of a size that timm names, and with projected texts."""
-    encoder = config.vision.encoder
-    named = timm_siglip.published(_timm_siglip(config.vision)["architecture"]).encoder
-    of_many_languages = config.text.vocab_size == 250_000 and encoder.width == 1152
-    return encoder.depth == named.depth and not of_many_languages
-
-
-def _open_clip_siglip(config):
-    vision, text = config.vision, config.text
-    return {
-        "model_cfg": {
-            "embed_dim": vision.encoder.width,
-            "init_logit_bias": -10,
-            "custom_text": True,
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "timm_model_name": _timm_siglip(vision)["architecture"],
-                "timm_model_pretrained": False,
-                "timm_pool": "map",
-                "timm_proj": "none",
-            },
-            "text_cfg": _open_clip_text(text)
-            | {
-                "mlp_ratio": text.encoder.mlp_dim / text.encoder.width,
-                "tokenizer_kwargs": {"clean": "canonicalize"},
-                "no_causal_mask": True,
-                "proj_bias": True,
-                "pool_type": "last",
-                "norm_kwargs": {"eps": text.encoder.layer_norm_epsilon},
-                "act_kwargs": {"approximate": "tanh"},
-            },
-        },
-        "preprocess_cfg": {},
-    }
-
-
-def _open_clip_text(text):
-    encoder = text.encoder
-    return {
-        "context_length": text.context_length,
-        "vocab_size": text.vocab_size,
-        "width": encoder.width,
-        "heads": encoder.num_heads,
-        "layers": encoder.depth,
-    }
-
-
-def _timm_siglip(config):
-    size = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}[config.encoder.width]
-    return {
-        "architecture": f"vit_{size}_patch{config.patch_size}_siglip_{config.image_size}",
-        "num_classes": 0,
-        "model_args": {"depth": config.encoder.depth},
     }
 
 
@@ -323,16 +230,6 @@ def _hf_vit(config):
     architecture = "ViTForImageClassification"
     labels = {"num_labels": config.num_classes}
     return values | {"architectures": [architecture], "model_type": "vit"} | labels
-
-
-def _timm(config):
-    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
-    width = config.encoder.width
-    return {
-        "architecture": f"vit_{size[width]}_patch{config.patch_size}_{config.image_size}",
-        "num_classes": config.num_classes,
-        "model_args": {"depth": config.encoder.depth},
-    }
 
 
 def write_random_checkpoint(folder, layout: Layout, config, values=None, *, dtype="float32"):
