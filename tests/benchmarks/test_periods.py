@@ -1,10 +1,13 @@
 """The benchmark of DINOv3's rotary periods."""
 
+import pytest
+
 from benchmarks import periods
 from benchmarks.rows import read_rows
 from evals.running.workdir import ROOT
 
 
+@pytest.mark.slow
 def test_rounded_periods_change_less_than_rounded_numbers():
     small = dict(encoder=dict(width=32, depth=1, num_heads=2, mlp_dim=32), patch_size=8)
     rows = periods.measure("dinov3-vit-s-16", [32], **small)
