@@ -30,7 +30,8 @@ def _towers():
     """The released towers by name; SigLIP 2 has some of the first SigLIP's."""
     names = {}
     for name, config in siglip.VARIANTS.items():
-        names.setdefault(config.vision, f"{name}-vision")
+        if "i18n" not in name:  # which tells of the texts
+            names.setdefault(config.vision, f"{name}-vision")
     fields = [field.name for field in dataclasses.fields(SigLIPVisionConfig)]
     return {
         name: SigLIPVisionModelConfig(**{field: getattr(tower, field) for field in fields})

@@ -101,11 +101,11 @@ PUBLISHED_PARAMETERS = {
     "siglip-vit-l-16-384-vision": 316_283_904,
     "siglip-vit-so400m-14-224-vision": 427_680_704,
     "siglip-vit-so400m-14-384-vision": 428_225_600,
-    "siglip-vit-so400m-16-256-i18n-vision": 427_888_064,
     "siglip2-vit-b-32-256-vision": 94_552_320,
     "siglip2-vit-giant-opt-16-256-vision": 1_163_168_256,
     "siglip2-vit-giant-opt-16-384-vision": 1_163_659_776,
     "siglip2-vit-l-16-512-vision": 316_742_656,
+    "siglip2-vit-so400m-16-256-vision": 427_888_064,
     "siglip2-vit-so400m-16-384-vision": 428_256_704,
     "siglip2-vit-so400m-16-512-vision": 428_772_800,
     # Of transformers 5.23.0's classes for causal language models, on torch's meta device.
