@@ -96,5 +96,5 @@ class DINOv3(DINOTower):
             coordinates,
             config.encoder.head_dim,
             theta=config.rope_theta,
-            periods=config.rope_periods,
+            rounded=config.rope_periods,
         )

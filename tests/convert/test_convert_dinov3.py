@@ -89,7 +89,7 @@ def test_periods_are_rounded_as_in_training(head_dim):
     exact = 100.0 ** (np.arange(count) / count)
     rounded = exact.astype(np.float32).astype(jnp.bfloat16).astype(np.float32)
     coordinates = patch_coordinates((1, 2))
-    angles = rotary_angles(coordinates, head_dim, theta=100.0, periods="bfloat16")
+    angles = rotary_angles(coordinates, head_dim, theta=100.0, rounded="bfloat16")
     expected = 2 * np.pi * coordinates[:, 1:] / rounded
     np.testing.assert_allclose(angles[:, count:], expected, rtol=1e-6)
     assert 0.001 < np.max(np.abs(rounded / exact - 1)) <= 2.0**-8
