@@ -1,5 +1,6 @@
 """DINOv2, without and with registers, as timm writes it: `config.json` and key table."""
 
+import math
 import re
 
 from convert.errors import ConversionError, show
@@ -164,6 +165,12 @@ def config_of(tensors, guesses: Guesses) -> dict:
     num_registers = shape_of(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0
     mlp_dim, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)
     gated = mlp_dim == 2 * shape_of(tensors, "blocks.0.mlp.fc2.weight", 2)[1]
+    if not num_registers and math.isqrt(num_positions) ** 2 == num_positions:
+        raise ConversionError(
+            f"pos_embed has {num_positions} positions, those of patches alone, and none of the "
+            "class token as DINOv2 without registers has: these may be of DeiT III, which is not "
+            "read; if they are not, --config FILE says of what they are"
+        )
     heads = guesses.heads_of_64("heads", width, "all DINOv2")
     grid = guesses.patch_grid(num_positions if num_registers else max(num_positions - 1, 0))
     registers = "_reg4" if num_registers else ""

@@ -92,6 +92,14 @@ def test_a_dino_of_timm_needs_no_config(case, tmp_path):
     zoo.assert_same_leaves(model, published)
 
 
+def test_positions_of_patches_alone_are_of_another_model(tmp_path):
+    tensors = zoo.tensors("dinov2_timm")
+    tensors["pos_embed"] = tensors["pos_embed"][:, 1:].copy()
+    safetensors.numpy.save_file(tensors, tmp_path / "last.safetensors")
+    with pytest.raises(ConversionError, match=r"16 positions.* DeiT III.*--config FILE"):
+        convert.load_pretrained(tmp_path / "last.safetensors")
+
+
 def test_what_timm_leaves_out_is_zero(tmp_path):
     model = convert.load_pretrained(zoo.write("dinov2_registers_timm", tmp_path / "registers"))
     assert not np.any(model.positions[0]) and np.all(np.any(model.positions[1:], axis=1))
