@@ -37,19 +37,20 @@ NUM_TOKENS = 60  # of texts for language models
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo")
     parser.add_argument("--match", default="", help="only models with this in their names")
-    parser.add_argument("--resume", action="store_true", help="keep the models in the output file")
+    parser.add_argument("--resume", action="store_true", help="keep what is in the output file")
     parser.add_argument("--output", default=str(ROOT / "results" / "zoo.csv"))
     arguments = parser.parse_args(argv)
     groups = [names for names in groups_of_models() if arguments.match in names[0]]
     rows = read_rows(arguments.output) if arguments.resume else []
-    done = {row["models"] for row in rows}
-    todo = [names for names in groups if " ".join(names) not in done]
-    for names in tqdm.tqdm(todo, unit="model"):
+    for names in tqdm.tqdm(groups, unit="model"):
+        done = [row["layout"] for row in rows if row["models"] == " ".join(names)]
+        if len(done) == len(layouts_of(models.registry.published(names[0])[1])):
+            continue
         # A process for each: what the libraries keep in memory adds up.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:
-            rows += pool.submit(measure, names).result()
+            rows += pool.submit(measure, names, done).result()
         write_rows(arguments.output, rows, torch=importlib.metadata.version("torch"))
     print(as_markdown(rows))
 
@@ -74,10 +75,14 @@ def _without_resolution(config):
     return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
-def measure(names) -> list[dict]:
+def measure(names, done=()) -> list[dict]:
     """A row for each layout: the largest difference of any stage, relative to its largest value.
 
     Of models that differ in the resolution only, or in nothing, the first is measured.
+
+    Args:
+      names: of a group of `groups_of_models`.
+      done: libraries whose layouts are not measured again.
     """
     family, config = models.registry.published(names[0])
     num_parameters = count_parameters(family, config)
@@ -93,6 +98,8 @@ def measure(names) -> list[dict]:
             size = image_shape(vision)
     rows = []
     for layout, values in layouts_of(config):
+        if layout.library in done:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             source = pathlib.Path(folder) / "source"
             write_random_checkpoint(source, layout, config, values)

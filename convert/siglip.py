@@ -3,14 +3,14 @@
 from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
-from convert.rows import fused_qkv, two_towers
+from convert.rows import fused_qkv, two_towers, vision_tower
 from convert.table import BATCHED, FLAT, LINEAR, MERGE_HEADS, SAME, Table
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
+from models.siglip_vision import SigLIPVisionModelConfig
 from models.text import TextConfig
 
 _REFUSED = {
     "siglip2": "NaFlex, of variable resolution; use a SigLIP 2 checkpoint of fixed resolution",
-    "siglip_vision_model": "the vision tower alone; convert the whole SiglipModel",
     "siglip_text_model": "the text tower alone; convert the whole SiglipModel",
 }
 
@@ -52,6 +52,11 @@ def tables(config: SigLIPConfig) -> tuple[Table, ...]:
     return (two_towers(_REST, config),)
 
 
+def vision_tables(config: SigLIPVisionModelConfig) -> tuple[Table, ...]:
+    """The key layouts of a SiglipVisionModel: of transformers 4, and of 5."""
+    return tuple(vision_tower(_REST, config.encoder, prefix) for prefix in ("vision_model.", ""))
+
+
 def parse_config(values: dict) -> Parsed:
     """The config of a SiglipModel from its `config.json`.
 
@@ -62,11 +67,8 @@ def parse_config(values: dict) -> Parsed:
     whole.ignore("logit_scale_init_value", "projection_dim")  # of early files; not used
     text = whole.section("text_config", _TEXT_DEFAULTS)
     vision = whole.section("vision_config", VISION_DEFAULTS)
-    vision.fix(num_channels=3, vision_use_head=True)
     config = SigLIPConfig(
-        SigLIPVisionConfig(
-            vision.side("image_size"), vision.side("patch_size"), "bicubic", vision.encoder()
-        ),
+        SigLIPVisionConfig(*_vision(vision)),
         TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), text.encoder()),
     )
     projected = text.size("projection_size" if "projection_size" in text.values else "hidden_size")
@@ -79,12 +81,39 @@ def parse_config(values: dict) -> Parsed:
     return Parsed(config, [*whole.unknown(), *text.unknown(), *vision.unknown()])
 
 
+def parse_vision(values: dict) -> Parsed:
+    """The config of a SiglipVisionModel from its `config.json`; errors as for `parse_config`."""
+    fields = Fields("config.json", values, VISION_DEFAULTS)
+    config = SigLIPVisionModelConfig(*_vision(fields))
+    return Parsed(config, fields.unknown())
+
+
+def _vision(fields):
+    fields.fix(num_channels=3, vision_use_head=True)
+    return fields.side("image_size"), fields.side("patch_size"), "bicubic", fields.encoder()
+
+
+def _is_whole(names):
+    return "vision_model.head.probe" in names and "logit_scale" in names
+
+
 LAYOUT = Layout(
     family="siglip",
     library="transformers",
     describes=of_model_type("siglip"),
-    has_keys=lambda names: "vision_model.head.probe" in names,
+    has_keys=_is_whole,
     parse=lambda source: parse_config(source.config),
     tables=tables,
     refused=_REFUSED,
+)
+VISION_LAYOUT = Layout(
+    family="siglip_vision",
+    library="transformers",
+    describes=of_model_type("siglip_vision_model"),
+    has_keys=lambda names: (
+        not _is_whole(names)
+        and any(f"{prefix}head.probe" in names for prefix in ("", "vision_model."))
+    ),
+    parse=lambda source: parse_vision(source.config),
+    tables=vision_tables,
 )

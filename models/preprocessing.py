@@ -98,6 +98,7 @@ _CLASS_OF_MODEL_TYPE = {
     "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
     "siglip": "Siglip",
+    "siglip_vision_model": "Siglip",
     "vit": "ViT",
     "vit_mae": "ViT",
     "llava": "Llava",
