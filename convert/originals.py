@@ -13,10 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert import naflex_original, npz_original, qwen_original, qwen_vision, timm_vit
-from convert import open_clip as open_clip_layout
+from convert import (
+    naflex_original,
+    npz_original,
+    open_clip_original,
+    qwen_original,
+    qwen_vision,
+    timm_original,
+)
 from convert.errors import ConversionError, one_line, show
-from convert.guesses import Guesses
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
 from convert.recording import recording
@@ -34,6 +39,7 @@ _CLASSES = {
     "dinov3_vit": ("DINOv3ViTModel", None),
     "siglip": ("SiglipModel", None),
     "siglip2": ("Siglip2Model", None),
+    "siglip_vision_model": ("SiglipVisionModel", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
     "llama": ("LlamaForCausalLM", None),
@@ -248,55 +254,17 @@ def _unmasking(config, pixels):
 
 
 def _open_clip(open_clip, source):
-    config = open_clip_layout.whole_config(source, Guesses(source.given))
-    settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
-    custom = any(name.startswith("text.") for name in source.tensors)
-    model_class = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-
-    def run(pixels, token_ids):
-        # Positions are resized when weights are loaded into a model of another size.
-        vision_cfg = settings["vision_cfg"] | {"image_size": tuple(pixels.shape[2:])}
-        model = model_class(**settings | {"vision_cfg": vision_cfg}).eval()
-        state = {name: x for name, x in _state_dict(source).items() if name in model.state_dict()}
-        open_clip.model.resize_pos_embed(state, model)
-        model.load_state_dict(state, assign=True)
-        stages = {}
-        with recording(model.visual, stages, ""):
-            stages["projected"] = model.encode_image(pixels)
-        with recording(model.text if custom else model.transformer, stages, "text "):
-            stages["text projected"] = model.encode_text(token_ids)
-        return stages
-
-    return run
+    return open_clip_original.open_model(open_clip, source, _state_dict(source))
 
 
 def _timm(timm, source):
-    values = source.config
-    if values is None:
-        values = timm_vit.config_of(source.tensors, Guesses(source.given))
-    args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
-    architecture = timm_vit.name_of_today(values["architecture"])
-    model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
-    state = _state_dict(source)
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return functools.partial(_run_timm, model)
-
-
-def _run_timm(model, pixels, token_ids):
-    del token_ids
-    stages = {}
-    with recording(model, stages, ""):
-        stages["tokens"] = model.forward_features(pixels)
-    stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
-    if model.num_classes:
-        stages["logits"] = model.forward_head(stages["tokens"])
-    return stages
+    return timm_original.open_model(timm, source, _state_dict(source))
 
 
 def _vision_transformer(timm, source):
     def run(pixels, token_ids):
         model = npz_original.open_vit(timm, source, tuple(pixels.shape[2:]))
-        return _run_timm(model, pixels, token_ids)
+        return timm_original.run(model, True, pixels, token_ids)
 
     return run
 
@@ -306,7 +274,7 @@ def _big_vision(timm, source):
 
     def run(pixels, token_ids):
         tower = npz_original.open_image_tower(timm, source, tuple(pixels.shape[2:]))
-        stages = _run_timm(tower, pixels, token_ids)
+        stages = timm_original.run(tower, True, pixels, token_ids)
         stages["projected"] = stages["pooled"]
         with recording(text, stages, "text "):
             stages["text projected"] = text(token_ids).pooler_output

@@ -6,14 +6,14 @@ import math
 from convert.errors import ConversionError
 from convert.fields import Fields
 from convert.layout import Layout, Parsed, of_model_type
-from convert.rows import fused_qkv, two_towers
+from convert.rows import fused_qkv, two_towers, vision_tower
 from convert.table import BATCHED, FLAT, LINEAR, MERGE_HEADS, SAME, Table, Transform
 from models.naflex import RULE as NAFLEX_RULE
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
+from models.siglip_vision import SigLIPVisionModelConfig
 from models.text import TextConfig
 
 _REFUSED = {
-    "siglip_vision_model": "the vision tower alone; convert the whole SiglipModel",
     "siglip_text_model": "the text tower alone; convert the whole SiglipModel",
 }
 
@@ -71,6 +71,11 @@ def _of_naflex(row):
     return dataclasses.replace(row, transform=_LINEAR_PATCHES) if kernel else row
 
 
+def vision_tables(config: SigLIPVisionModelConfig) -> tuple[Table, ...]:
+    """The key layouts of a SiglipVisionModel: of transformers 4, and of 5."""
+    return tuple(vision_tower(_REST, config.encoder, prefix) for prefix in ("vision_model.", ""))
+
+
 def parse_config(values: dict) -> Parsed:
     """The config of a SiglipModel or a Siglip2Model from its `config.json`.
 
@@ -82,12 +87,8 @@ def parse_config(values: dict) -> Parsed:
     text = whole.section("text_config", _TEXT_DEFAULTS)
     naflex = values.get("model_type") == _NAFLEX
     vision = whole.section("vision_config", _NAFLEX_DEFAULTS if naflex else VISION_DEFAULTS)
-    vision.fix(num_channels=3, vision_use_head=True)
-    patch_size = vision.side("patch_size")
-    image_size = _naflex_side(vision) * patch_size if naflex else vision.side("image_size")
-    rule = NAFLEX_RULE if naflex else "bicubic"
     config = SigLIPConfig(
-        SigLIPVisionConfig(image_size, patch_size, rule, vision.encoder()),
+        SigLIPVisionConfig(*(_naflex_vision(vision) if naflex else _vision(vision))),
         TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), text.encoder()),
     )
     projected = text.size("projection_size" if "projection_size" in text.values else "hidden_size")
@@ -100,20 +101,48 @@ def parse_config(values: dict) -> Parsed:
     return Parsed(config, [*whole.unknown(), *text.unknown(), *vision.unknown()])
 
 
-def _naflex_side(vision):
-    """Patches down and across of the learned positions."""
-    count = vision.size("num_patches")
-    if math.isqrt(count) ** 2 != count:
-        raise ConversionError(f"{vision.name}.num_patches must be of a square, got {count}")
-    return math.isqrt(count)
+def parse_vision(values: dict) -> Parsed:
+    """The config of a SiglipVisionModel from its `config.json`; errors as for `parse_config`."""
+    fields = Fields("config.json", values, VISION_DEFAULTS)
+    config = SigLIPVisionModelConfig(*_vision(fields))
+    return Parsed(config, fields.unknown())
+
+
+def _vision(fields):
+    fields.fix(num_channels=3, vision_use_head=True)
+    return fields.side("image_size"), fields.side("patch_size"), "bicubic", fields.encoder()
+
+
+def _naflex_vision(fields):
+    fields.fix(num_channels=3, vision_use_head=True)
+    count, patch_size = fields.size("num_patches"), fields.side("patch_size")
+    side = math.isqrt(count)
+    if side**2 != count:
+        raise ConversionError(f"{fields.name}.num_patches must be of a square, got {count}")
+    return side * patch_size, patch_size, NAFLEX_RULE, fields.encoder()
+
+
+def _is_whole(names):
+    return "vision_model.head.probe" in names and "logit_scale" in names
 
 
 LAYOUT = Layout(
     family="siglip",
     library="transformers",
     describes=of_model_type("siglip", _NAFLEX),
-    has_keys=lambda names: "vision_model.head.probe" in names,
+    has_keys=_is_whole,
     parse=lambda source: parse_config(source.config),
     tables=tables,
     refused=_REFUSED,
+)
+VISION_LAYOUT = Layout(
+    family="siglip_vision",
+    library="transformers",
+    describes=of_model_type("siglip_vision_model"),
+    has_keys=lambda names: (
+        not _is_whole(names)
+        and any(f"{prefix}head.probe" in names for prefix in ("", "vision_model."))
+    ),
+    parse=lambda source: parse_vision(source.config),
+    tables=vision_tables,
 )

@@ -101,6 +101,7 @@ _CLASS_OF_MODEL_TYPE = {
     "dinov3_vit": "DINOv3ViT",
     "siglip": "Siglip",
     "siglip2": "Siglip2",
+    "siglip_vision_model": "Siglip",
     "vit": "ViT",
     "vit_mae": "ViT",
     "llava": "Llava",
