@@ -2,6 +2,7 @@
 
 import json
 import math
+import typing
 import zlib
 
 import ml_dtypes
@@ -18,6 +19,8 @@ from convert import (
     hf_decoder,
     hf_vit,
     llava,
+    npz_siglip,
+    npz_vit,
     open_clip,
     open_clip_siglip,
     qwen_vision,
@@ -34,6 +37,7 @@ from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
 from models.llava import LLaVAConfig
+from models.naflex import RULE as NAFLEX
 from models.plain_vit import ViTConfig
 from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
@@ -75,6 +79,18 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
         case ViTConfig():
             return [(timm_vit.LAYOUT, published_timm.vit(config)), (hf_vit.LAYOUT, _hf_vit(config))]
+
+
+def npz_of(config) -> list[tuple[Layout, typing.Any]]:
+    """The layout of a model in Google's `.npz`, with its config as their code computes it."""
+    google = {"position_resize": "bilinear_corners"}
+    match config:
+        case ViTConfig() if config.num_classes:
+            google |= {"encoder": {"activation": "gelu_pytorch_tanh"}}
+            return [(npz_vit.LAYOUT, models.registry.override(config, google))]
+        case SigLIPConfig() if config.vision.position_resize != NAFLEX:
+            return [(npz_siglip.LAYOUT, models.registry.override(config, {"vision": google}))]
+    return []
 
 
 def _encoder(encoder: EncoderConfig):
@@ -182,6 +198,8 @@ def _qwen_vision(config):
 
 
 def _siglip(config):
+    if config.vision.position_resize == NAFLEX:
+        return _naflex(config)
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -193,6 +211,16 @@ def _siglip(config):
 def _siglip_vision(config):
     tower = {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
     return tower | _encoder(config.encoder) | _image(config)
+
+
+def _naflex(config):
+    vision = _encoder(config.vision.encoder) | {"patch_size": config.vision.patch_size}
+    return {
+        "architectures": ["Siglip2Model"],
+        "model_type": "siglip2",
+        "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
+        "vision_config": vision | {"num_patches": math.prod(position_grid(config.vision))},
+    }
 
 
 def _llava(config):
@@ -249,8 +277,12 @@ def write_random_checkpoint(folder, layout: Layout, config, values=None, *, dtyp
     prefix = "open_clip_" if layout.library == "open_clip" else ""
     if values is not None:
         (folder / f"{prefix}config.json").write_text(json.dumps(values, indent=2))
+    arrays = random_tensors(layout, config, dtype)
+    if layout in (npz_siglip.LAYOUT, npz_vit.LAYOUT):
+        np.savez(folder / "model.npz", **arrays)
+        return folder / "model.npz"
     file = folder / f"{prefix}model.safetensors"
-    safetensors.numpy.save_file(random_tensors(layout, config, dtype), file)
+    safetensors.numpy.save_file(arrays, file)
     return file
 
 
@@ -274,6 +306,6 @@ def _random(name, shape):
     value = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) > 1:
         return value / np.float32(math.sqrt(math.prod(shape[1:])))
-    is_branch = any(word in name for word in ("scale", "gamma", "lambda"))  # LayerScale, logits
+    is_branch = any(word in name for word in ("_scale", "gamma", "lambda"))  # LayerScale, logits
     centre = 0.0 if name.endswith("bias") else 0.2 if is_branch else 1.0
     return np.asarray(0.1 * value + centre, np.float32)

@@ -139,7 +139,7 @@ class VisionTower(nnx.Module):
         records += rest
         return VisionOutput(
             *self._finished(x, landmarks),
-            self._last_landmarks(landmarks),
+            self.last_landmarks(landmarks),
             jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
             capture and self._captured(capture, records, x, grid),
@@ -160,7 +160,7 @@ class VisionTower(nnx.Module):
             return self.finish(x)
         return self.reduction.finish(self.finish, x, *landmarks)
 
-    def _last_landmarks(self, landmarks):
+    def last_landmarks(self, landmarks):
         """Of those that the blocks hand on, what the output tells."""
         if self.reduction is not None:
             return landmarks[0].clusters

@@ -128,7 +128,6 @@ def test_tensors_of_no_family(family):
 @pytest.mark.parametrize(
     "case, model_type, word",
     [
-        ("siglip_hf", "siglip2", "NaFlex"),
         ("siglip_hf", "siglip_text_model", "the whole SiglipModel"),
         ("dinov3_hf", "dinov3_convnext", "no attention"),
         ("vit_hf", "deit", "distillation"),

@@ -81,6 +81,7 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-b-16-256": 375_234_050,
     "siglip2-vit-b-16-384": 375_479_810,
     "siglip2-vit-b-16-512": 375_823_874,
+    "siglip2-vit-b-16-naflex": 375_234_050,
     "siglip2-vit-b-32-256": 376_856_066,
     "siglip2-vit-giant-opt-16-256": 1_871_393_906,
     "siglip2-vit-giant-opt-16-384": 1_871_885_426,
@@ -108,6 +109,7 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-so400m-16-256-vision": 427_888_064,
     "siglip2-vit-so400m-16-384-vision": 428_256_704,
     "siglip2-vit-so400m-16-512-vision": 428_772_800,
+    "siglip2-vit-so400m-16-naflex": 1_135_670_962,
     # Of transformers 5.23.0's classes for causal language models, on torch's meta device.
     "llama-2-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,
