@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax.clusters import Clusters, token_means
+from fna_jax.fused import flash_obstacle
 from fna_jax.kernels import differentiated_as, tpu_obstacle
 from fna_jax.softmax import (
-    flash_obstacle,
     image_by_image,
     joint_softmax_weights,
     map_row_blocks,

@@ -15,20 +15,23 @@ def gpu_obstacle(*arrays):
 
     A kernel does not know how to be split over devices, so it runs where there is one.
     """
-    if (compute_capability(device := _device()) or 0) < 8.0:
+    if (compute_capability(device := chosen_device()) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
     return _obstacle(*arrays)
 
 
 def tpu_obstacle(*arrays):
     """Why no kernel for TPUs can run on these arrays, or None; on one device, as on a GPU."""
-    if getattr(device := _device(), "platform", device) != "tpu":
+    if (device := chosen_device()).platform != "tpu":
         return f"it needs a TPU, this is {device}"
     return _obstacle(*arrays)
 
 
-def _device():
-    return jax.config.jax_default_device or jax.local_devices()[0]
+def chosen_device():
+    """The device that kernels are chosen for: the default one."""
+    default = jax.config.jax_default_device  # a device, or the name of a platform
+    named = default is None or isinstance(default, str)
+    return jax.local_devices(backend=default)[0] if named else default
 
 
 def _obstacle(*arrays):
