@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fna_jax import centroid_attention, exact_attention, farthest_point_sampling, near_field
-from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle, near, tpu_obstacle
+from fna_jax import centroid_attention, exact_attention, farthest_point_sampling, fused, near_field
+from fna_jax.kernels import (
+    compute_capability,
+    differentiated_as,
+    gpu_obstacle,
+    near,
+    rows,
+    tpu_obstacle,
+)
 from fna_jax.kernels.farthest import farthest_points
 from fna_jax.kernels.flash import flash_attention
 from fna_jax.kernels.inverse import newton_schulz
+from fna_jax.kernels.rows import row_attention
 from fna_jax.softmax import softmax_attention
 from fna_jax.windows import Windows
 from tests.conftest import random_qkv, rel_max_error
@@ -42,6 +50,65 @@ def test_flash_attention(num_queries, num_keys, num_heads, num_groups, head_dim,
     kernel = jax.jit(functools.partial(flash_attention, scale=0.3, interpret=True))
     right = plain_attention(query, key, value, log_mass=log_mass)
     np.testing.assert_allclose(kernel(query, key, value, log_mass), right, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "num_heads", "num_groups", "dims", "dtype", "masses", "tolerance"),
+    [
+        (140, 20, 2, 1, (24, 8), "float32", True, 2e-6),  # rows that fill no register; shared heads
+        (5, 300, 2, 2, (8, 16), "bfloat16", False, 2**-7),  # keys in steps; two roundings of 2⁻⁹
+        (300, 256, 1, 1, (8, 8), "float32", False, 2e-6),  # nothing behind the last key
+    ],
+)
+def test_row_attention(
+    num_queries, num_keys, num_heads, num_groups, dims, dtype, masses, tolerance, monkeypatch
+):
+    for name in ("_ROWS", "_KEYS"):
+        monkeypatch.setattr(rows, name, 2)
+    query = random(0, 2, num_queries, num_heads, dims[0]).astype(dtype)
+    key, value = (random(i, 2, num_keys, num_groups, dims[i]).astype(dtype) for i in (0, 1))
+    log_mass = None
+    if masses:
+        log_mass = random(3, 2, num_keys)
+        log_mass[0] = -np.inf  # all
+        log_mass[1, ::3] = -np.inf
+    kernel = jax.jit(functools.partial(row_attention, scale=0.3, interpret=True))
+    out = kernel(query, key, value, log_mass)
+    right = plain_attention(query, key, value, log_mass=log_mass)
+    assert out.dtype == right.dtype and np.isfinite(np.asarray(out, np.float32)).all()
+    assert rel_max_error(out, right) < tolerance
+    np.testing.assert_array_equal(out[0] if masses else 0, 0)
+
+
+class Chip:
+    """What a TPU tells of itself."""
+
+    platform = "tpu"
+
+    def __init__(self, device_kind):
+        self.device_kind = device_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "dtype", "says"),
+    [
+        ("TPU v5", (577, 577), "bfloat16", None),
+        ("TPU v5 lite", (64, 16385), "float32", None),
+        ("TPU v5 lite", (16385, 64), "bfloat16", "does not pay"),
+        ("TPU v6 lite", (197, 197), "bfloat16", "does not pay"),
+        ("TPU v5 lite", (577, 577), "float16", "bfloat16 or float32, got float16"),
+        ("TPU v5", (1024, 2**18), "bfloat16", "bytes of memory at most"),
+        ("TPU v4", (577, 577), "bfloat16", "vector memory"),
+    ],
+)
+def test_a_tpu_has_its_kernel_where_that_pays(kind, sizes, dtype, says, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [Chip(kind)])
+    query, key = (jax.ShapeDtypeStruct((2, size, 3, 64), dtype) for size in sizes)
+    with jax.default_matmul_precision(None):
+        _, obstacle = fused.fused_attention(query, key, key, 0.125, None)
+        _, forced = fused.fused_attention(query, key, key, 0.125, None, insisted=True)
+    assert obstacle is None if says is None else says in obstacle
+    assert forced == (None if says == "does not pay" else obstacle)
 
 
 @pytest.mark.parametrize("size", [5, 32])
