@@ -5,18 +5,24 @@ dimension.
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 
-from fna_jax.kernels import chosen_device, compute_capability, gpu_obstacle, tpu_obstacle
+from fna_jax.kernels import (
+    chosen_device,
+    compute_capability,
+    gpu_obstacle,
+    tpu_obstacle,
+    vector_memory,
+)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Of fewer keys, or logits of a head, a TPU takes XLA's form as fast (estimated on v5e).
 _LEAST_KEYS = 128
 _LEAST_LOGITS = 2**18
-_VMEM_KEYS = 36 * 2**20  # bytes of a head's keys and values, twice, that leave room for the rest
+_VMEM = 48 * 2**20  # bytes of a program
+_VMEM_KEYS = 36 * 2**20  # of a head's keys and values, twice; the rest is for logits
 
 
 def fused_attention(query, key, value, scale, removed, *, insisted=False):
@@ -67,8 +73,8 @@ def rows_obstacle(query, key, value, scale, removed):
     """Why the kernel for TPUs cannot run here, or None."""
     if obstacle := tpu_obstacle(query, key, value):
         return obstacle
-    if re.match(r"TPU v[234]\b", kind := chosen_device().device_kind):
-        return f"it needs 48 MiB of vector memory, and a {kind} has 16"
+    if vector_memory() < _VMEM:
+        return f"it needs more vector memory than a {chosen_device().device_kind} has"
     if obstacle := _is_special(scale, removed):
         return obstacle
     dtypes = {x.dtype.name for x in (query, key, value)}

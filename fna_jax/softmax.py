@@ -112,7 +112,8 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
         output = over_heads(attend, states, of_images, num_logits=num_logits)
     else:  # which is told of all images at once
         output = attend(*states, of_images)
-    output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
+    parts = num_queries, shared, num_groups, value.shape[-1]
+    output = output.reshape(math.prod(batch), *parts)  # also of no queries
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
 

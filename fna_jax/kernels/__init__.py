@@ -34,12 +34,22 @@ def chosen_device():
     return jax.local_devices(backend=default)[0] if named else default
 
 
+def vector_memory():
+    """Bytes of vector memory that a program may have on the chosen TPU; the rest is for XLA."""
+    kind = chosen_device().device_kind
+    if re.match(r"TPU v[234]\b", kind):
+        return 14 * 2**20
+    return (100 if kind in ("TPU v5 lite", "TPU v6 lite") else 48) * 2**20
+
+
 def _obstacle(*arrays):
     """What keeps a kernel of any device from these arrays, or None."""
     if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
     if not all(isinstance(size, int) for x in arrays for size in x.shape):
         return "it needs sizes that are known"
+    if any(0 in x.shape for x in arrays):
+        return "there is nothing to compute"
     return None
 
 

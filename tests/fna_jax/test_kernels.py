@@ -12,17 +12,19 @@ from fna_jax.kernels import (
     compute_capability,
     differentiated_as,
     gpu_obstacle,
+    grid,
     near,
     rows,
     tpu_obstacle,
 )
 from fna_jax.kernels.farthest import farthest_points
 from fna_jax.kernels.flash import flash_attention
+from fna_jax.kernels.grid import grid_attention
 from fna_jax.kernels.inverse import newton_schulz
 from fna_jax.kernels.rows import row_attention
 from fna_jax.softmax import softmax_attention
 from fna_jax.windows import Windows
-from tests.conftest import random_qkv, rel_max_error
+from tests.conftest import few, random_qkv, rel_max_error
 from tests.fna_jax.formulas import inverse_of, softmax
 
 plain_attention = jax.jit(functools.partial(softmax_attention, scale=0.3))
@@ -202,6 +204,55 @@ def test_a_near_field_in_a_kernel_is_the_same(monkeypatch):
     real = key_mask[..., None, None]
     assert rel_max_error(out * real, right * real) < 2e-6
     assert rel_max_error(slope, right_slope) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_heads", "head_dim", "residual", "dtype", "tolerance"),
+    few(
+        [
+            (Windows((16, 16), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
+            (Windows((8, 16), (2, 2), near=1), 4, 32, False, "float32", 4e-6),
+            (Windows((8, 32), (1, 2), num_prefix=1), 1, 128, True, "bfloat16", 2**-6),
+        ]
+    ),
+)
+def test_a_whole_grid_in_a_kernel_is_the_same(
+    windows, num_heads, head_dim, residual, dtype, tolerance, monkeypatch
+):
+    tokens = windows.num_tokens
+    qkv = [x.astype(dtype) for x in random_qkv(tokens=tokens, heads=num_heads, dim=head_dim)]
+    key_mask = np.arange(tokens) % 7 != [[5], [9]]
+    real = key_mask[..., None, None]
+    clusters, options = windows.clusters((2,)), dict(windows=windows, residual=residual)
+    run = lambda: jax.jit(
+        lambda *x: centroid_attention(*x, clusters, key_mask=key_mask, **options)
+    )(*qkv)
+    right = run()
+    taken = []
+
+    def interpreted(*states, **options):
+        taken.append(states[0].shape)
+        return grid_attention(*states, **options, interpret=True)
+
+    monkeypatch.setattr(grid, "grid_attention", interpreted)
+    monkeypatch.setattr(near_field, "tpu_obstacle", lambda *_: None)
+    with jax.default_matmul_precision(None):
+        out = run()
+    assert taken and out.dtype == right.dtype
+    assert rel_max_error(out * real, right * real) < tolerance
+
+
+def test_grids_that_do_not_fit_a_kernel_have_none():
+    def fits(windows, heads=16, dim=64, kv_heads=None, dtype="bfloat16"):
+        of = lambda heads: jax.ShapeDtypeStruct((1, windows.num_tokens, heads, dim), dtype)
+        return grid.fits(of(heads), of(kv_heads or heads), 64, windows)
+
+    square = lambda side, cut, **options: Windows((side, side), (cut, cut), **options)
+    assert fits(square(64, 8, num_prefix=5)) and fits(square(32, 4, near=1), dtype="float32")
+    assert not fits(square(37, 4)) and not fits(square(64, 12)) and not fits(square(8, 1))
+    assert not fits(square(64, 8, num_prefix=128)) and not fits(square(256, 32))
+    assert not fits(square(64, 8), dim=80) and not fits(square(64, 8), heads=3)
+    assert not fits(square(64, 8), kv_heads=8)
 
 
 def test_derivatives_are_those_of_the_plain_form():
