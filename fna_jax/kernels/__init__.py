@@ -21,10 +21,16 @@ def gpu_obstacle(*arrays):
 
 
 def tpu_obstacle(*arrays):
-    """Why no kernel for TPUs can run on these arrays, or None; on one device, as on a GPU."""
+    """Why no kernel for TPUs can run on these arrays, or None.
+
+    It runs where there is one device, or inside a `jax.shard_map` over all axes of the mesh, where
+    arrays are what one device has.
+    """
     if (device := chosen_device()).platform != "tpu":
         return f"it needs a TPU, this is {device}"
-    return _obstacle(*arrays)
+    mesh = jax.sharding.get_abstract_mesh()
+    of_one = mesh.manual_axes and {*mesh.manual_axes} == {*mesh.axis_names}
+    return _obstacle(*arrays, of_one=of_one)
 
 
 def chosen_device():
@@ -42,9 +48,14 @@ def vector_memory():
     return (100 if kind in ("TPU v5 lite", "TPU v6 lite") else 48) * 2**20
 
 
-def _obstacle(*arrays):
-    """What keeps a kernel of any device from these arrays, or None."""
-    if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
+def _obstacle(*arrays, of_one=False):
+    """What keeps a kernel of any device from these arrays, or None.
+
+    Args:
+      of_one: whether one device is known to have them, however many there are.
+    """
+    several = jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes
+    if several and not of_one:
         return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
     if not all(isinstance(size, int) for x in arrays for size in x.shape):
         return "it needs sizes that are known"
@@ -57,6 +68,11 @@ def compute_capability(device):
     """As of NVIDIA's GPUs, such as 9.0; None of other devices, also AMD's "gfx90a"."""
     capability = str(getattr(device, "compute_capability", ""))
     return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else None
+
+
+def output_like(x, shape, dtype):
+    """What a kernel gives of such a shape, on the axes of a mesh that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def differentiated_as(plain, fused):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fna_jax.kernels import vector_memory
+from fna_jax.kernels import output_like, vector_memory
 from fna_jax.kernels.near import LANES, PACKED, attend_window, filled, masses_of, num_logits
 
 # That are worked on together: tiles of 128 × 128, and logits of windows.
@@ -75,7 +75,7 @@ def grid_attention(
         + [pl.BlockSpec((None, LANES, LANES), lambda image, lanes: (image, lanes, 0))]
         + [*map(of_lanes, at_means)],
         out_specs=along,
-        out_shape=jax.ShapeDtypeStruct(states[0].shape, value.dtype),
+        out_shape=output_like(query, states[0].shape, value.dtype),
         scratch_shapes=3 * [rows],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",) * 2, vmem_limit_bytes=vector_memory()

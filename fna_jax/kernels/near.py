@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from fna_jax.kernels import output_like
 from fna_jax.windows import take_windows
 
 LANES, _ROWS, PACKED = 128, 8, 16  # of a register; its rows in half precision
@@ -57,7 +58,7 @@ def window_attention(
         in_specs=[own, *near, *near, far, far, line(mass.shape[-1], of_masses)]
         + len(at_means) * [line(width, of_window)],
         out_specs=own,
-        out_shape=jax.ShapeDtypeStruct(query.shape, value.dtype),
+        out_shape=output_like(query, query.shape, value.dtype),
         **how,
     )(query, *len(near) * [key], *len(near) * [value], far_key, far_value, mass, *at_means)
     return windows.put_together(out[..., : _window_shape(windows)[1], :])

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from fna_jax.kernels import output_like
+
 _LANES, _PACKED = 128, 16  # of a register; its rows in half precision
 _ROWS, _KEYS = 12, 16  # registers of lanes that queries of a program, and keys of a step, take
 _UNROLLED = 2**23  # logits of a program; more take the compiler minutes
@@ -52,7 +54,7 @@ def row_attention(query, key, value, log_mass=None, *, scale, **how):
         in_specs=[block(query, rows, of_head), block(key, size, of_group)]
         + [block(value, size, of_group), *of_masses],
         out_specs=block(value, rows, of_head),
-        out_shape=jax.ShapeDtypeStruct((batch, num_heads, num_dims, num_queries), value.dtype),
+        out_shape=output_like(query, (batch, num_heads, num_dims, num_queries), value.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",) * 3, vmem_limit_bytes=_VMEM
         ),
