@@ -14,15 +14,12 @@ from fna_jax.kernels import (
     compute_capability,
     gpu_obstacle,
     tpu_obstacle,
-    vector_memory,
 )
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Of fewer keys, or logits of a head, a TPU takes XLA's form as fast (estimated on v5e).
 _LEAST_KEYS = 128
 _LEAST_LOGITS = 2**18
-_VMEM = 48 * 2**20  # bytes of a program
-_VMEM_KEYS = 36 * 2**20  # of a head's keys and values, twice; the rest is for logits
 
 
 def fused_attention(query, key, value, scale, removed, *, insisted=False):
@@ -73,8 +70,6 @@ def rows_obstacle(query, key, value, scale, removed):
     """Why the kernel for TPUs cannot run here, or None."""
     if obstacle := tpu_obstacle(query, key, value):
         return obstacle
-    if vector_memory() < _VMEM:
-        return f"it needs more vector memory than a {chosen_device().device_kind} has"
     if obstacle := _is_special(scale, removed):
         return obstacle
     dtypes = {x.dtype.name for x in (query, key, value)}
@@ -82,9 +77,11 @@ def rows_obstacle(query, key, value, scale, removed):
         return f"it needs bfloat16 or float32, got {', '.join(sorted(dtypes))}"
     if dtypes == {"float32"} and jax.config.jax_default_matmul_precision is not None:
         return "it makes products of float32 in one pass, whatever is asked for"
-    num_keys, size = key.shape[-3], key.dtype.itemsize
-    if (taken := 2 * num_keys * (key.shape[-1] + value.shape[-1]) * size) > _VMEM_KEYS:
-        return f"the keys of a head must take {_VMEM_KEYS} bytes of memory at most, not {taken}"
+    from fna_jax.kernels.rows import program_rows  # Pallas takes long to import
+
+    num_dims = key.shape[-1] + value.shape[-1]
+    if program_rows(key.shape[-3], num_dims, key.dtype) is None:
+        return f"the {key.shape[-3]} keys of a head do not fit the vector memory"
     return None
 
 

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fna_jax.kernels import output_like
+from fna_jax.kernels import output_like, vector_memory
 
 _LANES, _PACKED = 128, 16  # of a register; its rows in half precision
 _ROWS, _KEYS = 12, 16  # registers of lanes that queries of a program, and keys of a step, take
 _UNROLLED = 2**23  # logits of a program; more take the compiler minutes
-_VMEM = 48 * 2**20  # bytes of a program, of the 64 MiB that the smallest such memory has
 _TO_BITS = math.log2(math.e)  # powers of two are what there is an instruction for
 
 
@@ -38,7 +37,8 @@ def row_attention(query, key, value, log_mass=None, *, scale, **how):
     query, key, value = (jnp.transpose(x, (0, 2, 3, 1)) for x in (query, key, value))
     batch, num_heads, _, num_queries = query.shape
     num_groups, num_dims, num_keys = value.shape[1:]
-    rows, keys = _block(num_queries, _ROWS), _block(num_keys, _KEYS)
+    most = program_rows(num_keys, query.shape[2] + num_dims, value.dtype)
+    rows, keys = _block(num_queries, most), _block(num_keys, _KEYS)
     size = pl.cdiv(num_keys, keys) * keys
     block = lambda x, size, index: pl.BlockSpec((None, None, x.shape[2], size), index)
     of_head = lambda image, head, index: (image, head, 0, index)
@@ -56,11 +56,27 @@ def row_attention(query, key, value, log_mass=None, *, scale, **how):
         out_specs=block(value, rows, of_head),
         out_shape=output_like(query, (batch, num_heads, num_dims, num_queries), value.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * 3, vmem_limit_bytes=_VMEM
+            dimension_semantics=("parallel",) * 3, vmem_limit_bytes=vector_memory()
         ),
         **how,
     )(query, key, value, *masses)
     return jnp.transpose(out, (0, 3, 1, 2))
+
+
+def program_rows(num_keys, num_dims, dtype):
+    """How many registers of queries a program has at most, or None: keys fill the memory.
+
+    Args:
+      num_keys: M.
+      num_dims: head dimensions of keys and values together.
+      dtype: of both.
+    """
+    keys = _block(num_keys, _KEYS)
+    size = pl.cdiv(num_keys, keys) * keys
+    taken = 2 * size * (num_dims * dtype.itemsize + 8 * 4)  # with masses, and those to come
+    of_row = 10 * keys + 2 * num_dims * dtype.itemsize + 3 * 4 * (num_dims + _LANES)
+    most = (vector_memory() - taken) // (_LANES * of_row)
+    return min(most, _ROWS) if most > 0 else None
 
 
 def _block(size, most):

@@ -99,8 +99,10 @@ class Chip:
         ("TPU v5 lite", (16385, 64), "bfloat16", "does not pay"),
         ("TPU v6 lite", (197, 197), "bfloat16", "does not pay"),
         ("TPU v5 lite", (577, 577), "float16", "bfloat16 or float32, got float16"),
-        ("TPU v5", (1024, 2**18), "bfloat16", "bytes of memory at most"),
-        ("TPU v4", (577, 577), "bfloat16", "vector memory"),
+        ("TPU v5", (1024, 65537), "bfloat16", None),
+        ("TPU v5", (1024, 2**17), "bfloat16", "keys of a head do not fit"),
+        ("TPU v4", (577, 577), "bfloat16", None),
+        ("TPU v4", (1024, 65537), "bfloat16", "keys of a head do not fit"),
     ],
 )
 def test_a_tpu_has_its_kernel_where_that_pays(kind, sizes, dtype, says, monkeypatch):
