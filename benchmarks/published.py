@@ -208,6 +208,11 @@ def _siglip(config):
     }
 
 
+def _siglip_vision(config):
+    tower = {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
+    return tower | _encoder(config.encoder) | _image(config)
+
+
 def _naflex(config):
     vision = _encoder(config.vision.encoder) | {"patch_size": config.vision.patch_size}
     return {
@@ -216,11 +221,6 @@ def _naflex(config):
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": vision | {"num_patches": math.prod(position_grid(config.vision))},
     }
-
-
-def _siglip_vision(config):
-    tower = {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
-    return tower | _encoder(config.encoder) | _image(config)
 
 
 def _llava(config):

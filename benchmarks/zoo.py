@@ -49,15 +49,15 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     groups = [names for names in groups_of_models() if arguments.match in names[0]]
     rows = read_rows(arguments.output) if arguments.resume else []
-    for names in tqdm.tqdm(groups, unit="model"):
-        done = [row["layout"] for row in rows if row["models"] == " ".join(names)]
-        if len(done) == len(_layouts(models.registry.published(names[0])[1])):
-            continue
+    done = {(row["models"], row["layout"]) for row in rows}
+    todo = [(names, library) for names in groups for library in libraries_of(names)]
+    todo = [(names, library) for names, library in todo if (" ".join(names), library) not in done]
+    for names, library in tqdm.tqdm(todo, unit="model"):
         # A process for each: what the libraries keep in memory adds up.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:
-            rows += pool.submit(measure, names, done).result()
+            rows.append(pool.submit(measure, names, library).result())
         write_rows(arguments.output, rows, torch=importlib.metadata.version("torch"))
     print(as_markdown(rows))
 
@@ -82,14 +82,20 @@ def _without_resolution(config):
     return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
+def libraries_of(names) -> list[str]:
+    """Whose files of these models an installed library runs."""
+    _, config = models.registry.published(names[0])
+    return [layout.library for layout, *_ in _layouts(config)]
+
+
 def _layouts(config):
     """The layouts of a model, each with the config as it computes it and what its file says."""
     published = [(layout, config, values) for layout, values in layouts_of(config)]
     return published + [(*pair, None) for pair in npz_of(config)]
 
 
-def measure(names, done=()) -> list[dict]:
-    """A row for each layout: the largest difference of any stage, relative to its largest value.
+def measure(names, library) -> dict:
+    """A row of a library's layout: the largest difference of any stage, relative to its largest.
 
     Of models that differ in the resolution only, or in nothing, the first is measured.
 
@@ -109,30 +115,25 @@ def measure(names, done=()) -> list[dict]:
         size = tuple(n * vision.patch_size for n in GRID)
         if hasattr(config, "decoder"):  # which sees images of the tower's size alone
             size = image_shape(vision)
-    rows = []
-    for layout, own, values in _layouts(config):
-        if layout.library in done:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder) / "source"
-            file = write_random_checkpoint(source, layout, own, values)
-            comparisons = verify(file, sizes=[size])
-        rows.append(
-            {
-                "family": layout.family,
-                "models": " ".join(names),
-                "parameters": num_parameters,
-                "layout": layout.library,
-                "blocks": blocks,
-                "image": comparisons[0].inputs,
-                "stages": len(comparisons),
-                "max_error": f"{max(c.error for c in comparisons):.1e}",
-                "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
-                "original": _version(LIBRARIES[layout.library]),
-                "date": datetime.date.today().isoformat(),
-            }
-        )
-    return rows
+    found = {layout.library: (layout, *rest) for layout, *rest in _layouts(config)}
+    layout, config, values = found[library]
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder) / "source"
+        file = write_random_checkpoint(source, layout, config, values)
+        comparisons = verify(file, sizes=[size])
+    return {
+        "family": layout.family,
+        "models": " ".join(names),
+        "parameters": num_parameters,
+        "layout": library,
+        "blocks": blocks,
+        "image": comparisons[0].inputs,
+        "stages": len(comparisons),
+        "max_error": f"{max(c.error for c in comparisons):.1e}",
+        "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
+        "original": _version(LIBRARIES[library]),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def _shallow(config):

@@ -38,8 +38,8 @@ _CLASSES = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", None),
     "siglip": ("SiglipModel", None),
-    "siglip2": ("Siglip2Model", None),
     "siglip_vision_model": ("SiglipVisionModel", None),
+    "siglip2": ("Siglip2Model", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
     "llama": ("LlamaForCausalLM", None),
@@ -264,7 +264,7 @@ def _timm(timm, source):
 def _vision_transformer(timm, source):
     def run(pixels, token_ids):
         model = npz_original.open_vit(timm, source, tuple(pixels.shape[2:]))
-        return timm_original.run(model, True, pixels, token_ids)
+        return timm_original.run(model, pixels)
 
     return run
 
@@ -274,7 +274,7 @@ def _big_vision(timm, source):
 
     def run(pixels, token_ids):
         tower = npz_original.open_image_tower(timm, source, tuple(pixels.shape[2:]))
-        stages = timm_original.run(tower, True, pixels, token_ids)
+        stages = timm_original.run(tower, pixels)
         stages["projected"] = stages["pooled"]
         with recording(text, stages, "text "):
             stages["text projected"] = text(token_ids).pooler_output

@@ -88,7 +88,7 @@ def parse_config(values: dict) -> Parsed:
     naflex = values.get("model_type") == _NAFLEX
     vision = whole.section("vision_config", _NAFLEX_DEFAULTS if naflex else VISION_DEFAULTS)
     config = SigLIPConfig(
-        SigLIPVisionConfig(*(_naflex_vision(vision) if naflex else _vision(vision))),
+        SigLIPVisionConfig(*(_naflex(vision) if naflex else _vision(vision))),
         TextConfig(text.size("vocab_size"), text.size("max_position_embeddings"), text.encoder()),
     )
     projected = text.size("projection_size" if "projection_size" in text.values else "hidden_size")
@@ -113,13 +113,13 @@ def _vision(fields):
     return fields.side("image_size"), fields.side("patch_size"), "bicubic", fields.encoder()
 
 
-def _naflex_vision(fields):
+def _naflex(fields):
+    """The same of NaFlex, whose image size is that of the learned positions' grid."""
     fields.fix(num_channels=3, vision_use_head=True)
     count, patch_size = fields.size("num_patches"), fields.side("patch_size")
-    side = math.isqrt(count)
-    if side**2 != count:
+    if math.isqrt(count) ** 2 != count:
         raise ConversionError(f"{fields.name}.num_patches must be of a square, got {count}")
-    return side * patch_size, patch_size, NAFLEX_RULE, fields.encoder()
+    return math.isqrt(count) * patch_size, patch_size, NAFLEX_RULE, fields.encoder()
 
 
 def _is_whole(names):

@@ -1,7 +1,5 @@
 """A model of timm, run stage by stage. Needs timm and torch."""
 
-import functools
-
 from convert import timm_dinov2, timm_dinov3, timm_siglip, timm_vit
 from convert.guesses import Guesses
 from convert.recording import recording
@@ -25,14 +23,13 @@ def open_model(timm, source, state):
     architecture = module.name_of_today(values["architecture"])
     model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
     model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return functools.partial(run, model, module is not timm_dinov3)
+    pools = module is not timm_dinov3
+    return lambda pixels, token_ids: run(model, whole_patches(model, pixels), pools)
 
 
-def run(model, pools, pixels, token_ids):
+def run(model, pixels, pools=True):
     """The stages; `pools` tells whether timm pools as the model here does."""
-    del token_ids
     stages = {}
-    pixels = whole_patches(model, pixels)
     with recording(model, stages, ""):
         stages["tokens"] = model.forward_features(pixels)
     if pools:

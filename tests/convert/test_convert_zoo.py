@@ -18,7 +18,7 @@ MEASURED = 5e-6  # the largest: 2.6e-6
 TESTED_ELSEWHERE = {
     *("dinov2 (original)", "dinov3 (original)"),  # no library reads them: test_convert_dino*.py
     "siglip (open_clip)",  # no library makes a tiny one: test_convert_open_clip_siglip.py
-    # No library has them: test_convert_npz.py.
+    # No library of PyTorch's makes them: test_convert_npz.py.
     *("vit (vision_transformer)", "siglip (big_vision)"),
 }
 

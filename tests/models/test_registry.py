@@ -93,7 +93,6 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-so400m-16-256": 1_135_670_962,
     "siglip2-vit-so400m-16-384": 1_136_039_602,
     "siglip2-vit-so400m-16-512": 1_136_555_698,
-    "siglip2-vit-so400m-16-naflex": 1_135_670_962,
     # Of timm.create_model(name, num_classes=0), timm 1.0.31.
     "siglip-vit-b-16-224-vision": 92_884_224,
     "siglip-vit-b-16-256-vision": 92_930_304,
@@ -110,6 +109,7 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-so400m-16-256-vision": 427_888_064,
     "siglip2-vit-so400m-16-384-vision": 428_256_704,
     "siglip2-vit-so400m-16-512-vision": 428_772_800,
+    "siglip2-vit-so400m-16-naflex": 1_135_670_962,
     # Of transformers 5.23.0's classes for causal language models, on torch's meta device.
     "llama-2-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,
