@@ -120,7 +120,7 @@ class ApproximateAttention:
     Attributes:
       config: the settings.
       place: of this config in that tuple.
-      grid: patches down and across.
+      grid: patches down and across; of a video in time, down and across.
       num_prefix: leading tokens (class token, registers) that are always landmarks.
       rng: random key of this block's landmarks, for method "random".
       compare: let the block run exactly, and record the relative error, float32 `[B]`.
@@ -131,7 +131,7 @@ class ApproximateAttention:
 
     config: FNAConfig
     place: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     num_prefix: int
     rng: jax.Array | None
     compare: bool
