@@ -12,6 +12,7 @@ from convert import (
     qwen_vision,
     siglip,
     timm_vit,
+    vjepa2,
 )
 from convert.errors import ConversionError, show
 from convert.layout import Layout
@@ -28,6 +29,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_decoder.LAYOUT,
     llava.LAYOUT,
     qwen_vision.LAYOUT,
+    vjepa2.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))

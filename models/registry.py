@@ -17,6 +17,7 @@ from . import (
     plain_vit,
     qwen_vision,
     siglip,
+    vjepa2,
 )
 from .vit import VisionTower
 
@@ -41,6 +42,7 @@ FAMILIES = {
     ),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
+    "vjepa2": Family(vjepa2.VJEPA2, vjepa2.VJEPA2Config, vjepa2.VARIANTS),
 }
 
 
