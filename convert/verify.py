@@ -91,16 +91,17 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, n
         return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
     patch = vision.patch_size * getattr(vision, "merge_size", 1)
+    of_videos = hasattr(vision, "num_frames")
     if sizes is None:
         # Of DINOv3 the config's size is nominal, and may be any.
         height, width = own = image_shape(vision)
         if max(own) >= _LARGEST_SIDE:
             height, width = own = 2 * patch, 2 * patch
         other = (height // patch + 2) * patch, max(width // patch - 1, 1) * patch
-        if hasattr(vision, "num_frames"):  # of which transformers knows squares alone
+        if of_videos:  # of which transformers knows squares alone
             other = other[:1] * 2
         sizes = (own, other)
-    frames = [(count,) if hasattr(vision, "num_frames") else () for count in _FRAMES]
+    frames = [(count,) if of_videos else () for count in _FRAMES]
     shapes = [(2, *count, *size, 3) for count, size in zip(itertools.cycle(frames), sizes)]
     return [
         (rng.standard_normal(shape).astype(np.float32), _random_texts(config, rng))

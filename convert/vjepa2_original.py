@@ -6,8 +6,8 @@ from convert.recording import recording
 def open_at_sizes(transformers, values, state, **options):
     """A function of pixels `[B, F, 3, side, side]` that gives transformers' stages of them.
 
-    transformers counts places by the `crop_size` of the config, whatever the size of the videos: the
-    model is opened for the size that comes.
+    transformers counts places by the `crop_size` of the config, whatever the size of the videos.
+    So the model is opened for the size that comes, and only squares can be compared.
 
     Args:
       transformers: the module.

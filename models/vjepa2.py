@@ -23,7 +23,6 @@ from .blocks import Block, LayerNorm, Mlp, run_blocks
 from .configs import (
     EncoderConfig,
     ModelConfig,
-    check_classifier,
     check_not_negative,
     check_patches,
     check_positive,
@@ -32,7 +31,7 @@ from .qwen_images import FRAMES
 from .qwen_vision import FramePairEmbedding
 from .rotary import rotate_neighbours, tubelet_angles
 from .turning import turned
-from .vit import VisionTower
+from .vit import ClassifiesPooled, VisionTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ class AttentivePooler(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class VJEPA2(VisionTower):
+class VJEPA2(ClassifiesPooled, VisionTower):
     """V-JEPA 2 with exact attention; `models.with_attention` gives a view that runs FNA.
 
     Called with videos, floats `[B, F, height, width, 3]`, of any even length and any size that
@@ -194,12 +193,3 @@ class VJEPA2(VisionTower):
         at_no_time = (3 - coordinates.shape[-1], 0)
         coordinates = jnp.pad(coordinates, [*[(0, 0)] * (coordinates.ndim - 1), at_no_time])
         return tubelet_angles(coordinates, self.config.encoder.head_dim)
-
-    def classify(self, images, *, rng=None, tokens=None):
-        """Logits `[B, classes]`. Arguments and errors as in `__call__`.
-
-        Raises:
-          ValueError: a model without a classifier.
-        """
-        check_classifier(self.config)
-        return self.head(self(images, rng=rng, tokens=tokens).pooled)
