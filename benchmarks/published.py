@@ -29,6 +29,7 @@ from convert import (
     timm_dinov3,
     timm_siglip,
     timm_vit,
+    vjepa2,
 )
 from convert.layout import Layout
 from models.clip import CLIPConfig
@@ -43,6 +44,7 @@ from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
 from models.siglip import SigLIPConfig
 from models.siglip_vision import SigLIPVisionModelConfig
+from models.vjepa2 import VJEPA2Config
 
 
 def layouts_of(config) -> list[tuple[Layout, dict]]:
@@ -77,6 +79,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case SigLIPVisionModelConfig():
             of_timm = timm_siglip.LAYOUT, published_timm.siglip(config)
             return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
+        case VJEPA2Config():
+            return [(vjepa2.LAYOUT, _vjepa2(config))]
         case ViTConfig():
             return [(timm_vit.LAYOUT, published_timm.vit(config)), (hf_vit.LAYOUT, _hf_vit(config))]
 
@@ -249,6 +253,23 @@ def _llava(config):
             values["vision_aspect_ratio"] = f"anyres_max_{config.most_tiles}"
             values["video_token_index"] = config.video_token_id
     return values
+
+
+def _vjepa2(config):
+    encoder = config.encoder
+    values = _encoder(encoder) | {"model_type": "vjepa2"}
+    del values["intermediate_size"]
+    return values | {
+        "architectures": [f"VJEPA2{'ForVideoClassification' if config.num_classes else 'Model'}"],
+        "mlp_ratio": encoder.mlp_dim / encoder.width,
+        "patch_size": config.patch_size,
+        "tubelet_size": FRAMES,
+        "crop_size": config.image_size,
+        "frames_per_clip": config.num_frames,
+        "num_pooler_layers": config.pooler_depth,
+        "pred_num_hidden_layers": 1,  # which nothing here reads
+        "num_labels": config.num_classes,
+    }
 
 
 def _hf_vit(config):

@@ -19,6 +19,7 @@ from convert import (
     timm_dinov3,
     timm_siglip,
     timm_vit,
+    vjepa2,
 )
 from convert.errors import ConversionError, show
 from convert.layout import Layout
@@ -44,6 +45,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_decoder.LAYOUT,
     llava.LAYOUT,
     qwen_vision.LAYOUT,
+    vjepa2.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))

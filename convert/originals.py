@@ -20,6 +20,7 @@ from convert import (
     qwen_original,
     qwen_vision,
     timm_original,
+    vjepa2_original,
 )
 from convert.errors import ConversionError, one_line, show
 from convert.layout import Layout, Source
@@ -57,7 +58,7 @@ _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "qu
 def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.ndarray]]:
     """A function of images `[B, height, width, 3]` and token_ids `[B, T]`: the original's stages.
 
-    Of a language model the images are None.
+    Of a language model the images are None, of a model of videos `[B, F, height, width, 3]`.
 
     Args:
       layout: of the source.
@@ -84,7 +85,7 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
     def stages(images, token_ids):
         pixels = None
         if images is not None:
-            pixels = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
+            pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))
         token_ids = torch.from_numpy(np.asarray(token_ids, np.int64))
         with _failures_named(layout.library), torch.no_grad():
             found = run(pixels, token_ids)
@@ -123,6 +124,11 @@ def _transformers(transformers, source):
         state, options = _state_dict(of_tower), dict(attn_implementation="eager")
         tower = qwen_original.open_tower(transformers, source.config, state, **options)
         return functools.partial(_run_qwen, tower)
+    if model_type == "vjepa2":
+        run = vjepa2_original.open_at_sizes(
+            transformers, source.config, _state_dict(source), attn_implementation="eager"
+        )
+        return lambda pixels, token_ids: run(pixels)
     if model_type not in _CLASSES:
         raise ConversionError(f"model_type {show(model_type)} is none that verify knows")
     plain, with_classifier = _CLASSES[model_type]

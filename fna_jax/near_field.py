@@ -151,8 +151,11 @@ def _window_means(query, real, windows, *, by_product):
         (means,), _ = token_means(windows.clusters(query.shape[:1]).among(real), query)
         return means[:, prefix:]
     x, weights = (windows.cut_up(x[:, prefix:]) for x in (_joined(query), real))
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=(2, 4), keepdims=True), 1)
-    means = jnp.einsum("brlcm,brlcmd->brcd", weights, x, precision=_HIGHEST).astype(query.dtype)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=windows.within, keepdims=True), 1)
+    places = [*range(weights.ndim)]
+    kept = [place for place in places if place not in windows.within]
+    operands = weights, places, x, [*places, x.ndim], [*kept, x.ndim]  # "brlcm,brlcmd->brcd"
+    means = jnp.einsum(*operands, precision=_HIGHEST).astype(query.dtype)
     return means.reshape(means.shape[0], -1, *query.shape[2:])
 
 
@@ -202,6 +205,8 @@ def _kernel_obstacle(query, key, value, num_far, scale, windows):
     """Why the kernel for TPUs cannot run here, or None."""
     if obstacle := tpu_obstacle(query, key, value):
         return obstacle
+    if len(windows.grid) != 2:
+        return "it reads windows of images, and these are boxes of a video"
     if isinstance(scale, jax.Array):
         return "the scale must be a number, and is an array"
     if key.shape != value.shape:

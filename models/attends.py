@@ -138,7 +138,8 @@ class ApproximateAttention:
     Attributes:
       config: the settings.
       place: of this config in that tuple.
-      grid: patches down and across; None where images have grids of their own.
+      grid: patches down and across, of a video those in time first; None where images have grids of
+        their own.
       num_prefix: leading tokens (class token, registers) that are always landmarks.
       rng: random key of this block's landmarks, for method "random".
       compare: let the block run exactly, and record the relative error, float32 `[B]`.
@@ -150,7 +151,7 @@ class ApproximateAttention:
 
     config: FNAConfig
     place: int
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
     num_prefix: int
     rng: jax.Array | None
     compare: bool

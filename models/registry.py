@@ -18,6 +18,7 @@ from . import (
     qwen_vision,
     siglip,
     siglip_vision,
+    vjepa2,
 )
 from .vit import VisionTower
 
@@ -47,6 +48,7 @@ FAMILIES = {
         siglip_vision.VARIANTS,
     ),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
+    "vjepa2": Family(vjepa2.VJEPA2, vjepa2.VJEPA2Config, vjepa2.VARIANTS),
 }
 
 

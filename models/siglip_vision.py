@@ -6,6 +6,7 @@ from flax import nnx
 
 from . import siglip
 from .configs import ModelConfig, check_not_negative
+from .naflex import RULE as NAFLEX
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .vit import ClassifiesPooled
 
@@ -27,10 +28,14 @@ class SigLIPVisionModelConfig(SigLIPVisionConfig, ModelConfig):
 
 
 def _towers():
-    """The released towers by name; SigLIP 2 has some of the first SigLIP's."""
+    """The released towers by name; SigLIP 2 has some of the first SigLIP's.
+
+    Of NaFlex no layout has the tower alone.
+    """
     names = {}
     for name, config in siglip.VARIANTS.items():
-        if not name.endswith(("i18n", "naflex")):  # the former tells of the texts
+        of_texts = "i18n" in name
+        if not of_texts and config.vision.position_resize != NAFLEX:
             names.setdefault(config.vision, f"{name}-vision")
     fields = [field.name for field in dataclasses.fields(SigLIPVisionConfig)]
     return {

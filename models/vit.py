@@ -75,6 +75,10 @@ class VisionTower(nnx.Module):
         )
         self.encoder = Encoder(config.encoder, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
+    def grid(self, images):
+        """Patches down and across of images that divide; of a video those in time come first."""
+        return tuple(pixels // self.patch_embedding.patch_size for pixels in images.shape[-3:-1])
+
     def embed(self, images):
         """Tokens `[B, N, C]` before the first block, those in front of the patches first."""
         raise NotImplementedError
@@ -116,7 +120,7 @@ class VisionTower(nnx.Module):
         self._check_call(tokens, capture)
         approximated = config_by_block(self.fna)
         x, landmarks, records, start = self.embed(images), (None,) * len(self.fna), [], 0
-        grid = tuple(pixels // self.patch_embedding.patch_size for pixels in images.shape[-3:-1])
+        grid = self.grid(images)
         if self.reduction is not None:
             landmarks = (Remaining.all_of(x, grid, self.num_prefix),)
 

@@ -176,7 +176,7 @@ def test_the_estimate_is_near_the_peaks(what):
     assert 1e-6 * row["estimate_us"] == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("arm", ["exact", "FNA", "centroid, all blocks"])
+@pytest.mark.parametrize("arm", ["exact", "FNA"])
 @pytest.mark.accelerator
 def test_a_tower_is_on_the_line_through_those_of_fewer_blocks(arm):
     def of_depth(depth):
@@ -185,7 +185,7 @@ def test_a_tower_is_on_the_line_through_those_of_fewer_blocks(arm):
             "v5e", *tpu_arms.tower_arms("dinov3-vit-s-16", 256, **options)[arm]
         )
 
-    whole, line = of_depth(8), tpu.at_depth(8, {depth: of_depth(depth) for depth in tpu.SHORT})
+    whole, line = of_depth(6), tpu.at_depth(6, {depth: of_depth(depth) for depth in tpu.SHORT})
     assert line["estimate_us"] == pytest.approx(whole["estimate_us"], rel=0.02)
     assert line["floor_us"] == pytest.approx(whole["floor_us"], rel=0.02)
 
