@@ -168,7 +168,7 @@ def as_markdown(rows) -> str:
         by_models.setdefault(row["models"], []).append(row)
     for names, group in by_models.items():
         first = group[0]
-        layouts = ", ".join(row["original"].replace("_torch", "") for row in group)
+        layouts = ", ".join(map(_original, group))
         errors = ", ".join(row["max_error"] for row in group)
         part = "" if first["blocks"] == "all" else f" ({first['blocks']} blocks)"
         lines.append(
@@ -177,6 +177,12 @@ def as_markdown(rows) -> str:
             f"| {first['date']} |"
         )
     return "\n".join(lines)
+
+
+def _original(row):
+    """The library that a row compares with, and what it read if that is not its own."""
+    name = row["original"].replace("_torch", "")
+    return f"{name} (`.npz`)" if row["layout"] in ("vision_transformer", "big_vision") else name
 
 
 def _shortened(names):
