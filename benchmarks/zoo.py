@@ -113,6 +113,8 @@ def measure(names, library) -> dict:
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
         size = tuple(n * vision.patch_size for n in GRID)
+        if hasattr(vision, "num_frames"):  # of whose places transformers knows squares alone
+            size = size[:1] * 2
         if hasattr(config, "decoder"):  # which sees images of the tower's size alone
             size = image_shape(vision)
     found = {layout.library: (layout, *rest) for layout, *rest in _layouts(config)}

@@ -30,8 +30,9 @@ def load_preprocessor(path) -> Preprocessor:
     """The preprocessing of a checkpoint, by the file of the library that its weights are for.
 
     That is the first of `processor_config.json`, `preprocessor_config.json` and, for videos,
-    `video_preprocessor_config.json` of transformers, `config.json` of timm and `open_clip_config.json`; the last comes first for weights whose name
-    begins with `open_clip_`: the given file's or, of a directory, those that would be converted.
+    `video_preprocessor_config.json` of transformers, `config.json` of timm and
+    `open_clip_config.json`; the last comes first for weights whose name begins with `open_clip_`:
+    the given file's or, of a directory, those that would be converted.
 
     Args:
       path: the checkpoint's directory, or its file of weights.

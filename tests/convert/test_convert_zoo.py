@@ -33,6 +33,7 @@ ONE_OF_A_KIND = (
         "siglip_timm",
         "vit_hf",
         "vit_timm_gap",
+        "vjepa2_hf",
     ),
 )
 
