@@ -10,6 +10,7 @@ from convert import (
     onnx_dinov2,
     open_clip,
     qwen_vision,
+    qwen_vl,
     siglip,
     timm_vit,
 )
@@ -28,6 +29,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_decoder.LAYOUT,
     llava.LAYOUT,
     qwen_vision.LAYOUT,
+    qwen_vl.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)
 FAMILIES = tuple(dict.fromkeys(layout.family for layout in LAYOUTS))

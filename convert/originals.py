@@ -41,6 +41,7 @@ _CLASSES = {
     "llava": ("LlavaForConditionalGeneration", None),
     "llava_next": ("LlavaNextForConditionalGeneration", None),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", None),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", None),
 }
 # Fields with which a config asks transformers for other code than its own.
 _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
@@ -71,7 +72,7 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
             "pip install -r requirements-reference.txt"
         ) from None
     with _failures_named(layout.library):
-        run = open_model(library, source)
+        run = open_model(library, source, layout)
 
     def stages(images, token_ids):
         pixels = None
@@ -108,13 +109,13 @@ def _failures_named(library):
         ) from error
 
 
-def _transformers(transformers, source):
-    model_type = source.config.get("model_type")
-    if model_type in (qwen_vision.WHOLE, qwen_vision.TOWER):
+def _transformers(transformers, source, layout):
+    if layout is qwen_vision.LAYOUT:  # of the whole model's files, too
         of_tower = source._replace(tensors=qwen_original.tower_tensors(source.tensors))
         state, options = _state_dict(of_tower), dict(attn_implementation="eager")
         tower = qwen_original.open_tower(transformers, source.config, state, **options)
-        return functools.partial(_run_qwen, tower)
+        return functools.partial(_run_qwen_tower, tower)
+    model_type = source.config.get("model_type")
     if model_type not in _CLASSES:
         raise ConversionError(f"model_type {show(model_type)} is none that verify knows")
     plain, with_classifier = _CLASSES[model_type]
@@ -156,6 +157,8 @@ def _run_transformers(model, pixels, token_ids):
         return _run_language_model(model, token_ids)
     if hasattr(model.config, "vision_feature_layer"):
         return _run_llava(model, pixels, token_ids)
+    if model.config.model_type == qwen_vision.WHOLE:
+        return _run_qwen(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
@@ -176,10 +179,18 @@ def _run_transformers(model, pixels, token_ids):
     return stages
 
 
-def _run_qwen(tower, pixels, token_ids):
+def _run_qwen_tower(tower, pixels, token_ids):
     del token_ids
     batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
     (stages,) = qwen_original.run_tower(tower, batches)
+    return stages
+
+
+def _run_qwen(model, pixels, token_ids):
+    stages = _run_qwen_tower(model.model.visual, pixels, token_ids)
+    inputs = qwen_original.inputs_of(model.config, token_ids, [*np.transpose(pixels, (0, 2, 3, 1))])
+    with recording(model.model.language_model, stages, "text "):
+        stages["logits"] = model(input_ids=token_ids, **inputs).logits
     return stages
 
 
@@ -232,7 +243,8 @@ def _unmasking(config, pixels):
     return {"noise": import_torch().arange(num_patches).float().expand(len(pixels), -1)}
 
 
-def _open_clip(open_clip, source):
+def _open_clip(open_clip, source, layout):
+    del layout
     config = open_clip_layout.whole_config(source, Guesses(source.given))
     settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
     custom = any(name.startswith("text.") for name in source.tensors)
@@ -255,7 +267,8 @@ def _open_clip(open_clip, source):
     return run
 
 
-def _timm(timm, source):
+def _timm(timm, source, layout):
+    del layout
     values = source.config
     if values is None:
         values = timm_vit.config_of(source.tensors, Guesses(source.given))

@@ -85,6 +85,8 @@ def generate(
     top_p=None,
     key=None,
     landmark_cache=None,
+    positions=None,
+    deepstack=(),
 ):
     """What the decoder writes behind prompts, int32 `[B, T]`: `NO_TOKEN` behind a stop token.
 
@@ -100,6 +102,7 @@ def generate(
       temperature, top_k, top_p: as in `Sampling`.
       key: a `jax.random.key`, if the temperature is not 0. Equal keys draw equal texts.
       landmark_cache: a `LandmarkCache`, through which new tokens see the prompt; None to see all.
+      positions, deepstack: of the prompts, as in a call of the decoder.
 
     Raises:
       ValueError: settings out of range, a key that is missing or that nothing would use, prompts
@@ -123,12 +126,13 @@ def generate(
     graphdef, state = nnx.split(decoder)
     stop_tokens = tuple(sorted({operator.index(token) for token in stop_tokens}))
     settings = max_new_tokens, stop_tokens, sampling, landmark_cache
-    return _generate(graphdef, settings, state, embeddings, key_mask, key)
+    prompts = dict(key_mask=key_mask, positions=positions, deepstack=deepstack)
+    return _generate(graphdef, settings, state, embeddings, prompts, key)
 
 
 # nnx.jit would copy the weights.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(graphdef, settings, state, embeddings, key_mask, key):
+def _generate(graphdef, settings, state, embeddings, prompts, key):
     decoder = nnx.merge(graphdef, state)
     max_new_tokens, stop_tokens, sampling, landmark_cache = settings
     batch = embeddings.shape[0]
@@ -152,7 +156,7 @@ def _generate(graphdef, settings, state, embeddings, key_mask, key):
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, kept[:, None], step, axis=1)
         return step + 1, new, ended | ends, tokens, cache
 
-    hidden, cache = decoder(embeddings, key_mask=key_mask)
+    hidden, cache = decoder(embeddings, **prompts)
     if landmark_cache is not None:
         cache = landmark_cache.of_prompt(decoder, cache)
     first, ended = next_token(hidden, 0)

@@ -19,7 +19,7 @@ _STEP = 64  # M is a multiple of it, or N, so that many batches have one shape
 
 @dataclasses.dataclass(frozen=True)
 class ImageDropping:
-    """Some of each prompt's image tokens stay, in their order; positions are counted anew.
+    """Some of each prompt's image tokens stay, in their order.
 
     Text stays. The language model has less to read, in its MLPs, too, and less to keep.
 
@@ -47,8 +47,8 @@ class ImageDropping:
         left = np.sum(np.asarray(key_mask) & ~is_image, axis=1) + self._number(is_image)
         return min(-(-int(left.max()) // _STEP) * _STEP, is_image.shape[1])
 
-    def apply(self, embeddings, key_mask, is_image, length):
-        """Embeddings `[B, M, W]` and key mask bool `[B, M]` of what is left, padded on the left.
+    def places(self, embeddings, key_mask, is_image, length):
+        """Which tokens are left, int `[B, M]`, and their key mask bool `[B, M]`, padded on the left.
 
         Args:
           embeddings: `[B, N, W]`.
@@ -68,8 +68,7 @@ class ImageDropping:
         chosen = jnp.any((order[..., None] == numbers) & taken[..., None], axis=1)  # [B, N]
         stays = key_mask & (chosen | ~is_image)
         places = jnp.argsort(stays, axis=1, stable=True)[:, -length:]
-        take = lambda x, places: jnp.take_along_axis(x, places, axis=1)
-        return take(embeddings, places[..., None]), take(stays, places)
+        return places, jnp.take_along_axis(stays, places, axis=1)
 
     def _number(self, is_image):
         """How many image tokens of each prompt stay, `[B]`."""

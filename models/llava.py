@@ -209,7 +209,9 @@ class LLaVA(nnx.Module):
 
 
 def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
-    """What the language model reads of prompts: embeddings `[B, M, W]`, key mask bool `[B, M]`.
+    """What the language model reads of prompts: embeddings `[B, M, W]`, and its other argument.
+
+    That is `key_mask`, bool `[B, M]`: the positions of tokens that are left are counted anew.
 
     Args:
       model: a LLaVA, or a view of one.
@@ -219,7 +221,7 @@ def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
     """
     graphdef, state = nnx.split(model)
     if dropping is None:
-        return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
+        return _embed(graphdef, None, state, prompts, rng), dict(key_mask=prompts.key_mask)
     length = dropping.length(prompts.key_mask, prompts.is_image)
     return _embed(graphdef, (dropping, length), state, prompts, rng)
 
@@ -231,8 +233,8 @@ def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **setti
       model, prompts, rng, dropping: as in `embed_prompts`.
       **settings: of `generation.generate`, with its errors.
     """
-    embeddings, key_mask = embed_prompts(model, prompts, rng=rng, dropping=dropping)
-    return generation.generate(model.decoder, embeddings, key_mask, **settings)
+    embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
 # nnx.jit would copy the weights.
@@ -243,4 +245,6 @@ def _embed(graphdef, dropping, state, prompts, rng):
     if dropping is None:
         return embeddings
     dropping, length = dropping
-    return dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)
+    places, key_mask = dropping.places(embeddings, prompts.key_mask, prompts.is_image, length)
+    left = jnp.take_along_axis(embeddings, places[..., None], axis=1)
+    return left, dict(key_mask=key_mask)

@@ -170,8 +170,8 @@ def _cache_bytes(bench, view, arm, prompts) -> int:
     landmarks, decoder = settings.pop("landmark_cache"), view.model.decoder
 
     def left():
-        embeddings, key_mask = embed_prompts(view.model, prompts, **settings)
-        _, cache = decoder(embeddings, key_mask=key_mask)
+        embeddings, others = embed_prompts(view.model, prompts, **settings)
+        _, cache = decoder(embeddings, **others)
         return cache if landmarks is None else landmarks.of_prompt(decoder, cache)
 
     kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
