@@ -26,6 +26,7 @@ from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
 from models.configs import image_shape
+from models.llava import LLaVAConfig
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
@@ -89,7 +90,7 @@ def measure(names) -> list[dict]:
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
         size = tuple(n * vision.patch_size for n in GRID)
-        if hasattr(config, "decoder"):  # which sees images of the tower's size alone
+        if isinstance(config, LLaVAConfig):  # which sees images of the tower's size alone
             size = image_shape(vision)
     rows = []
     for layout, values in layouts_of(config):
@@ -116,12 +117,15 @@ def measure(names) -> list[dict]:
 
 
 def _shallow(config):
-    """The config with four blocks, and how many there were, of a LLaVA in its language model."""
+    """The config with four blocks, and how many there were; with a decoder, in that."""
     if not models.registry.has_vision(config):
         return models.registry.override(config, SHALLOW["encoder"]), config.depth
-    towers = {"vision": SHALLOW, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
-    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
     vision = models.registry.vision_config(config)
+    of_vision = SHALLOW
+    if hasattr(vision, "deepstack"):
+        of_vision = SHALLOW | {"deepstack": tuple(range(len(vision.deepstack)))}
+    towers = {"vision": of_vision, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
+    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
     depth = getattr(config, "decoder", vision.encoder).depth
     return models.registry.override(config, shallow), depth
 

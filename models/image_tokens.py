@@ -48,7 +48,7 @@ class ImageDropping:
         return min(-(-int(left.max()) // _STEP) * _STEP, is_image.shape[1])
 
     def places(self, embeddings, key_mask, is_image, length):
-        """Which tokens are left, int `[B, M]`, and their key mask bool `[B, M]`, padded on the left.
+        """Which tokens are left, int `[B, M]`, padded on the left, and their key mask bool.
 
         Args:
           embeddings: `[B, N, W]`.

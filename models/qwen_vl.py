@@ -111,7 +111,7 @@ class QwenPrompts:
 
 
 class QwenVL(nnx.Module):
-    """A Qwen3-VL with exact attention; `models.with_attention` gives a view whose tower runs FNA."""
+    """A Qwen3-VL with exact attention; `models.with_attention` gives one whose tower runs FNA."""
 
     def __init__(self, config: QwenVLConfig, *, rngs):
         self.config = config

@@ -118,5 +118,7 @@ def test_prompts_that_do_not_fit_are_refused(ids, images, message):
 
 def test_the_preprocessing_of_another_model_is_refused():
     other = Preprocessor(None, None, HALF, HALF, budget=PixelBudget(28, 784, 7840))
-    with pytest.raises(ValueError, match="multiples of 28 pixels, but .* multiples of 16: not its"):
+    with pytest.raises(
+        ValueError, match=r"multiples of 28 pixels, but .* multiples of 16: not its"
+    ):
         look(plain(28, 28), config(), other)
