@@ -7,7 +7,6 @@ import jax
 from evals.jobs.arms import INSTEAD, METHOD_NAMES, Arm, blocks_of, make_arms
 from models.image_tokens import ImageDropping
 from models.landmark_cache import LandmarkCache
-from models.llava import LLaVAConfig
 
 _CACHE = "landmark cache"
 _EXACT = Arm()
@@ -35,7 +34,7 @@ class AnswerArm:
     dropping: ImageDropping | None = None
 
     def settings(self, prompts) -> dict:
-        """Arguments of `models.llava.generate` for a batch.
+        """Arguments of `Reader.generate` for a batch.
 
         A prompt of fewer tokens than landmarks is kept whole.
         """
@@ -48,8 +47,8 @@ class AnswerArm:
         return dict(rng=rng, dropping=self.dropping, landmark_cache=cache)
 
 
-def make_answer_arms(config, model: LLaVAConfig) -> list[AnswerArm]:
-    """Exact attention, and every arm of a config of `--config vqa.py` for a model.
+def make_answer_arms(config, model) -> list[AnswerArm]:
+    """Exact attention, and every arm of a config of `--config vqa.py` for a model with this config.
 
     Raises:
       ValueError: settings that no model, or this one, could run.
