@@ -14,7 +14,10 @@ CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LABELS = "labels.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
-_PREPROCESSINGS = ("preprocessor_config.json", "processor_config.json", CONFIG)
+_PREPROCESSINGS = (
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    CONFIG,
+)
 # Of language models: how a dialogue is written down, and which tokens end an answer.
 _DIALOGUES = ("chat_template.jinja", "chat_template.json", "generation_config.json")
 _COMPANIONS = (*_TOKENIZERS, *_PREPROCESSINGS, *_DIALOGUES, OPEN_CLIP_CONFIG)

@@ -4,7 +4,6 @@ Shape letters: N tokens of a prompt, b pairs of frames.
 """
 
 import math
-import re
 
 import numpy as np
 
@@ -20,33 +19,35 @@ from .prompts import (
 from .qwen_images import FRAMES, frame_pairs
 from .qwen_vl import QwenPrompts, QwenVLConfig
 
-_VIDEO = re.compile(re.escape("<|vision_start|><|video_pad|><|vision_end|>"))
+_START, _VIDEO, _END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"
 
 
 def timed(text, seconds) -> str:
     """The text with each video's mark once for every pair of its frames, behind their time.
 
+    What chat templates write around a mark stays around them all, as in transformers since 5.
+
     Args:
-      text: with `<|vision_start|><|video_pad|><|vision_end|>` for each video, as chat templates
-        write it.
+      text: with `<|video_pad|>` for each video.
       seconds: for each video the times of its frames.
 
     Raises:
       ValueError: times for another number of videos, or of no frame.
     """
-    if (found := len(_VIDEO.findall(text))) != len(seconds):
+    if (found := text.count(_VIDEO)) != len(seconds):
         raise ValueError(f"the text has {found} videos, but times of {len(seconds)} are given")
-    videos = iter(seconds)
+    before, *behind = text.split(_VIDEO)
+    return before + "".join(_pairs(times) + part for times, part in zip(seconds, behind))
 
-    def pairs(mark):
-        times = list(next(videos))
-        if not times:
-            raise ValueError("a video has no frames")
-        times += times[-1:] * (len(times) % FRAMES)
-        means = (sum(times[i : i + FRAMES]) / FRAMES for i in range(0, len(times), FRAMES))
-        return "".join(f"<{mean:.1f} seconds>{mark.group()}" for mean in means)
 
-    return _VIDEO.sub(pairs, text)
+def _pairs(times):
+    """The marks of a video whose frames have these times."""
+    times = list(times)
+    if not times:
+        raise ValueError("a video has no frames")
+    times += times[-1:] * (len(times) % FRAMES)
+    means = (sum(times[i : i + FRAMES]) / FRAMES for i in range(0, len(times), FRAMES))
+    return "".join(f"<{mean:.1f} seconds>{_START}{_VIDEO}{_END}" for mean in means)
 
 
 def make_prompts(
@@ -61,7 +62,8 @@ def make_prompts(
         `prompts.Video`s.
       config: of the model.
       preprocessor: the checkpoint's, of `preprocessing.load_preprocessor`.
-      video_preprocessor: that of videos, of `load_preprocessor(…, videos=True)`, if there are any.
+      video_preprocessor: that of videos, of `video_preprocessing.load_video_preprocessor`; by
+        default as of images.
       length: to how many tokens prompts are padded, so that many batches have one shape; by default
         as many as the longest has.
 

@@ -73,8 +73,9 @@ def test_frames_have_the_size_that_the_budget_gives_them_all():
 
 
 def test_times_are_written_before_each_pair_of_frames():
-    text = f"see {MARK} and {MARK}?"
-    expected = f"see <0.2 seconds>{MARK}<1.0 seconds>{MARK} and <3.5 seconds>{MARK}?"
+    text = f"see {MARK} and <|video_pad|>?"
+    pairs = f"<0.2 seconds>{MARK}<1.0 seconds>{MARK}"
+    expected = f"see <|vision_start|>{pairs}<|vision_end|> and <3.5 seconds>{MARK}?"
     assert timed(text, [[0, 0.5, 1.0], [3, 4]]) == expected
     assert timed("none", []) == "none"
 
