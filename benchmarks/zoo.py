@@ -31,6 +31,7 @@ from models.llava import LLaVAConfig
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
 SHALLOW = {"encoder": {"depth": 4}}
+FEWER_WORDS = 16384  # where the embeddings of all are too much
 GRID = (10, 6)  # patches down and across
 NUM_TOKENS = 60  # of texts for language models
 
@@ -86,6 +87,9 @@ def measure(names) -> list[dict]:
     if num_parameters > MOST_PARAMETERS:
         config, depth = _shallow(config)
         blocks = f"4 of {depth}"
+        if hasattr(config, "decoder") and count_parameters(family, config) > MOST_PARAMETERS:
+            config = _of_fewer_words(config)
+            blocks += f", {FEWER_WORDS} words"
     size = NUM_TOKENS
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
@@ -130,6 +134,13 @@ def _shallow(config):
     return models.registry.override(config, shallow), depth
 
 
+def _of_fewer_words(config):
+    """The config with a part of its vocabulary, the last of which stand for images and videos."""
+    marks = [name for name in ("image_token_id", "video_token_id") if getattr(config, name, None)]
+    tokens = {name: FEWER_WORDS - 1 - i for i, name in enumerate(marks)}
+    return models.registry.override(config, tokens | {"decoder": {"vocab_size": FEWER_WORDS}})
+
+
 def count_parameters(family, config) -> int:
     """Of a model with this config."""
     state = nnx.state(models.registry.abstract_model(family.model, config))
@@ -153,7 +164,8 @@ def as_markdown(rows) -> str:
         first = group[0]
         layouts = ", ".join(row["original"].replace("_torch", "") for row in group)
         errors = ", ".join(row["max_error"] for row in group)
-        part = "" if first["blocks"] == "all" else f" ({first['blocks']} blocks)"
+        blocks, comma, words = first["blocks"].partition(",")
+        part = "" if blocks == "all" else f" ({blocks} blocks{comma}{words})"
         lines.append(
             f"| {first['family']} | {_shortened(names.split())} | "
             f"{int(first['parameters']) / 1e6:,.0f} M | {layouts} | {errors}{part} "
