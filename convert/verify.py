@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from models.qwen_vl import QwenPrompts, QwenVL, QwenVLConfig
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
 _LENGTHS = (7, 40)  # of texts for language models
+_FRAMES = (4, 6)  # of videos: positions in time begin with the same, however many there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ def verify(
 def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, np.ndarray]]:
     """Images `[2, height, width, 3]` and token ids `[2, T]` for each of `sizes`, as in `verify`.
 
-    A language model has no images: None.
+    A language model has no images: None. Of a model of videos they are `[2, F, height, width, 3]`.
     """
     rng = np.random.default_rng(seed)
     if not models.registry.has_vision(config):
@@ -90,24 +92,33 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, n
         return [(None, rng.integers(0, config.vocab_size, (2, n))) for n in sorted(sizes)]
     vision = models.registry.vision_config(config)
     patch = vision.patch_size * getattr(vision, "merge_size", 1)
+    of_videos = hasattr(vision, "num_frames")
     if sizes is None:
         # Of DINOv3 the config's size is nominal, and may be any.
         height, width = own = image_shape(vision)
         if max(own) >= _LARGEST_SIDE:
             height, width = own = 2 * patch, 2 * patch
         other = (height // patch + 2) * patch, max(width // patch - 1, 1) * patch
+        if of_videos:  # of which transformers knows squares alone
+            other = other[:1] * 2
         sizes = (own, other)
+    frames = [(count,) if of_videos else () for count in _FRAMES]
+    shapes = [(2, *count, *size, 3) for count, size in zip(itertools.cycle(frames), sizes)]
     return [
-        (rng.standard_normal((2, *size, 3)).astype(np.float32), _random_texts(config, size, rng))
-        for size in sizes
+        (
+            rng.standard_normal(shape).astype(np.float32),
+            _random_texts(config, shape[-3:-1], rng),
+        )
+        for shape in shapes
     ]
 
 
 def name_of(images, token_ids) -> str:
-    """What to call an input: by the size of its images, or else the number of its tokens."""
+    """What to call an input: by the size of its images (of its videos with the number of frames in
+    front), or else the number of its tokens."""
     if images is None:
         return f"{token_ids.shape[1]} tokens"
-    return "×".join(map(str, images.shape[1:3]))
+    return "×".join(map(str, images.shape[1:-1]))
 
 
 def stages(model, images, token_ids) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from fna_jax.nystrom import (
     landmark_key_value,
     newton_schulz_inverse,
 )
-from fna_jax.windows import Windows
+from fna_jax.windows import checked_sizes
 
 __all__ = [
     "FastNystromAttention",
@@ -58,7 +58,8 @@ class FastNystromAttention:
         known not to be of padding.
       approximation, partition, windows, near, residual: as in `FNAConfig`; clusters are chosen in
         every layer, and the tokens of `guarantee`, the first ones, are alone in theirs.
-      grid: patches down and across, which follow them; windows and k-means need it.
+      grid: patches down and across, which follow them, of a video with those in time in front;
+        windows and k-means need it.
 
     Raises:
       ValueError: a field outside its range, or one that nothing would use; the message names it.
@@ -79,7 +80,7 @@ class FastNystromAttention:
     windows: int | None = None
     near: int = 0
     residual: bool = True
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
     def __post_init__(self):
         for name, choices in (
@@ -113,8 +114,7 @@ class FastNystromAttention:
         if self.grid is not None:
             if not needed:
                 raise ValueError(f"grid={self.grid} needs windows, or partition='kmeans'")
-            windows = Windows(self.grid, (1, 1), num_prefix=len(self.guarantee))  # or says why not
-            object.__setattr__(self, "grid", windows.grid)
+            object.__setattr__(self, "grid", checked_sizes("grid", self.grid))
         if centroid and self.guarantee != tuple(range(len(self.guarantee))):
             raise ValueError(
                 "for centroid attention guarantee must name the first tokens, as in (0,) or "

@@ -21,7 +21,8 @@ class FNAConfig:
       layers: block indices from 0; a tuple, or text like "13:24" (24 excluded), "9,13:24" or
         "(9, 13)".
       num_landmarks: S, guaranteed tokens included. In the partitions "kmeans" and "windows" at most
-        so many windows of the image, as square as they go; class token and registers come on top.
+        so many windows of the image, as square as they go (boxes of a video, as cubic as they go);
+        class token and registers come on top.
       features: what landmarks are chosen on: "input", the block's input before its layer norm, or
         "q", "k", "v", the projected states averaged over heads.
       method: "fps", farthest point sampling, or "random", which needs an `rng` in the model's call.
@@ -38,7 +39,7 @@ class FNAConfig:
         Lloyd step on `features`; "kmeans", three Lloyd steps from windows; "windows" of the image.
       windows: near field: tokens in the same one of at most so many windows of the image are
         attended exactly; None for none.
-      near: 0, or 1 for the 3 × 3 windows around a token's as the near field.
+      near: 0, or 1 for the 3 × 3 windows around a token's, of a video 3 × 3 × 3, as the near field.
       refine: Lloyd steps that each later block takes on its own `features` from the clusters of
         the one before; cheaper than `resample`, and about as accurate with one.
       residual: add what attention to the means lacks at each cluster's (window's) mean query.

@@ -20,7 +20,7 @@ def partition_in_layer(
       states: as in `select_in_layer`.
       config: `FNAConfig`, or what has its fields from `num_landmarks` on.
       clusters: of the layer before with these settings; None in the first.
-      grid: patches down and across.
+      grid: patches down and across; of a video in time, down and across.
       num_prefix: tokens in front of them.
       key_mask, exclude, rng: as in `select_in_layer`.
 

@@ -10,11 +10,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fna_jax.clusters import Clusters, token_means
+from fna_jax.fused import flash_obstacle
 from fna_jax.kernels import differentiated_as, tpu_obstacle
 from fna_jax.softmax import (
-    flash_obstacle,
     image_by_image,
     joint_softmax_weights,
     map_row_blocks,
@@ -36,40 +37,77 @@ def near_and_far(query, key, value, clusters, scale, real, *, windows, residual)
     states, of_images = map(flat, (query, key, value)), (flat(clusters.assignment), flat(real))
     beside = 0 if _among_clusters(windows, clusters) else windows.num_prefix
     num_far = clusters.num_clusters + beside
-    in_kernel = _kernel_obstacle(query, key, value, num_far, scale, windows) is None
+    form = _form(query, key, value, num_far, scale, windows)
 
     def attend(query, key, value, of_images):
         assignment, real = of_images
         mine = Clusters(assignment, clusters.num_clusters, clusters.num_prefix)
-        options = dict(windows=windows, residual=residual, in_kernel=in_kernel)
+        options = dict(windows=windows, residual=residual, form=form)
         return _attend(query, key, value, mine, scale, real, **options)
 
-    if in_kernel and math.prod(batch) > 1 and query.nbytes + key.nbytes > _VMEM_STATES:
+    copied = form is _windows_in_kernel and query.nbytes + key.nbytes > _VMEM_STATES
+    if copied and math.prod(batch) > 1:
         out = image_by_image(attend, *states, of_images)
     else:
         out = attend(*states, of_images)
     return out.reshape(*batch, *out.shape[1:])
 
 
-def _attend(query, key, value, clusters, scale, real, *, windows, residual, in_kernel):
+def _form(query, key, value, num_far, scale, windows):
+    """What attends to near and far keys here: a kernel for TPUs, or XLA."""
+    if _kernel_obstacle(query, key, value, num_far, scale, windows):
+        return whole_grid
+    from fna_jax.kernels.grid import fits  # Pallas takes long to import
+
+    return _grid_in_kernel if fits(query, key, num_far, windows) else _windows_in_kernel
+
+
+def _attend(query, key, value, clusters, scale, real, *, windows, residual, form):
     """Centroid attention with a near field, `[B, N, H, D]`."""
     prefix = windows.num_prefix
     far = _far_keys(key, value, clusters, real, windows)
-    # Heads are one axis before tokens change places: a register of a TPU holds 128 numbers of it.
-    *near, present = (x[:, prefix:] for x in (*map(_joined, (query, key, value)), real))
     queries, at_means = query[:, :prefix], None
     if residual:
-        means = _window_means(near[0], present, windows)
-        means = means.reshape(*means.shape[:2], *query.shape[2:])
+        means = _window_means(query, real, windows, by_product=form is _grid_in_kernel)
         queries = jnp.concatenate([queries, means], axis=1)
     exact = softmax_attention(queries, key, value, scale=scale, key_mask=real)
     if residual:
         at_means = means, exact[:, prefix:]
-    attend = _in_kernel if in_kernel else window_attention
-    out = attend(*near, present, *far, at_means, scale=scale, windows=windows)
-    out = jnp.concatenate([_joined(exact[:, :prefix]), out], axis=1)
+    states = query, key, value, real[:, prefix:], *far, exact[:, :prefix], at_means
+    return form(*states, scale=scale, windows=windows)
+
+
+def whole_grid(
+    query, key, value, present, far_key, far_value, far_mass, exact, at_means, *, attend=None, **how
+):
+    """One softmax over near and far keys for the patches, and what the prefix gets, `[B, N, H, D]`.
+
+    Args:
+      query, key, value: of all tokens, `[B, N, H, D]` and `[B, N, K, D]`.
+      exact: what the prefix gets, `[B, P, H, D]`.
+      attend: a form of `window_attention`, whose other arguments these are; by default that one.
+    """
+    prefix, shape = exact.shape[1], exact.shape[2:]
+    # Heads are one axis before tokens change places: a register of a TPU holds 128 numbers of it.
+    near = (_joined(x)[:, prefix:] for x in (query, key, value))
+    far = far_key, far_value, far_mass
+    out = (attend or window_attention)(*near, present, *far, at_means, **how)
+    out = jnp.concatenate([_joined(exact), out], axis=1)
     out = jax.lax.optimization_barrier(out)  # or XLA joins in a layout of twice the size
-    return out.reshape(*out.shape[:2], *exact.shape[2:])
+    return out.reshape(*out.shape[:2], *shape)
+
+
+def _grid_in_kernel(*states, **how):
+    """`whole_grid` in one kernel for TPUs."""
+    from fna_jax.kernels import grid
+
+    forms = (functools.partial(form, **how) for form in (whole_grid, grid.grid_attention))
+    return differentiated_as(*forms)(*states)
+
+
+def _windows_in_kernel(*states, **how):
+    """`whole_grid` whose windows are in a kernel for TPUs."""
+    return whole_grid(*states, attend=_in_kernel, **how)
 
 
 def _joined(x):
@@ -102,12 +140,23 @@ def _among_clusters(windows, clusters):
     return clusters.num_prefix >= windows.num_prefix
 
 
-def _window_means(x, present, windows):
-    """Means of x `[B, h·w, C]` over the patches of each window that are present, `[B, W, C]`."""
-    x, weights = windows.cut_up(x), windows.cut_up(present)
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=(2, 4), keepdims=True), 1)
-    means = jnp.einsum("brlcm,brlcmd->brcd", weights, x, precision=_HIGHEST).astype(x.dtype)
-    return means.reshape(means.shape[0], -1, means.shape[-1])
+def _window_means(query, real, windows, *, by_product):
+    """Means of the queries over the patches of each window that are real, `[B, W, H, D]`.
+
+    Args:
+      by_product: whether with ones and zeros, which copies nothing on a TPU; or where they lie.
+    """
+    prefix = windows.num_prefix
+    if by_product:
+        (means,), _ = token_means(windows.clusters(query.shape[:1]).among(real), query)
+        return means[:, prefix:]
+    x, weights = (windows.cut_up(x[:, prefix:]) for x in (_joined(query), real))
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=windows.within, keepdims=True), 1)
+    places = [*range(weights.ndim)]
+    kept = [place for place in places if place not in windows.within]
+    operands = weights, places, x, [*places, x.ndim], [*kept, x.ndim]  # "brlcm,brlcmd->brcd"
+    means = jnp.einsum(*operands, precision=_HIGHEST).astype(query.dtype)
+    return means.reshape(means.shape[0], -1, *query.shape[2:])
 
 
 def _in_kernel(*states, **options):
@@ -142,10 +191,11 @@ def window_attention(
     if at_means is not None:
         query = jnp.concatenate([query, at_means[0][:, :, None]], axis=2)
     states = query, key, value, near_mass, far_key, far_value, far_mass
+    options = dict(scale=scale, neighbours=windows.neighbours())
     if flash_obstacle(query, key, value, scale, None) is None:
-        out = _together(*states, scale=scale, windows=windows)
+        out = _together(*states, **options)
     else:
-        out = _by_blocks(*states, scale=scale, windows=windows)
+        out = attend_by_blocks(*states, **options)
     if at_means is not None:
         out = out[:, :, :-1] + (at_means[1][:, :, None] - out[:, :, -1:])
     return _joined(windows.join(out))
@@ -155,6 +205,8 @@ def _kernel_obstacle(query, key, value, num_far, scale, windows):
     """Why the kernel for TPUs cannot run here, or None."""
     if obstacle := tpu_obstacle(query, key, value):
         return obstacle
+    if len(windows.grid) != 2:
+        return "it reads windows of images, and these are boxes of a video"
     if isinstance(scale, jax.Array):
         return "the scale must be a number, and is an array"
     if key.shape != value.shape:
@@ -171,9 +223,9 @@ def _kernel_obstacle(query, key, value, num_far, scale, windows):
     return None
 
 
-def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, windows):
+def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, neighbours):
     """For a kernel of softmax attention: it takes keys that lie together, and holds no logits."""
-    near = lambda x: take_near(x, windows.neighbours())
+    near = lambda x: take_near(x, neighbours)
     spread = lambda x: jnp.broadcast_to(x[:, None], (*far_mass.shape[:2], *x.shape[1:]))
     together = lambda near, far: jnp.concatenate([near, far], axis=2)
     masses = together(near_mass.reshape(*near_mass.shape[:2], -1), far_mass)
@@ -181,13 +233,29 @@ def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, sca
     return softmax_attention(query, *states, scale=scale, log_mass=masses)
 
 
-def _by_blocks(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, windows):
-    """In blocks of windows, of one head or image at a time where logits are many."""
+def attend_by_blocks(
+    query, key, value, near_mass, far_key, far_value, far_mass, *, scale, neighbours, unseen=None
+):
+    """One softmax over the near keys of each window and the far ones, `[B, W, T, H, D]`.
+
+    In blocks of windows, of one head or image at a time where logits are many.
+
+    Args:
+      query: by windows, `[B, W, T, H, D]`.
+      key, value: `[B, W, L, K, D]`.
+      near_mass: `[B, W, n, L]`, logarithms: 0 for a token, −∞ for none.
+      far_key, far_value: `[B, F, K, D]`.
+      far_mass: `[B, W, F]`, logarithms.
+      scale: multiplies the logits.
+      neighbours: int `[W, n]`, the windows near to each; -1 for none.
+      unseen: bool `[T, n · L]`, near keys that a query of a window does not see; None for none.
+    """
     num_rows, num_groups, num_far = query.shape[2], key.shape[-2], far_key.shape[1]
     # Query heads that share a key head are further queries of one head: [B, W, T · H/K, K, D].
     query = query.reshape(*query.shape[:3], num_groups, -1, query.shape[-1])
+    if unseen is not None:
+        unseen = np.repeat(unseen, query.shape[4], axis=0)[None, None, None]
     query = jnp.swapaxes(query, 3, 4).reshape(*query.shape[:2], -1, num_groups, query.shape[-1])
-    neighbours = windows.neighbours()  # [W, n]
     num_logits = query.shape[2] * (neighbours.shape[1] * key.shape[2] + num_far)  # of a window
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
@@ -199,6 +267,7 @@ def _by_blocks(query, key, value, near_mass, far_key, far_value, far_mass, *, sc
             query, near_mass, far_mass, neighbours = block  # of some windows
             near = scale * product("bwtkd,bwmkd->bkwtm", query, take_near(key, neighbours[0]))
             near += near_mass.reshape(*near_mass.shape[:2], -1)[:, None, :, None]
+            near = near if unseen is None else jnp.where(unseen, -jnp.inf, near)
             far = scale * product("bwtkd,bfkd->bkwtf", query, far_key)
             far += far_mass[:, None, :, None]
             (near, far), total = joint_softmax_weights(near, far)

@@ -1,10 +1,12 @@
 """Windows of a grid of patches, and what is near to each.
 
-Shape letters: B batch, N tokens, P prefix tokens, h and w patches down and across, W windows of
-the grid, L = l · l' patches of the largest window, n windows near to one.
+Shape letters: B batch, N tokens, P prefix tokens, h and w patches down and across, t tubelets of a
+video in time, W windows of the grid, L = l · l' patches of the largest window (l · l' · l'' of a
+video), n windows near to one.
 """
 
 import dataclasses
+import itertools
 import math
 import operator
 
@@ -13,56 +15,56 @@ import numpy as np
 
 from fna_jax.clusters import Clusters
 
+_AXES = (2, 3)  # of an image, and of a video
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """The patch grid cut into rectangles as even as they go, the larger ones first.
 
-    Every prefix token is a window of its own, in front of the others and near to all.
+    Of a video the grid has three axes, of which time is the first, and the windows are boxes. Every
+    prefix token is a window of its own, in front of the others and near to all.
 
     Attributes:
-      grid: patches down and across, (h, w).
-      cut: windows down and across.
-      near: which windows are near to one of the grid: 0, itself; 1, the 3 × 3 around it.
+      grid: patches down and across, (h, w); of a video (t, h, w).
+      cut: windows along each of these axes.
+      near: which windows are near to one of the grid: 0, itself; 1, the 3 × 3 around it, or the
+        3 × 3 × 3.
       num_prefix: P, tokens in front of the patches.
 
     Raises:
       ValueError: a field outside its range, or more windows than patches along an axis.
     """
 
-    grid: tuple[int, int]
-    cut: tuple[int, int]
+    grid: tuple[int, ...]
+    cut: tuple[int, ...]
     near: int = 0
     num_prefix: int = 0
 
     def __post_init__(self):
         for name in ("grid", "cut"):
-            try:
-                pair = tuple(operator.index(size) for size in getattr(self, name))
-            except TypeError:
-                pair = ()
-            if len(pair) != 2 or min(pair) < 1:
-                raise ValueError(
-                    f"{name} must be two numbers of at least 1, down and across, "
-                    f"got {getattr(self, name)!r}"
-                )
-            object.__setattr__(self, name, pair)
-        if self.cut[0] > self.grid[0] or self.cut[1] > self.grid[1]:
+            object.__setattr__(self, name, checked_sizes(name, getattr(self, name)))
+        if len(self.cut) != len(self.grid) or any(map(operator.gt, self.cut, self.grid)):
             raise ValueError(f"a grid of {self.grid} patches cannot be cut into {self.cut} windows")
         if self.near not in (0, 1):
-            raise ValueError(f"near must be 0 (the own window) or 1 (3 × 3), got {self.near!r}")
+            raise ValueError(
+                f"near must be 0 (the own window) or 1 (3 × 3, or 3 × 3 × 3), got {self.near!r}"
+            )
         if self.num_prefix < 0:
             raise ValueError(f"num_prefix must be at least 0, got {self.num_prefix}")
 
     @classmethod
     def at_most(cls, count, grid, near=0, num_prefix=0) -> "Windows":
-        """At most `count` windows of a grid (h, w), as square as they go, then as many.
+        """At most `count` windows of a grid, as square (cubic) as they go, then as many.
 
         Of a square grid 144 are 12 × 12, of one twice as wide 8 × 18.
         """
-        height, width = grid
-        cuts = [(rows, min(width, count // rows)) for rows in range(1, min(height, count) + 1)]
-        longest = lambda cut: max(height / cut[0], width / cut[1])
+        *others, last = grid
+        parts = itertools.product(*(range(1, min(size, count) + 1) for size in others))
+        cuts = [
+            (*cut, min(last, count // math.prod(cut))) for cut in parts if math.prod(cut) <= count
+        ]
+        longest = lambda cut: max(map(operator.truediv, grid, cut))
         return cls(
             grid, min(cuts, key=lambda cut: (longest(cut), -math.prod(cut))), near, num_prefix
         )
@@ -70,57 +72,80 @@ class Windows:
     @property
     def num_tokens(self) -> int:
         """N, the prefix included."""
-        return self.num_prefix + self.grid[0] * self.grid[1]
+        return self.num_prefix + math.prod(self.grid)
 
     @property
     def num_windows(self) -> int:
         """Those of the prefix included, P + W."""
-        return self.num_prefix + self.cut[0] * self.cut[1]
+        return self.num_prefix + math.prod(self.cut)
 
     def clusters(self, batch=()) -> Clusters:
         """The windows as clusters of tokens, for images of this batch shape."""
-        down, across = (
-            np.repeat(
-                np.arange(parts), [len(part) for part in np.array_split(np.arange(size), parts)]
-            )
-            for size, parts in zip(self.grid, self.cut)
-        )
-        patches = self.num_prefix + down[:, None] * self.cut[1] + across
-        assignment = np.concatenate([np.arange(self.num_prefix), patches.ravel()]).astype(np.int32)
+        patches = np.zeros((), int)
+        for size, parts in zip(self.grid, self.cut):
+            sizes = [len(part) for part in np.array_split(np.arange(size), parts)]
+            patches = patches[..., None] * parts + np.repeat(np.arange(parts), sizes)
+        patches = self.num_prefix + patches.ravel()
+        assignment = np.concatenate([np.arange(self.num_prefix), patches]).astype(np.int32)
         assignment = jnp.broadcast_to(assignment, (*batch, assignment.size))
         return Clusters(assignment, self.num_windows, self.num_prefix)
 
     def neighbours(self) -> np.ndarray:
-        """The windows of the grid near to each, int `[W, 1]` or `[W, 9]`; -1 beyond the edge."""
-        numbers = np.arange(self.cut[0] * self.cut[1]).reshape(self.cut)
+        """The windows of the grid near to each, int `[W, n]`, n one or 3 × 3 (3 × 3 × 3); -1 beyond
+        the edge."""
+        numbers = np.arange(math.prod(self.cut)).reshape(self.cut)
         padded = np.pad(numbers, self.near, constant_values=-1)
-        steps = range(2 * self.near + 1)
-        shifted = [
-            padded[i:, j:][: self.cut[0], : self.cut[1]].ravel() for i in steps for j in steps
-        ]
-        return np.stack(shifted, axis=-1)
+        steps = itertools.product(range(2 * self.near + 1), repeat=numbers.ndim)
+        around = lambda step: tuple(slice(i, i + parts) for i, parts in zip(step, self.cut))
+        return np.stack([padded[around(step)].ravel() for step in steps], axis=-1)
 
     def cut_up(self, patches):
         """Patches `[B, h·w, …]` where they are, `[B, rows, l, columns, l', …]`: row l and column l'
-        of a window; zeros where one is smaller."""
-        grid = patches.reshape(patches.shape[0], *self.grid, *patches.shape[2:])
-        return _cut(_cut(grid, 1, self.cut[0]), 3, self.cut[1])
+        of a window; zeros where one is smaller. Of a video two more axes come in front."""
+        cut = patches.reshape(patches.shape[0], *self.grid, *patches.shape[2:])
+        for i, parts in enumerate(self.cut):
+            cut = _cut(cut, 1 + 2 * i, parts)
+        return cut
 
     def put_together(self, windows):
         """The inverse of `cut_up`."""
-        grid = _uncut(_uncut(windows, 3, self.grid[1]), 1, self.grid[0])
-        return grid.reshape(windows.shape[0], self.grid[0] * self.grid[1], *windows.shape[5:])
+        rest = windows.shape[1 + 2 * len(self.grid) :]
+        for i, size in reversed([*enumerate(self.grid)]):
+            windows = _uncut(windows, 1 + 2 * i, size)
+        return windows.reshape(windows.shape[0], math.prod(self.grid), *rest)
 
     def split(self, patches):
         """Patches `[B, h·w, …]` by windows, `[B, W, L, …]`; zeros where a window is smaller."""
-        cut = jnp.swapaxes(self.cut_up(patches), 2, 3)  # [B, rows, columns, l, l', …]
-        return cut.reshape(cut.shape[0], self.cut[0] * self.cut[1], -1, *cut.shape[5:])
+        axes = len(self.grid)
+        cut = self.cut_up(patches)
+        cut = jnp.moveaxis(cut, self.within, range(1 + axes, 1 + 2 * axes))  # […, l, l', …]
+        return cut.reshape(cut.shape[0], math.prod(self.cut), -1, *cut.shape[1 + 2 * axes :])
 
     def join(self, windows):
         """The inverse of `split`."""
+        axes = len(self.grid)
         sizes = [-(-size // parts) for size, parts in zip(self.grid, self.cut)]
         cut = windows.reshape(windows.shape[0], *self.cut, *sizes, *windows.shape[3:])
-        return self.put_together(jnp.swapaxes(cut, 2, 3))
+        return self.put_together(jnp.moveaxis(cut, range(1 + axes, 1 + 2 * axes), self.within))
+
+    @property
+    def within(self) -> tuple[int, ...]:
+        """The axes of what is `cut_up` that lie within a window."""
+        return tuple(range(2, 2 + 2 * len(self.grid), 2))
+
+
+def checked_sizes(name, sizes) -> tuple[int, ...]:
+    """The sizes along the axes of a grid as a tuple; raises ValueError, which calls them `name`."""
+    try:
+        checked = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        checked = ()
+    if len(checked) not in _AXES or min(checked) < 1:
+        raise ValueError(
+            f"{name} must be two numbers of at least 1, down and across, or three with time in "
+            f"front, got {sizes!r}"
+        )
+    return checked
 
 
 def take_windows(x, indices):

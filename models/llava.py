@@ -17,6 +17,7 @@ from . import generation
 from .clip import CLIPVisionTower
 from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, position_grid
 from .decoder import Decoder, DecoderConfig
+from .image_tokens import inner_dropping
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .tiles import Tiling
 from .vit import VisionOutput
@@ -217,10 +218,14 @@ def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
       model: a LLaVA, or a view of one.
       prompts: of `prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
-      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens.
+      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens. What goes behind a
+        block of the language model is still here.
+
+    Raises:
+      ValueError: image tokens to be dropped where there are none.
     """
     graphdef, state = nnx.split(model)
-    if dropping is None:
+    if dropping is None or dropping.block is not None:
         return _embed(graphdef, None, state, prompts, rng), dict(key_mask=prompts.key_mask)
     length = dropping.length(prompts.key_mask, prompts.is_image)
     return _embed(graphdef, (dropping, length), state, prompts, rng)
@@ -234,6 +239,7 @@ def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **setti
       **settings: of `generation.generate`, with its errors.
     """
     embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    others["dropping"] = inner_dropping(prompts, dropping)
     return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
@@ -245,6 +251,5 @@ def _embed(graphdef, dropping, state, prompts, rng):
     if dropping is None:
         return embeddings
     dropping, length = dropping
-    places, key_mask = dropping.places(embeddings, prompts.key_mask, prompts.is_image, length)
-    left = jnp.take_along_axis(embeddings, places[..., None], axis=1)
+    left, key_mask = dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)
     return left, dict(key_mask=key_mask)

@@ -18,6 +18,7 @@ from . import generation
 from .configs import ModelConfig
 from .decoder import VARIANTS as DECODERS
 from .decoder import Decoder, DecoderConfig
+from .image_tokens import inner_dropping, take
 from .qwen_vision import VARIANTS as TOWERS
 from .qwen_vision import ImageFeatures, QwenVision, QwenVisionConfig
 from .vit import VisionOutput
@@ -166,11 +167,17 @@ def embed_prompts(model: QwenVL, prompts: QwenPrompts, *, rng=None, dropping=Non
       model: a Qwen3-VL, or a view of one.
       prompts: of `qwen_prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
-      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens.
+      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens. What goes behind a
+        block of the language model is still here.
+
+    Raises:
+      ValueError: image tokens to be dropped where there are none.
     """
     graphdef, state = nnx.split(model.vision)
     features = [_encode(graphdef, state, image, rng) for image in prompts.images]
     graphdef, state = nnx.split(model)
+    if dropping is not None and dropping.block is not None:
+        dropping = None  # by the decoder
     length = None
     if dropping is not None:
         length = dropping.length(prompts.key_mask, prompts.is_image)
@@ -186,6 +193,7 @@ def generate(model: QwenVL, prompts: QwenPrompts, *, rng=None, dropping=None, **
       **settings: of `generation.generate`, with its errors.
     """
     embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    others["dropping"] = inner_dropping(prompts, dropping)
     return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
@@ -203,7 +211,6 @@ def _place(graphdef, dropping, state, prompts, features):
     if dropping is None:
         return embeddings, others
     key_mask = others.pop("key_mask")
-    places, key_mask = dropping.places(embeddings, key_mask, prompts.is_image, length)
-    left = lambda x: jnp.take_along_axis(x, places[..., None], axis=1)
-    embeddings, others = jax.tree.map(left, (embeddings, others))
+    places, key_mask = dropping.choose(embeddings, key_mask, prompts.is_image, length)
+    embeddings, others = jax.tree.map(lambda x: take(x, places), (embeddings, others))
     return embeddings, others | {"key_mask": key_mask}

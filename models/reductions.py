@@ -34,7 +34,7 @@ class Remaining:
       clusters: which of them each token of the image is in, `[B, N]`; -1 for one that was dropped.
       size: float32 `[B, n]`, how many tokens each stands for; 0 for padding.
       places: float32 `[B, n, 2]`, mean row and column of those, as `rotary.patch_coordinates` has
-        them; 0 for tokens in front of the patches.
+        them (`[B, n, 3]` in a video); 0 for tokens in front of the patches.
     """
 
     clusters: Clusters

@@ -18,6 +18,8 @@ from . import (
     qwen_vision,
     qwen_vl,
     siglip,
+    siglip_vision,
+    vjepa2,
 )
 from .vit import VisionTower
 
@@ -42,7 +44,13 @@ FAMILIES = {
         qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
     ),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
+    "siglip_vision": Family(
+        siglip_vision.SigLIPVisionModel,
+        siglip_vision.SigLIPVisionModelConfig,
+        siglip_vision.VARIANTS,
+    ),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
+    "vjepa2": Family(vjepa2.VJEPA2, vjepa2.VJEPA2Config, vjepa2.VARIANTS),
 }
 
 

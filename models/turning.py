@@ -8,7 +8,7 @@ from .reductions import remaining_of
 from .rotary import rotate
 
 
-def turned(attend, of_all, of_places, *, num_prefix):
+def turned(attend, of_all, of_places, *, num_prefix, rotate=rotate):
     """A block's attention after the patches' query and key are turned.
 
     Args:
@@ -17,6 +17,8 @@ def turned(attend, of_all, of_places, *, num_prefix):
       of_places: gives those of merged ones, `[B, n − P, D/2]`, at their mean places in the image
         `[B, n − P, 2]`, as `rotary.patch_coordinates` has them.
       num_prefix: P.
+      rotate: what the angles do to query or key; its arguments are those of `rotary.rotate`, and
+        so are the shapes above.
     """
 
     def turn_and_attend(x, query, key, value, landmarks):

@@ -24,8 +24,9 @@ def rows(name):
 def sentences():
     """All of them."""
     of_speed = layers, whole_models, where_it_pays, centroids, gpus, tpus, language
+    of_conversion = (periods,)
     of_jobs = real_model, embedded_model, programs, images_of_llavas
-    themes = of_speed + of_jobs
+    themes = of_speed + of_conversion + of_jobs
     return [sentence for theme in themes for sentence in theme()]
 
 
@@ -47,6 +48,19 @@ def layers():
     ]
 
 
+def periods():
+    """Of DINOv3's rotary periods, in bfloat16 or in float32."""
+    by_change = {}
+    for row in rows("periods"):
+        by_change.setdefault(row["changed"], []).append(float(row["error"]))
+    low, high = (f"{100 * f(by_change['float32 periods']):.2f} %" for f in (min, max))
+    whole = f"{100 * min(by_change['bfloat16']):.1f} %"
+    return [
+        f"periods of float32 change the features of random models by {low} to {high}",
+        f"to compute all in bfloat16 by {whole} or more",
+    ]
+
+
 def whole_models():
     """Of whole vision towers on a CPU."""
     whole = {
@@ -55,18 +69,21 @@ def whole_models():
         if (row["model"], row["arm"]) == ("clip-vit-l-14", "FNA") and row["speedup"]
     }
     pairs = {
-        (row["first"], row["second"]): float(row["speedup"])
+        (row["first"], row["second"], row["tokens"]): float(row["speedup"])
         for row in rows("recommended")
-        if (row["half"], row["tokens"]) == ("report", "4097")
+        if row["half"] == "report"
     }
-    near = pairs["centroid 64, near", "centroid 64"]
+    sizes = "4097", "16130"
+    near, nearer = (pairs["centroid 64, near", "centroid 64", size] for size in sizes)
+    fna, fewer = (pairs["exact", "FNA 64", size] for size in sizes)
     return [
         f"is {whole['448']:.2f} times faster at 448 pixels",
         f"and {whole['896']:.2f} times at 896",
         f"At 448 pixels the gain is {100 * (whole['448'] - 1):.0f} %",
-        f"{near:.1f} times faster than exact attention",
-        f"a near field in all blocks the model is {near:.1f} times faster at 4,097 tokens",
-        f"setting has at {pairs['exact', 'FNA 64']:.1f}",
+        f"{near:.1f} times faster than exact attention, at 16,130 tokens {nearer:.1f} times",
+        f"near field in all blocks the model is {near:.1f} times faster at 4,097 tokens and "
+        f"{nearer:.1f} times at 16,130",
+        f"setting has at {fna:.1f} and {fewer:.1f}",
     ]
 
 
@@ -135,12 +152,12 @@ def tpus():
     }
 
     def flash_on(chip):
-        shares = []
+        times = []
         for tokens in ("4097", "16385"):
             arms = (layer[arm, tokens, chip] for arm in ("exact, Pallas flash", "exact"))
             flash, exact = (float(row["estimate_us"]) for row in arms)
-            shares.append(f"{100 * flash / exact:.0f}")
-        return f"{' and '.join(shares)} %"
+            times.append(f"{flash / exact:.1f}")
+        return f"{' and '.join(times)}"
 
     def received(arm):
         ends = (layer[f"{arm}, tokens split", n, "v5e"] for n in ("4096", "16384"))
@@ -149,8 +166,8 @@ def tpus():
 
     near = layer["centroids, k-means, near own, batch split", "4097", "v5e"]["estimate_us"]
     return [
-        f"flash is estimated at {flash_on('v5p')} of exact attention's time on a v5p, "
-        f"at {flash_on('v6e')} on a v6e",
+        f"takes {flash_on('v5e')} times as long on a v5e at 4,097 and 16,385 tokens, "
+        f"{flash_on('v6e')} times on a v6e, {flash_on('v5p')} times on a v5p",
         f"takes {float(near):.0f} µs of a chip where the batch is split",
         f"{received(SAMPLED)} for FNA with its sampling and "
         f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",

@@ -1,6 +1,7 @@
 """Arithmetic of a vision tower, counted: what approximations gain at a number of tokens."""
 
 import dataclasses
+import functools
 
 from evals.jobs.tuned import TUNED
 from fna_jax import FNAConfig
@@ -48,10 +49,13 @@ class VisionCost:
         return (self.linear + self.attention) / self.total
 
 
-def vision_cost(encoder: EncoderConfig, num_tokens: int, fna) -> VisionCost:
-    """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple."""
+def vision_cost(encoder: EncoderConfig, num_tokens: int, fna, *, axes=2) -> VisionCost:
+    """Counts for a vision encoder, the number of its tokens, and FNAConfigs: one, or a tuple.
+
+    `axes` of the patch grid are three in a video, where as many more windows are near.
+    """
     exact = 2 * num_tokens**2 * encoder.width
-    count = {"nystrom": _nystrom, "centroid": _centroid}
+    count = {"nystrom": _nystrom, "centroid": functools.partial(_centroid, axes=axes)}
     fnas = _several(fna)
     return VisionCost(
         linear=encoder.depth * num_tokens * encoder.linear_cost,
@@ -109,7 +113,7 @@ def _nystrom(encoder, num_tokens, fna):
     return blocks * (attention + inverse) + sampling
 
 
-def _centroid(encoder, num_tokens, fna):
+def _centroid(encoder, num_tokens, fna, *, axes):
     """Multiply-adds of centroid attention in its blocks, its partitions included.
 
     Counted as if the windows were as many as they may be, and all of one size.
@@ -118,7 +122,7 @@ def _centroid(encoder, num_tokens, fna):
     near, centres = 0, clusters  # near tokens of a query; mean queries
     if fna.windows is not None:
         centres = fna.windows
-        near = min(num_tokens / fna.windows * (9 if fna.near else 1), num_tokens)
+        near = min(num_tokens / fna.windows * (3**axes if fna.near else 1), num_tokens)
     means = 2 * num_tokens * clusters * width  # of keys and values
     means += num_tokens * width if fna.windows else num_tokens * clusters * width  # of queries
     queries = num_tokens + (centres if fna.residual else 0)

@@ -103,6 +103,21 @@ def test_equals_the_formula(windows, heads, settings):
     assert rel_max_error(out, expected(*qkv, partition(), **settings)) < 2e-6
 
 
+def test_boxes_of_a_video_equal_the_formula():
+    """With a token in front and padding; at the mean queries they are exact."""
+    query, key, value = random_qkv(1, tokens=TOKENS, heads=2, kv_heads=1)
+    windows = Windows((3, 4, 3), (3, 2, 2), 1, 1)
+    groups = of_windows(windows)
+    mask = np.arange(TOKENS)[None] != [[5], [30]]
+    marked = Clusters(np.where(mask, partition().assignment, -1), 6)
+    settings = dict(windows=windows, key_mask=mask)
+    out = np.where(mask[..., None, None], centroid(query, key, value, marked, **settings), 0)
+    assert rel_max_error(out, expected(query, key, value, marked, windows=windows)) < 2e-6
+    query = np.take_along_axis(query, groups.assignment[..., None, None], axis=1)  # equal in each
+    out = centroid(query, key, value, marked, **settings)
+    assert rel_max_error(out[mask], exact(query, key, value, key_mask=mask)[mask]) < 2e-6
+
+
 @pytest.mark.parametrize("windows", ["none", "around"])
 def test_clusters_may_be_the_windows(windows):
     qkv = random_qkv(1, tokens=TOKENS)
@@ -135,6 +150,13 @@ def test_exact_if_every_token_is_its_own_cluster(windows, residual):
     assignment = np.stack([np.random.default_rng(b).permutation(TOKENS) for b in range(2)])
     clusters = Clusters(assignment.astype(np.int32), TOKENS)
     out = centroid(*qkv, clusters, windows=WINDOWS[windows], residual=residual)
+    assert rel_max_error(out, exact(*qkv)) < 2e-6
+
+
+def test_one_window_of_all_tokens_is_exact_without_a_prefix_or_residual():
+    windows = Windows((2, 4), (1, 1))
+    qkv = random_qkv(tokens=8)
+    out = centroid(*qkv, of_windows(windows), windows=windows, residual=False)
     assert rel_max_error(out, exact(*qkv)) < 2e-6
 
 

@@ -1,5 +1,8 @@
 """Partitions of tokens: nearest landmarks, Lloyd steps, and windows of a grid."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +115,7 @@ def test_clusters_are_a_pytree_with_a_static_number():
 
 
 GRIDS = [((4, 6), (2, 3)), ((5, 7), (2, 3)), ((7, 5), (3, 5)), ((1, 6), (1, 4)), ((3, 3), (3, 3))]
+GRIDS += [((4, 5, 3), (2, 2, 3)), ((5, 2, 3), (3, 1, 2))]  # of videos
 
 
 @pytest.mark.parametrize(("grid", "cut"), GRIDS)
@@ -122,18 +126,17 @@ def test_windows_are_the_even_rectangles_of_the_grid(grid, cut, prefix):
     assert assignment.shape == (2, windows.num_tokens)
     np.testing.assert_array_equal(assignment[0, :prefix], np.arange(prefix))
     numbers = assignment[1, prefix:].reshape(grid) - prefix
-    rows, columns = (np.array_split(np.arange(n), k) for n, k in zip(grid, cut))
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            assert (numbers[np.ix_(row, column)] == i * cut[1] + j).all()
-    assert windows.num_windows == prefix + cut[0] * cut[1]
+    axes = (np.array_split(np.arange(n), k) for n, k in zip(grid, cut))
+    for number, window in enumerate(itertools.product(*axes)):  # row by row
+        assert (numbers[np.ix_(*window)] == number).all()
+    assert windows.num_windows == prefix + math.prod(cut)
 
 
 @pytest.mark.parametrize(("grid", "cut"), GRIDS)
 def test_split_collects_windows_and_join_undoes_it(grid, cut):
     windows = Windows(grid, cut)
     numbers = np.asarray(windows.clusters((2,)).assignment) + 1  # zeros are filling
-    patches = np.stack([numbers, 10 + np.arange(grid[0] * grid[1]) + 0 * numbers], axis=-1)
+    patches = np.stack([numbers, 10 + np.arange(math.prod(grid)) + 0 * numbers], axis=-1)
     patches = patches.astype(np.int32)
 
     @jax.jit
@@ -150,17 +153,13 @@ def test_split_collects_windows_and_join_undoes_it(grid, cut):
 
 def test_neighbours_are_the_windows_around():
     np.testing.assert_array_equal(Windows((4, 4), (2, 2)).neighbours(), [[0], [1], [2], [3]])
-    around = Windows((9, 12), (3, 4), near=1).neighbours()
-    assert around.shape == (12, 9)
-    for window, found in enumerate(around):
-        row, column = divmod(window, 4)
-        expected = {
-            i * 4 + j
-            for i in range(row - 1, row + 2)
-            for j in range(column - 1, column + 2)
-            if 0 <= i < 3 and 0 <= j < 4
-        }
-        assert set(found[found >= 0]) == expected
+    for grid, cut in (((9, 12), (3, 4)), ((4, 6, 4), (2, 3, 4))):
+        around = Windows(grid, cut, near=1).neighbours()
+        assert around.shape == (math.prod(cut), 3 ** len(cut))
+        places = np.stack(np.unravel_index(np.arange(len(around)), cut), axis=-1)
+        for place, found in zip(places, around):
+            steps = np.abs(places - place).max(axis=1)
+            np.testing.assert_array_equal(np.sort(found[found >= 0]), np.flatnonzero(steps <= 1))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +168,7 @@ def test_neighbours_are_the_windows_around():
         (144, (37, 37), (12, 12)), (64, (37, 37), (8, 8)), (50, (37, 37), (7, 7)),
         (140, (37, 37), (11, 12)), (144, (20, 40), (8, 18)), (1, (5, 5), (1, 1)),
         (99, (3, 4), (3, 4)), (7, (1, 30), (1, 7)),
+        (64, (32, 16, 16), (7, 3, 3)), (1000, (4, 2, 3), (4, 2, 3)), (1, (2, 2, 2), (1, 1, 1)),
     ],
 )  # fmt: skip
 def test_windows_are_as_square_as_they_go(count, grid, cut):
@@ -182,6 +182,8 @@ def test_windows_are_as_square_as_they_go(count, grid, cut):
         (dict(grid=(4,), cut=(1, 1)), "grid must be two"),
         (dict(grid=(4, 4), cut=(0, 1)), "cut must be two"),
         (dict(grid=(4, 4), cut=(2, 2.5)), "cut must be two"),
+        (dict(grid=(4, 4), cut=(1, 2, 2)), "cannot be cut"),
+        (dict(grid=(4, 4, 4, 4), cut=(1, 1)), "grid must be two numbers .* or three"),
         (dict(grid=(4, 4), cut=(2, 2), near=2), "near must be 0"),
         (dict(grid=(4, 4), cut=(2, 2), num_prefix=-1), "num_prefix"),
     ],

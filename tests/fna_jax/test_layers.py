@@ -12,6 +12,7 @@ from fna_jax.layers import attend_in_layer, partition_in_layer
 from tests.conftest import random_qkv
 
 GRID, PREFIX, TOKENS = (5, 7), 1, 36
+VIDEO = (5, 7, 1)  # as many patches, in time, down and across
 QUERY, KEY, VALUE = random_qkv(tokens=TOKENS)
 STATES = {"input": QUERY.reshape(2, TOKENS, -1), "q": QUERY, "k": KEY, "v": VALUE}
 
@@ -71,17 +72,18 @@ def test_padding_is_in_no_cluster():
 
 
 @pytest.mark.parametrize(
-    ("settings", "windows"),
+    ("settings", "windows", "grid"),
     [
-        ({}, None),
-        (dict(windows=6), Windows(GRID, (2, 3), 0, PREFIX)),
-        (dict(windows=12, near=1, residual=False), Windows(GRID, (3, 4), 1, PREFIX)),
+        ({}, None, GRID),
+        (dict(windows=6), Windows(GRID, (2, 3), 0, PREFIX), GRID),
+        (dict(windows=12, near=1, residual=False), Windows(GRID, (3, 4), 1, PREFIX), GRID),
+        (dict(windows=12), Windows(VIDEO, (3, 4, 1), 0, PREFIX), VIDEO),
     ],
 )
-def test_attention_by_settings(settings, windows):
+def test_attention_by_settings(settings, windows, grid):
     settings = config(**settings)
     clusters = partition(settings)
-    of_layer = dict(config=settings, grid=GRID, num_prefix=PREFIX)
+    of_layer = dict(config=settings, grid=grid, num_prefix=PREFIX)
     options = dict(windows=windows, residual=settings.residual)
     attend = jax.jit(functools.partial(attend_in_layer, **of_layer))
     by_hand = jax.jit(functools.partial(centroid_attention, **options))

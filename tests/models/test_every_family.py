@@ -30,7 +30,9 @@ TINY = {
         "siglip-vit-b-16-224",
         {"vision": SIZES, "text": TEXT},
     ),
+    "siglip_vision": ("siglip-vit-b-16-224-vision", SIZES | {"num_classes": 5}),
     "vit": ("vit-ti-16", SIZES | {"num_classes": 5}),
+    "vjepa2": ("vjepa2-vit-l-16-256", SIZES | {"num_classes": 5, "pooler_depth": 1}),
 }
 FAMILIES = pytest.mark.parametrize("family", TINY)
 # For what compiles: registers, rotary positions and gates; and nothing in front of the patches.
@@ -71,7 +73,7 @@ def test_images_of_training_need_not_be_square(family):
     config = tiny(family).config
     config = wide if config is vision else dataclasses.replace(config, vision=wide)
     tower = models.vision_tower(models.registry.abstract_model(type(tiny(family)), config))
-    if family != "dinov3":  # which learns no positions
+    if family not in ("dinov3", "vjepa2"):  # which learn no positions
         num_prefix = tower.num_prefix - getattr(vision, "num_registers", 0)
         assert tower.positions.shape == (num_prefix + 18, 32)
     with pytest.raises(ValueError, match="image_width"):

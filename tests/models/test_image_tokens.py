@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 
 from fna_jax import farthest_point_sampling
-from models.image_tokens import METHODS, ImageDropping
+from models.image_tokens import ImageDropping
 from models.llava import embed_prompts
 from tests.conftest import rel_max_error
 from tests.models.test_llava import TALL, WIDE
 from tests.models.test_prompts import prompts_of
 from tests.models.tiny_llava import IMAGE, tiny_llava
 
+METHODS = ("farthest", "random")  # that there are in front of a model
 IDS, IMAGES = [[3, IMAGE, 4, 5], [6, 7], [IMAGE, 8, IMAGE]], [[WIDE], [], [TALL, WIDE]]
-places_of = jax.jit(ImageDropping.places, static_argnums=(0, 4))
+apply = jax.jit(ImageDropping.apply, static_argnums=(0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,9 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def batch(prompts):
-    """Embeddings of the tokens of each prompt, mask and which are of images."""
+    """Embeddings that number the tokens of each prompt, mask and which are of images."""
     random = np.random.default_rng(0).standard_normal((*prompts.tokens.shape, 2))
+    random[..., 0] = np.arange(prompts.tokens.shape[1])
     return random.astype(np.float32), prompts.key_mask, np.asarray(prompts.is_image)
 
 
@@ -32,10 +34,10 @@ def left_of(dropping, batch):
     """The numbers of the tokens that are left of each prompt."""
     embeddings, key_mask, is_image = batch
     length = dropping.length(key_mask, is_image)
-    left, mask = places_of(dropping, embeddings, key_mask, is_image, length)
+    left, mask = apply(dropping, embeddings, key_mask, is_image, length)
     assert left.shape[1] == length and mask.dtype == bool
     assert not np.any(np.diff(mask.astype(int), axis=1) < 0)  # padded on the left
-    return [row[real].tolist() for row, real in zip(np.asarray(left), mask)]
+    return [row[real].astype(int).tolist() for row, real in zip(np.asarray(left[..., 0]), mask)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,9 +81,21 @@ def test_with_all_of_them_nothing_changes(prompts, method):
         (0, "random", "kept must be percent of the image tokens, 1 to 100: 0"),
         (101, "random", "kept must be percent"),
         (0.5, "random", "kept must be percent"),
-        (50, "fps", "method must be one of farthest, random, got 'fps'"),
+        (50, "fps", "method must be one of farthest, random, attention, got 'fps'"),
+        (50, "attention", "there is no attention: give a block"),
     ],
 )
 def test_settings_out_of_range_raise(kept, method, message):
     with pytest.raises(ValueError, match=message):
         ImageDropping(kept, method)
+
+
+def test_a_block_that_is_none_and_prompts_without_images_are_refused():
+    for block in (-1, 1.0, True):
+        with pytest.raises(
+            ValueError, match=f"block must be a number from 0, or None, got {block}"
+        ):
+            ImageDropping(50, "attention", block=block)
+    real = np.ones((2, 3), bool)
+    with pytest.raises(ValueError, match="there are no image tokens to keep 50 % of"):
+        ImageDropping(50, "random").length(real, ~real)

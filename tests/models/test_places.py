@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from models.image_tokens import ImageDropping
 from models.rope import UNSCALED, interleaved_axes, token_angles
 from tests.conftest import rel_max_error
 from tests.models.tiny_decoders import prompts, tiny
@@ -105,3 +106,26 @@ def test_more_features_than_blocks_are_refused(model, batch):
 def test_sections_that_do_not_share_the_planes_are_refused(sections):
     with pytest.raises(ValueError, match="rope_sections must share the 8 planes"):
         tiny("qwen3", rope_sections=sections)
+
+
+def test_features_and_places_go_with_the_tokens_that_are_dropped(batch):
+    """Behind block 0: what block 1 adds to a token that is gone, changes nothing."""
+    embeddings, real = batch
+    model = tiny("qwen3", rope_sections=SECTIONS, depth=3)
+    is_image = real & (np.arange(9) < 7)
+    dropping = ImageDropping(50, "random", block=0).inside(real, is_image)
+    places, left = dropping.dropping.choose(embeddings, real, dropping.is_image, dropping.length)
+    kept = [set(row[mask].tolist()) for row, mask in zip(np.asarray(places), np.asarray(left))]
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal(embeddings.shape).astype(np.float32)
+    positions = rng.integers(0, 9, (*real.shape, 3))
+
+    how = dict(key_mask=real, positions=positions, dropping=dropping)
+    call = jax.jit(lambda *deepstack: model(embeddings, deepstack=deepstack, **how, last_only=True))
+    states = lambda second: np.asarray(call(features, second)[0])
+    expected = states(features)
+    for token in range(4, 9):
+        changed = features.copy()
+        changed[1, token] += 1
+        differs = np.abs(states(changed) - expected).max(axis=(1, 2))
+        assert differs[0] == 0 and (differs[1] > 0) == (token in kept[1])

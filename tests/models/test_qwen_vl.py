@@ -103,7 +103,7 @@ def test_tokens_that_are_left_keep_their_places(prompts):
     embeddings, others = embed_prompts(model, prompts)
     assert half.length(prompts.key_mask, prompts.is_image) == prompts.tokens.shape[1]
     left, fewer = embed_prompts(model, prompts, dropping=half)
-    places, key_mask = half.places(embeddings, prompts.key_mask, prompts.is_image, left.shape[1])
+    places, key_mask = half.choose(embeddings, prompts.key_mask, prompts.is_image, left.shape[1])
     np.testing.assert_array_equal(fewer["key_mask"], key_mask)
     assert key_mask.sum() == prompts.key_mask.sum() - math.floor(7 / 2) - 2
     rows = np.arange(3)[:, None]

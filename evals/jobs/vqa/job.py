@@ -20,9 +20,17 @@ from evals.running.pretrained import open_answering
 from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
 from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
+from models.generation import read_prompt
+from models.image_tokens import inner_dropping
 
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
-_MAY_BE_EMPTY = ("fna.methods", "landmark_cache.num_landmarks", "dropping.methods")
+_MAY_BE_EMPTY = (
+    "fna.methods",
+    "prefill.num_landmarks",
+    "prefill.run_lengths",
+    "landmark_cache.num_landmarks",
+    "dropping.methods",
+)
 
 
 def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
@@ -85,9 +93,10 @@ def check_arms(bench, arms) -> None:
         view = arm.tower.view(bench.backbone)
         for fna in arm.tower.fnas:
             check_num_landmarks(fna.num_landmarks, num_patches, of=bench.reader.seen)
-        if arm.cache is not None:
-            check_num_landmarks(arm.cache.num_landmarks, real, of="the first prompt")
-            _cache_bytes(bench, view, arm, prompts)  # knows its blocks
+        if arm.num_landmarks is not None:
+            check_num_landmarks(arm.num_landmarks, real, of="the first prompt")
+        if (arm.prefill, arm.cache, arm.dropping) != (None, None, None):
+            _cache_bytes(bench, view, arm, prompts)  # knows the blocks
 
 
 def answers_of(bench, dataset, workdir):
@@ -164,12 +173,13 @@ def speeds(bench, arms, repeats) -> dict:
 def _cache_bytes(bench, view, arm, prompts) -> int:
     """Of keys and values that a prompt of the batch leaves for its answer."""
     settings = arm.settings(prompts)
-    landmarks, decoder = settings.pop("landmark_cache"), view.model.decoder
+    tower = dict(rng=settings.pop("rng"), dropping=settings.pop("dropping"))
+    inner = inner_dropping(prompts, arm.dropping)
 
     def left():
-        embeddings, others = bench.reader.embed(view.model, prompts, **settings)
-        _, cache = decoder(embeddings, **others)
-        return cache if landmarks is None else landmarks.of_prompt(decoder, cache)
+        embeddings, others = bench.reader.embed(view.model, prompts, **tower)
+        how = settings | others | dict(dropping=inner)
+        return read_prompt(view.model.decoder, embeddings, **how)[1]
 
     kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)

@@ -40,6 +40,11 @@ def test_cost_of_centroids_by_hand():
     own = num_tokens / 64
     layer = token * (64 * 2 + 1) + 2 * (num_tokens + 64) * (64 + own) * 1024 + 2 * token * 64
     assert with_near == round(12 * layer)
+    around = dataclasses.replace(near, near=1)
+    for axes, windows in ((2, 9), (3, 27)):  # of an image, and of a video
+        cost = vision_cost(encoder, num_tokens, around, axes=axes).fna
+        more = 2 * (num_tokens + 64) * (windows - 1) * own * 1024
+        assert cost == round(12 * (layer + more))
 
     once, *others = (
         vision_cost(encoder, num_tokens, dataclasses.replace(centroid, **change)).fna
