@@ -219,7 +219,8 @@ def _run_qwen_tower(tower, pixels, token_ids):
 
 def _run_qwen(model, pixels, token_ids):
     stages = _run_qwen_tower(model.model.visual, pixels, token_ids)
-    inputs = qwen_original.inputs_of(model.config, token_ids, [*np.transpose(pixels, (0, 2, 3, 1))])
+    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
+    inputs = qwen_original.inputs_of(model.config, token_ids, [*images])
     with recording(model.model.language_model, stages, "text "):
         stages["logits"] = model(input_ids=token_ids, **inputs).logits
     return stages

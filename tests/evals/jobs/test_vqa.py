@@ -322,13 +322,16 @@ def test_a_qwen_sees_each_image_in_its_own_size(config, bench):
 
 @pytest.mark.slow
 def test_the_whole_job_with_a_qwen(config, companions, tmp_path):
-    model = QwenVL(tiny_qwen(depth=1), rngs=nnx.Rngs(0))
+    model = QwenVL(tiny_qwen(), rngs=nnx.Rngs(0))
     models.save(model, tmp_path / "model", companions=[*companions.glob("tokenizer*")])
     values = {"image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": 8}
     values["size"] = {"shortest_edge": 1024, "longest_edge": 1536}
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(values))
     config.model, config.repeats, config.max_new_tokens = str(tmp_path / "model"), 0, 2
-    config.landmark_cache.num_landmarks, config.dropping.methods = (4,), ("random",)
+    config.prefill.run_lengths = ()
+    config.dropping.methods, config.dropping.block = ("attention",), 0
     results = answer_questions(config, tmp_path / "run")
-    assert results["arms"].keys() == {"exact", "fps-8", "cache-4", "random-kept-50-seed0"}
+    assert results["arms"].keys() == {
+        *("exact", "fps-8", "prefill-fna-6", "cache-4", "attention-kept-50")
+    }
     assert all(point["num_questions"] == 5 for point in results["points"])
