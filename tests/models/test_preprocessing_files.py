@@ -269,7 +269,7 @@ def test_a_shorter_side_of_two_lengths_is_refused(tmp_path):
 
 
 def test_videos_have_a_file_of_their_own(tmp_path):
-    """Which comes after that of images; by default 256 pixels, 7/8 of the shorter side, are left."""
+    """It comes after that of images; by default 256 pixels of 292 are left."""
     write(tmp_path, video_preprocessor_config={"video_processor_type": "VJEPA2VideoProcessor"})
     preprocess = load_preprocessor(tmp_path)
     assert (preprocess.resize, preprocess.crop) == ((292, 292), (256, 256))
