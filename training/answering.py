@@ -1,0 +1,156 @@
+"""Training of a small LLaVA on questions about digit scenes, its vision tower frozen (2304.08485)."""
+
+import dataclasses
+import functools
+import json
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import models
+from evals.data.digit_scenes import make_scenes
+from evals.data.scene_questions import draw_questions
+from evals.jobs.settings import check_counts
+from evals.running.devices import AXIS, own_slots, put
+from evals.running.pretrained import EMBEDDED_MODEL
+from models.chat import load_chat
+from models.llava import LLaVA
+from models.preprocessing import load_preprocessor
+from training import steps
+from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, write_chat_companions
+from training.contrastive import patch_contrast
+from training.packing import NO_TARGET, pack, packed_states
+
+_LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
+_QUESTIONS = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}  # of an image
+
+
+def training_report(config, workdir) -> str:
+    """Trains, and returns the record of `train` as text."""
+    return json.dumps(train(config, workdir), indent=2)
+
+
+def train(config: ml_collections.ConfigDict, workdir) -> dict:
+    """Trains the model of `config`, saves it to `workdir/model`, and returns the record.
+
+    The data of a step depend on the seed and the step alone, so that a run that was killed goes on
+    as `steps.run` says. What is saved is rounded to bfloat16, and computes in float32.
+
+    Raises:
+      ValueError: settings out of range, or `workdir` holds a run with others.
+    """
+    check_settings(config)
+    with tempfile.TemporaryDirectory() as folder:
+        companions = write_chat_companions(folder)
+        chat = load_chat(folder, vocab_size=config.model.decoder.vocab_size)
+        model = _new_model(config, chat.tokenizer.token_to_id(IMAGE_TOKEN))
+        optimizer = nnx.Optimizer(model, steps.adamw(config), wrt=_LEARNED)
+        graphdef, state = nnx.split((model, optimizer))
+
+        def save(state, path):
+            model, _ = nnx.merge(graphdef, state)
+            models.save(rounded(model), path, companions=companions)
+
+        read = load_preprocessor(folder), chat
+        update = functools.partial(_train_step, config, graphdef, *read)
+        return steps.run(config, workdir, update, state, save)
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
+    steps.check_steps(config)
+    check_counts(config, ("large_every", "large_size", "large_batch_size", "question_tokens"))
+
+
+def _new_model(config, image_token_id) -> LLaVA:
+    """A LLaVA with the first blocks of the embedded tower, and otherwise random weights."""
+    fields = config.model.to_dict()
+    model = models.create(
+        config.name, rngs=nnx.Rngs(config.seed), image_token_id=image_token_id, **fields
+    )
+    tower = models.load(EMBEDDED_MODEL).vision
+    known = dict(nnx.to_flat_state(nnx.state(tower, nnx.Param)))
+    own = nnx.to_flat_state(nnx.state(model.vision, nnx.Param))
+    nnx.update(model.vision, nnx.from_flat_state((path, known[path]) for path, _ in own))
+    return model
+
+
+def rounded(model: LLaVA) -> LLaVA:
+    """The same model with weights in bfloat16, which computes in the same dtype as before."""
+    config = dataclasses.replace(model.config, param_dtype="bfloat16")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: LLaVA(config, rngs=nnx.Rngs(0))))
+    weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    weights = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), weights)
+    nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graphdef, state)
+
+
+def _train_step(config, graphdef, preprocess, chat, state, step):
+    size, keep = config.batch_size, config.keep_tokens
+    if step >= config.whole_images_from:
+        keep = None
+        size = config.whole_batch_size
+        if (step + 1) % config.large_every == 0:
+            preprocess = preprocess.at_size(config.large_size)
+    scenes = make_scenes("train", size, seed=(config.seed, step))
+    pixels = np.stack([preprocess(image) for image in scenes.images])
+    rng = np.random.default_rng((config.seed, step))
+    asked = [
+        _token_pairs(chat, draw_questions(digits, rng, _QUESTIONS)) for digits in scenes.digits
+    ]
+    batch = put(own_slots((pixels, pack(asked, config.question_tokens))), P(AXIS))
+    return _update(
+        graphdef, state, *batch, begins=chat.tokenizer.token_to_id(BEGIN_TOKEN), keep=keep
+    )
+
+
+def _token_pairs(chat, questions):
+    ids = lambda text: chat.tokenizer.encode(text, add_special_tokens=False).ids
+    return [(ids(q.text), [*ids(q.answer), *chat.stop_tokens]) for q in questions]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("begins", "keep"))
+def _update(graphdef, state, pixels, packed, *, begins, keep):
+    """The state after one step, and its loss."""
+    model, optimizer = nnx.merge(graphdef, state)
+    features, positions = _features(model.vision, pixels, keep)
+
+    def loss_of(model: LLaVA):
+        states = _states(model, features, positions, packed, begins)
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+            model.decoder.logits_of(states), jnp.maximum(packed.target, 0)
+        )
+        learned = packed.target != NO_TARGET
+        return jnp.sum(losses * learned) / jnp.sum(learned)
+
+    loss, gradients = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, _LEARNED))(model)
+    optimizer.update(model, gradients)
+    return nnx.state((model, optimizer)), loss
+
+
+def _features(vision, pixels, keep):
+    """Those of `keep` patches of most contrast `[B, F, C]`, and which they are, int `[B, F]`.
+
+    None keeps all.
+    """
+    features = jax.lax.stop_gradient(vision(pixels).tokens[:, vision.num_prefix :])
+    if keep is None:
+        return features, jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
+    contrast = patch_contrast(pixels, vision.patch_embedding.patch_size)
+    kept = jnp.sort(jax.lax.top_k(contrast, keep)[1], axis=1)
+    return jnp.take_along_axis(features, kept[..., None], axis=1), kept
+
+
+def _states(model, features, patches, packed, begins):
+    """`packed_states` of questions behind features `[B, F, C]` of these patches, int `[B, F]`."""
+    begin = model.decoder.embed(jnp.full((len(features), 1), begins))
+    prefix = jnp.concatenate([begin, model.projector(features)], axis=1)
+    positions = jnp.pad(patches + 1, ((0, 0), (1, 0)))
+    start = 1 + model.config.num_features
+    return packed_states(model.decoder, prefix, positions, packed, start=start)
