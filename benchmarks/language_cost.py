@@ -6,8 +6,17 @@ For the language models of LLaVAs, in bfloat16; nothing is run.
 """
 
 from benchmarks.model_tables import language_cost as as_markdown
+from benchmarks.model_tables import language_prefill
 from benchmarks.rows import benchmark_parser, write_rows
-from evals.jobs.language_cost import language_cost, with_landmarks
+from evals.jobs.arms import blocks_of
+from evals.jobs.language_cost import (
+    language_cost,
+    with_dropping,
+    with_landmarks,
+    with_prefill,
+)
+from models.image_tokens import ImageDropping
+from models.prefill import CentroidPrefill, NystromPrefill
 from models.registry import published
 
 MODELS = (
@@ -17,7 +26,9 @@ MODELS = (
     "llava-1.6-vicuna-13b",
 )
 TOKENS = (1000, 2928, 10000, 30000)
-LANDMARKS, SHARE = 256, 0.5  # of the cache, in half of the blocks
+LANDMARKS, SHARE = 256, 0.5  # of the cache, or of FNA in prefill, in half of the blocks
+RUN = 64  # tokens, of causal centroid attention in half of the blocks
+DROPPING = ImageDropping(50, "attention", block=1)
 
 
 def main(argv=None):
@@ -26,17 +37,23 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     rows = [count(name, tokens) for name in MODELS for tokens in arguments.tokens]
     write_rows(arguments.output, rows)
-    print(as_markdown(rows))
+    print(as_markdown(rows), language_prefill(rows), sep="\n\n")
 
 
 def count(name, num_tokens) -> dict:
     """The row of a model and a number of tokens."""
-    cost = language_cost(published(name)[1].decoder, num_tokens)
-    fewer = with_landmarks(cost, num_tokens, min(LANDMARKS, num_tokens), SHARE)
+    config, landmarks = published(name)[1].decoder, min(LANDMARKS, num_tokens)
+    cost, layers = language_cost(config, num_tokens), blocks_of("second half", config.depth)
+    fewer = with_landmarks(cost, num_tokens, landmarks, SHARE)
+    arms = {
+        "fna": with_prefill(config, num_tokens, NystromPrefill(layers, landmarks)),
+        "runs": with_prefill(config, num_tokens, CentroidPrefill(layers, RUN)),
+        "dropping": with_dropping(config, num_tokens, DROPPING),
+    }
     return {
         "model": name,
         "tokens": num_tokens,
-        "prefill_tera_multiply_adds": round(1e-12 * (cost.linear + cost.attention), 3),
+        "prefill_tera_multiply_adds": round(1e-12 * cost.prefill, 3),
         "attention_percent": round(100 * cost.attention_share, 2),
         "most_prefill_speedup": round(cost.most_speedup(SHARE), 3),
         "weights_gb": round(1e-9 * cost.weight_bytes, 3),
@@ -44,6 +61,9 @@ def count(name, num_tokens) -> dict:
         "cache_percent": round(100 * cost.cache_share, 2),
         "landmark_cache_gb": round(1e-9 * fewer.cache_bytes, 4),
         "times_fewer_bytes": round(cost.read_bytes / fewer.read_bytes, 3),
+        **{f"{name}_prefill_speedup": round(cost.prefill / arms[name].prefill, 3) for name in arms},
+        "dropping_cache_gb": round(1e-9 * arms["dropping"].cache_bytes, 4),
+        "dropping_times_fewer_bytes": round(cost.read_bytes / arms["dropping"].read_bytes, 3),
     }
 
 

@@ -15,6 +15,14 @@ _LANGUAGE = {  # columns of results/language_cost.csv, their headings and decima
     "landmark_cache_gb": ("with landmarks, GB", 2),
     "times_fewer_bytes": ("times less to read", 2),
 }
+_PREFILL = {  # further columns
+    "prefill_tera_multiply_adds": ("exact prefill, 10¹² multiply-adds", 1),
+    "fna_prefill_speedup": ("FNA, times fewer", 2),
+    "runs_prefill_speedup": ("centroid, runs, times fewer", 2),
+    "dropping_prefill_speedup": ("half of the tokens, times fewer", 2),
+    "dropping_cache_gb": ("half of the tokens, cache, GB", 2),
+    "dropping_times_fewer_bytes": ("times less to read", 2),
+}
 _FASTER = ("FNA", "centroid", "centroid, all blocks", "token merging")  # of results/models.csv
 _PAIR = ("first half of the blocks", "second half", "class token error", "patch error")
 _PAIR += ("ms", "times exact", "by counting")
@@ -77,12 +85,21 @@ def qwen_tower(rows) -> str:
 
 def language_cost(rows) -> str:
     """Where a language model's time goes: a line for each model and number of tokens."""
+    return _of_language_models(rows, _LANGUAGE)
+
+
+def language_prefill(rows) -> str:
+    """What other ways to read a prompt cost: a line for each model and number of tokens."""
+    return _of_language_models(rows, _PREFILL)
+
+
+def _of_language_models(rows, columns):
     lines = [
         [row["model"], f"{int(row['tokens']):,}"]
-        + [ratio(row[column], digits) for column, (_, digits) in _LANGUAGE.items()]
+        + [ratio(row[column], digits) for column, (_, digits) in columns.items()]
         for row in rows
     ]
-    headings = [heading for heading, _ in _LANGUAGE.values()]
+    headings = [heading for heading, _ in columns.values()]
     return markdown_table(["language model of", "tokens", *headings], lines)
 
 

@@ -178,6 +178,11 @@ def draw(rows, file):
         mine = [row for row in rows if int(row["pixels"]) == pixels]
         for row in mine:
             _draw_row(axis, row)
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, handlelength=0)
+        reported = (
+            axis.get_legend_handles_labels()
+        )  # none before the half that is chosen on is done
+        axis.legend(*reported, title="first half | second half", fontsize=7, **below)
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -200,10 +205,11 @@ def _draw_row(axis, row):
         return
     first, second, shown = _STYLES.values()
     style = shown if reported else first if row["second"] == EXACT else second
-    axis.plot(time, error, style, markersize=5)
     if reported:
-        place = dict(xytext=(0, 5), textcoords="offset points", fontsize=7, ha="center")
-        axis.annotate(f"{row['first']}\n{row['second']}", (time, error), **place)
+        number = len(axis.get_legend_handles_labels()[1]) + 1
+        name = f"{number}: {row['first']} | {row['second']}"
+        axis.annotate(number, (time, error), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axis.plot(time, error, style, markersize=5, label=name if reported else None)
 
 
 def _named(pair):

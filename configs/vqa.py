@@ -33,14 +33,22 @@ def get_config():
     config.fna.seeds = (0,)
     del config.fna.kept, config.fna.merging  # of methods that it does not take
 
+    # The prompt is read approximately, by FNA or by centroid attention of runs; () for no such arm.
+    config.prefill = ml_collections.ConfigDict()
+    config.prefill.layers = "second half"  # of the language model, or as above
+    config.prefill.num_landmarks = (256,)  # of FNA
+    config.prefill.run_lengths = (64,)  # tokens of a run
+
     # Landmarks in place of the prompt while an answer is written; () for no such arm.
     config.landmark_cache = ml_collections.ConfigDict()
     config.landmark_cache.layers = "second half"  # of the language model, or as above
     config.landmark_cache.num_landmarks = (64, 256)
 
-    # Fewer image tokens in front of the language model: "farthest" points, or "random" ones.
+    # Fewer image tokens in front of the language model, "farthest" points or "random" ones, or
+    # behind one of its blocks those that the last token gives most "attention" there.
     config.dropping = ml_collections.ConfigDict()
-    config.dropping.methods = ("farthest", "random")
+    config.dropping.methods = ("farthest", "random", "attention")
+    config.dropping.block = 1  # of "attention", from 0
     config.dropping.kept = (50, 25)  # percent of a prompt's
     config.dropping.seeds = (0,)  # of random ones
     return config

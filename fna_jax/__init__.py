@@ -25,6 +25,7 @@ from fna_jax.masking import (
     removed_entries,
     suppression_correction,
 )
+from fna_jax.runs import causal_centroid_attention
 from fna_jax.swap import swap_attention
 from fna_jax.tokens import (
     artifact_tokens,
@@ -63,6 +64,8 @@ __all__ = [  # noqa: RUF022, grouped by module
     "masked_nystrom_attention",
     "removed_entries",
     "suppression_correction",
+    # runs
+    "causal_centroid_attention",
     # swap
     "swap_attention",
     # tokens

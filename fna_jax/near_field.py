@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fna_jax.clusters import Clusters, token_means
 from fna_jax.kernels import differentiated_as, tpu_obstacle
@@ -142,10 +143,11 @@ def window_attention(
     if at_means is not None:
         query = jnp.concatenate([query, at_means[0][:, :, None]], axis=2)
     states = query, key, value, near_mass, far_key, far_value, far_mass
+    options = dict(scale=scale, neighbours=windows.neighbours())
     if flash_obstacle(query, key, value, scale, None) is None:
-        out = _together(*states, scale=scale, windows=windows)
+        out = _together(*states, **options)
     else:
-        out = _by_blocks(*states, scale=scale, windows=windows)
+        out = attend_by_blocks(*states, **options)
     if at_means is not None:
         out = out[:, :, :-1] + (at_means[1][:, :, None] - out[:, :, -1:])
     return _joined(windows.join(out))
@@ -171,9 +173,9 @@ def _kernel_obstacle(query, key, value, num_far, scale, windows):
     return None
 
 
-def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, windows):
+def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, neighbours):
     """For a kernel of softmax attention: it takes keys that lie together, and holds no logits."""
-    near = lambda x: take_near(x, windows.neighbours())
+    near = lambda x: take_near(x, neighbours)
     spread = lambda x: jnp.broadcast_to(x[:, None], (*far_mass.shape[:2], *x.shape[1:]))
     together = lambda near, far: jnp.concatenate([near, far], axis=2)
     masses = together(near_mass.reshape(*near_mass.shape[:2], -1), far_mass)
@@ -181,13 +183,29 @@ def _together(query, key, value, near_mass, far_key, far_value, far_mass, *, sca
     return softmax_attention(query, *states, scale=scale, log_mass=masses)
 
 
-def _by_blocks(query, key, value, near_mass, far_key, far_value, far_mass, *, scale, windows):
-    """In blocks of windows, of one head or image at a time where logits are many."""
+def attend_by_blocks(
+    query, key, value, near_mass, far_key, far_value, far_mass, *, scale, neighbours, unseen=None
+):
+    """One softmax over the near keys of each window and the far ones, `[B, W, T, H, D]`.
+
+    In blocks of windows, of one head or image at a time where logits are many.
+
+    Args:
+      query: by windows, `[B, W, T, H, D]`.
+      key, value: `[B, W, L, K, D]`.
+      near_mass: `[B, W, n, L]`, logarithms: 0 for a token, −∞ for none.
+      far_key, far_value: `[B, F, K, D]`.
+      far_mass: `[B, W, F]`, logarithms.
+      scale: multiplies the logits.
+      neighbours: int `[W, n]`, the windows near to each; -1 for none.
+      unseen: bool `[T, n · L]`, near keys that a query of a window does not see; None for none.
+    """
     num_rows, num_groups, num_far = query.shape[2], key.shape[-2], far_key.shape[1]
     # Query heads that share a key head are further queries of one head: [B, W, T · H/K, K, D].
     query = query.reshape(*query.shape[:3], num_groups, -1, query.shape[-1])
+    if unseen is not None:
+        unseen = np.repeat(unseen, query.shape[4], axis=0)[None, None, None]
     query = jnp.swapaxes(query, 3, 4).reshape(*query.shape[:2], -1, num_groups, query.shape[-1])
-    neighbours = windows.neighbours()  # [W, n]
     num_logits = query.shape[2] * (neighbours.shape[1] * key.shape[2] + num_far)  # of a window
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
@@ -199,6 +217,7 @@ def _by_blocks(query, key, value, near_mass, far_key, far_value, far_mass, *, sc
             query, near_mass, far_mass, neighbours = block  # of some windows
             near = scale * product("bwtkd,bwmkd->bkwtm", query, take_near(key, neighbours[0]))
             near += near_mass.reshape(*near_mass.shape[:2], -1)[:, None, :, None]
+            near = near if unseen is None else jnp.where(unseen, -jnp.inf, near)
             far = scale * product("bwtkd,bfkd->bkwtf", query, far_key)
             far += far_mass[:, None, :, None]
             (near, far), total = joint_softmax_weights(near, far)

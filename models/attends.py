@@ -39,10 +39,18 @@ from .reductions import TokenDropping, TokenMerging
 
 
 class Record(typing.NamedTuple):
-    """What a block leaves for the caller: FNA's error float32 `[B]`, what was kept for a look."""
+    """What a block leaves for the caller.
+
+    Attributes:
+      error: FNA's, float32 `[B]`.
+      kept: for a look, or in a decoder for the tokens that follow.
+      received: what each token receives of the last one's attention, mean over heads, float32
+        `[B, N]`.
+    """
 
     error: jax.Array | None = None
     kept: typing.Any = None
+    received: jax.Array | None = None
 
 
 class Attended(typing.NamedTuple):

@@ -14,6 +14,7 @@ from flax import nnx
 from .blocks import GatedMlp, identity, run_blocks, states_around
 from .cache import Cache, CausalAttention, LayerCache
 from .configs import ACTIVATIONS, ModelConfig, check_choice, check_positive
+from .prefill import PrefillAttention, check_reading, watched
 from .rope import UNSCALED, RopeScaling, token_angles
 from .rotary import rotate
 
@@ -178,7 +179,17 @@ class Decoder(nnx.Module):
         layer = LayerCache(states, states, masses, jnp.zeros((), jnp.int32))
         return Cache((layer,) * config.depth, jnp.zeros(batch, jnp.int32))
 
-    def __call__(self, embeddings, *, key_mask, positions=None, cache=None):
+    def __call__(
+        self,
+        embeddings,
+        *,
+        key_mask,
+        positions=None,
+        cache=None,
+        prefill=None,
+        dropping=None,
+        last_only=False,
+    ):
         """States after the last norm `[B, N, W]`, for `logits_of`, and the cache with the tokens.
 
         Without a cache the tokens are the first ones, and the cache that is returned has no slot
@@ -190,22 +201,36 @@ class Decoder(nnx.Module):
             are padded on the left.
           positions: int `[B, N]`; by default the tokens are counted, and padding is not.
           cache: of the tokens before.
+          prefill: one of `models.prefill`, by which some layers read the tokens; None for exactly.
+          dropping: an `image_tokens.InnerDropping`, by which later layers read fewer; None for all.
+          last_only: whether the states are those of the last position alone, `[B, 1, W]`. With FNA
+            or dropping they have to be.
 
         Raises:
           ValueError: shapes that do not fit, more new tokens than the model has positions, or than
-            the cache has free slots, as in `LayerCache.appended`.
+            the cache has free slots, as in `LayerCache.appended`; what `check_reading` refuses.
         """
         embeddings, key_mask = self._checked(embeddings, key_mask)
+        how = dict(cache=cache, prefill=prefill)
+        check_reading(self.config, dropping=dropping, last_only=last_only, **how)
         if positions is None:
             before = 0 if cache is None else cache.position[:, None]
             counts = before + jnp.cumsum(key_mask, axis=1, dtype=jnp.int32)
             positions, following = jnp.maximum(counts - 1, 0), counts[:, -1]
         else:
             following = positions[:, -1] + 1
-        attends = self._attends(key_mask, positions, cache)
-        x, _, records = run_blocks(self.blocks, embeddings, attends)
+        run = functools.partial(self._run, **how)
+        if dropping is not None:
+            run = functools.partial(dropping.run, run)
+        x, records = run(embeddings, key_mask, positions)
         layers = tuple(record.kept for record in records)
-        return self.final_norm(x), Cache(layers, following)
+        return self.final_norm(x[:, -1:] if last_only else x), Cache(layers, following)
+
+    def _run(self, x, key_mask, positions, *, start=0, stop=None, **how):
+        """x `[B, N, W]` after the blocks from `start` to in front of `stop`, and their records."""
+        attends = self._attends(key_mask, positions, **how)[start:stop]
+        x, _, records = run_blocks(list(self.blocks)[start:stop], x, attends)
+        return x, records
 
     def logits_of(self, hidden):
         """Logits float32 `[..., V]` of the next token, of states `[..., W]`."""
@@ -221,8 +246,8 @@ class Decoder(nnx.Module):
         positions = jnp.maximum(jnp.cumsum(key_mask, axis=1) - 1, 0)
         return states_around(self.blocks, embeddings, self._attends(key_mask, positions))
 
-    def _attends(self, key_mask, positions, cache=None):
-        """Each block's attention, which first rotates queries and keys."""
+    def _attends(self, key_mask, positions, *, cache=None, prefill=None, watch=None):
+        """Each block's attention, which first rotates queries and keys; block `watch` `watched`."""
         layers = [None] * self.config.depth if cache is None else cache.layers
         angles = token_angles(
             positions,
@@ -235,8 +260,15 @@ class Decoder(nnx.Module):
         def rotated(attend):
             return lambda x, query, key, *rest: attend(x, turn(query), turn(key), *rest)
 
-        window = self.config.sliding_window
-        return [rotated(CausalAttention(key_mask, layer, window)) for layer in layers]
+        attends = [
+            PrefillAttention(prefill, key_mask)
+            if prefill is not None and index in prefill.layers
+            else CausalAttention(key_mask, layer, self.config.sliding_window)
+            for index, layer in enumerate(layers)
+        ]
+        if watch is not None:
+            attends[watch] = watched(attends[watch], key_mask)
+        return [rotated(attend) for attend in attends]
 
     def _checked(self, embeddings, key_mask):
         """Both, with zeros for padding: a NaN there must not reach a product."""

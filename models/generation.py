@@ -84,6 +84,8 @@ def generate(
     top_k=None,
     top_p=None,
     key=None,
+    prefill=None,
+    dropping=None,
     landmark_cache=None,
 ):
     """What the decoder writes behind prompts, int32 `[B, T]`: `NO_TOKEN` behind a stop token.
@@ -99,12 +101,12 @@ def generate(
       stop_tokens: ids that end a text.
       temperature, top_k, top_p: as in `Sampling`.
       key: a `jax.random.key`, if the temperature is not 0. Equal keys draw equal texts.
-      landmark_cache: a `LandmarkCache`, through which new tokens see the prompt; None to see all.
+      prefill, dropping, landmark_cache: as in `read_prompt`.
 
     Raises:
       ValueError: settings out of range, a key that is missing or that nothing would use, prompts
-        that end in padding, more tokens, written ones included, than the model has positions, or a
-        landmark cache that does not fit.
+        that end in padding, more tokens, written ones included, than the model has positions, or
+        what `read_prompt` refuses.
     """
     sampling = Sampling(float(temperature), top_k, top_p)
     max_new_tokens = operator.index(max_new_tokens)
@@ -122,15 +124,32 @@ def generate(
         )
     graphdef, state = nnx.split(decoder)
     stop_tokens = tuple(sorted({operator.index(token) for token in stop_tokens}))
-    settings = max_new_tokens, stop_tokens, sampling, landmark_cache
-    return _generate(graphdef, settings, state, embeddings, key_mask, key)
+    reading = prefill, landmark_cache
+    settings = max_new_tokens, stop_tokens, sampling, reading
+    return _generate(graphdef, settings, state, embeddings, key_mask, key, dropping)
+
+
+def read_prompt(decoder, embeddings, key_mask, *, prefill=None, dropping=None, landmark_cache=None):
+    """The states `[B, 1, W]` of prompts' last positions, and the cache that new tokens see.
+
+    Args:
+      decoder, embeddings, key_mask: as in `generate`.
+      prefill, dropping: how the prompt is read, as in a decoder's call; None for exactly.
+      landmark_cache: a `LandmarkCache`, through which new tokens see the prompt; None to see all.
+
+    Raises:
+      ValueError: as in a decoder's call, or a landmark cache that does not fit.
+    """
+    how = dict(prefill=prefill, dropping=dropping, last_only=True)
+    hidden, cache = decoder(embeddings, key_mask=key_mask, **how)
+    return hidden, cache if landmark_cache is None else landmark_cache.of_prompt(decoder, cache)
 
 
 # nnx.jit would copy the weights.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(graphdef, settings, state, embeddings, key_mask, key):
+def _generate(graphdef, settings, state, embeddings, key_mask, key, dropping):
     decoder = nnx.merge(graphdef, state)
-    max_new_tokens, stop_tokens, sampling, landmark_cache = settings
+    max_new_tokens, stop_tokens, sampling, (prefill, landmark_cache) = settings
     batch = embeddings.shape[0]
     decoder.check_length(embeddings.shape[1] + max_new_tokens - 1)  # the last is not read
 
@@ -152,9 +171,8 @@ def _generate(graphdef, settings, state, embeddings, key_mask, key):
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, kept[:, None], step, axis=1)
         return step + 1, new, ended | ends, tokens, cache
 
-    hidden, cache = decoder(embeddings, key_mask=key_mask)
-    if landmark_cache is not None:
-        cache = landmark_cache.of_prompt(decoder, cache)
+    how = dict(prefill=prefill, dropping=dropping, landmark_cache=landmark_cache)
+    hidden, cache = read_prompt(decoder, embeddings, key_mask, **how)
     first, ended = next_token(hidden, 0)
     tokens = jnp.full((batch, max_new_tokens), NO_TOKEN, jnp.int32).at[:, 0].set(first)
     carry = jnp.int32(1), first, ended, tokens, cache.with_room(max_new_tokens - 1)

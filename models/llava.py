@@ -17,6 +17,7 @@ from . import generation
 from .clip import CLIPVisionTower
 from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, position_grid
 from .decoder import Decoder, DecoderConfig
+from .image_tokens import InnerDropping
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .tiles import Tiling
 from .vit import VisionOutput
@@ -215,13 +216,24 @@ def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
       model: a LLaVA, or a view of one.
       prompts: of `prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
-      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens.
+      dropping: an `image_tokens.ImageDropping`; None to keep all image tokens. What goes behind a
+        block of the language model is still here.
+
+    Raises:
+      ValueError: image tokens to be dropped where there are none.
     """
     graphdef, state = nnx.split(model)
-    if dropping is None:
+    if dropping is None or dropping.block is not None:
         return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
     length = dropping.length(prompts.key_mask, prompts.is_image)
     return _embed(graphdef, (dropping, length), state, prompts, rng)
+
+
+def inner_dropping(prompts: Prompts, dropping) -> InnerDropping | None:
+    """What the language model is told of a dropping as in `embed_prompts`; errors as there."""
+    if dropping is None or dropping.block is None:
+        return None
+    return dropping.inside(prompts.key_mask, prompts.is_image)
 
 
 def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **settings):
@@ -232,7 +244,8 @@ def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **setti
       **settings: of `generation.generate`, with its errors.
     """
     embeddings, key_mask = embed_prompts(model, prompts, rng=rng, dropping=dropping)
-    return generation.generate(model.decoder, embeddings, key_mask, **settings)
+    inner = inner_dropping(prompts, dropping)
+    return generation.generate(model.decoder, embeddings, key_mask, dropping=inner, **settings)
 
 
 # nnx.jit would copy the weights.

@@ -128,6 +128,7 @@ TABLES = {  # each as the committed results make it
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
     "attention": lambda: layer_tables.attention(rows("attention")),
     "language_cost": lambda: model_tables.language_cost(rows("language_cost")),
+    "language_prefill": lambda: model_tables.language_prefill(rows("language_cost")),
     "models": lambda: model_tables.models(rows("models")),
     "models_memory": lambda: model_tables.models_memory(rows("models")),
     "waterfall": lambda: model_tables.waterfall(rows("waterfall")),

@@ -1,6 +1,6 @@
 """What a language model computes and reads, counted: where approximations can gain anything.
 
-Shape letters: N tokens of a prompt, S landmarks.
+Shape letters: N tokens of a prompt, S landmarks, L tokens of a run.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 from evals.jobs.cost import WORTH
 from evals.running.workdir import claim_workdir, environment, write_atomically
 from models.decoder import DecoderConfig
+from models.prefill import NystromPrefill
 
 _BYTES = 2  # of a weight, a key or a value, in bfloat16
 _SHARE = 0.5  # of the blocks, that advice is about
@@ -32,9 +33,14 @@ class LanguageCost:
     cache_bytes: int
 
     @property
+    def prefill(self) -> int:
+        """Multiply-adds of reading it."""
+        return self.linear + self.attention
+
+    @property
     def attention_share(self) -> float:
         """Attention's part of the arithmetic of reading the prompt."""
-        return self.attention / (self.linear + self.attention)
+        return self.attention / self.prefill
 
     @property
     def read_bytes(self) -> int:
@@ -54,18 +60,54 @@ class LanguageCost:
 
 def language_cost(config: DecoderConfig, num_tokens) -> LanguageCost:
     """Counts for a prompt of N tokens."""
+    return _of_blocks(config, [num_tokens] * config.depth)
+
+
+def _of_blocks(config, tokens) -> LanguageCost:
+    """Counts for a prompt of which each block reads so many tokens."""
     heads, groups = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
     of_block = config.width * (2 * heads + 2 * groups + 3 * config.mlp_dim)
     head = config.width * config.vocab_size
+    return LanguageCost(
+        linear=sum(tokens) * of_block + head,
+        attention=2 * heads * sum(_seen(config, number) for number in tokens),
+        weight_bytes=_BYTES * (config.depth * of_block + head),
+        cache_bytes=_BYTES * 2 * sum(tokens) * groups,
+    )
+
+
+def _seen(config, num_tokens):
+    """How many tokens are seen in a block, by all together."""
     window = num_tokens if config.sliding_window is None else config.sliding_window
     window = min(window, num_tokens)
-    seen = window * (window + 1) // 2 + (num_tokens - window) * window  # by all tokens together
-    return LanguageCost(
-        linear=config.depth * num_tokens * of_block + head,
-        attention=config.depth * 2 * seen * heads,
-        weight_bytes=_BYTES * (config.depth * of_block + head),
-        cache_bytes=_BYTES * config.depth * 2 * num_tokens * groups,
-    )
+    return window * (window + 1) // 2 + (num_tokens - window) * window
+
+
+def with_prefill(config: DecoderConfig, num_tokens, prefill) -> LanguageCost:
+    """The same with a prompt that some layers read by settings of `models.prefill`.
+
+    Counted as it is computed: of centroid attention the part that is masked, too.
+    """
+    cost, blocks = language_cost(config, num_tokens), len(prefill.layers)
+    heads = config.num_heads * config.head_dim
+    if isinstance(prefill, NystromPrefill):
+        landmarks, channels = prefill.num_landmarks, config.head_dim
+        channels = config.width if prefill.features == "input" else channels
+        own = 4 * num_tokens * landmarks * heads + 2 * landmarks**2 * heads
+        own += 24 * landmarks**3 * config.num_heads  # six steps of the inverse
+        chosen = (blocks if prefill.resample else 1) * num_tokens * landmarks * channels
+    else:
+        length, chosen = prefill.run_length, 0
+        own = 2 * num_tokens * (2 * length - (-num_tokens // length)) * heads
+    replaced = blocks * 2 * heads * _seen(config, num_tokens)
+    return dataclasses.replace(cost, attention=cost.attention - replaced + blocks * own + chosen)
+
+
+def with_dropping(config: DecoderConfig, num_tokens, dropping) -> LanguageCost:
+    """The same with a prompt of image tokens of which some go, as an `ImageDropping` says."""
+    left = -(-num_tokens * dropping.kept // 100)
+    before = 0 if dropping.block is None else dropping.block + 1
+    return _of_blocks(config, [num_tokens] * before + [left] * (config.depth - before))
 
 
 def with_landmarks(cost: LanguageCost, num_tokens, num_landmarks, share) -> LanguageCost:

@@ -98,6 +98,12 @@ CASES = {  # public name -> a function of the inputs
         )
         for windows in (None, WINDOWS)
     ],
+    "causal_centroid_attention": lambda a: [
+        fna_jax.causal_centroid_attention(
+            a["query"], a["shared_key"], a["shared_key"][..., :3], run_length=3, key_mask=mask
+        )
+        for mask in (None, a["mask"])
+    ],
     "centroid_key_value": lambda a: fna_jax.centroid_key_value(*qkv(a), clusters(a)),
     "exact_attention": lambda a: [
         fna_jax.exact_attention(*qkv(a)),

@@ -134,7 +134,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import models
 from models.generation import generate
+from models.image_tokens import ImageDropping
+from models.landmark_cache import LandmarkCache
 from models.placement import split_heads
+from models.prefill import CentroidPrefill, NystromPrefill
 from tests.models.tiny_decoders import prompts, tiny
 
 assert len(jax.devices()) == 8
@@ -151,7 +154,13 @@ for kind in ("llama", "qwen2"):  # key heads that divide by the devices, and tha
     assert shard(many.blocks[0].mlp.fc2.kernel[...]) == (10, 32)
     tokens, real = prompts(4, 9, (0, 4, 2, 0))
     options = dict(max_new_tokens=8, stop_tokens=(3, 5))
-    for more in ({}, dict(temperature=1.0, key=jax.random.key(0))):
+    inside = ImageDropping(50, "attention", block=0).inside(real, tokens > 20)
+    for more in (
+        {},
+        dict(temperature=1.0, key=jax.random.key(0)),
+        dict(prefill=CentroidPrefill("0:2", 2), dropping=inside),
+        dict(prefill=NystromPrefill("1:2", 4), landmark_cache=LandmarkCache((0,), 4)),
+    ):
         texts = []
         for model, place in ((one, jax.devices()[0]), (many, rows)):
             embeddings = jax.device_put(model.embed(tokens), place)

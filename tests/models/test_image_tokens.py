@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from fna_jax import farthest_point_sampling
-from models.image_tokens import METHODS, ImageDropping
+from models.image_tokens import ImageDropping
 from models.llava import embed_prompts
 from tests.conftest import rel_max_error
 from tests.models.test_llava import TALL, WIDE
 from tests.models.test_prompts import prompts_of
 from tests.models.tiny_llava import IMAGE, tiny_llava
 
+METHODS = ("farthest", "random")  # that there are in front of a model
 IDS, IMAGES = [[3, IMAGE, 4, 5], [6, 7], [IMAGE, 8, IMAGE]], [[WIDE], [], [TALL, WIDE]]
 apply = jax.jit(ImageDropping.apply, static_argnums=(0, 4))
 
@@ -80,9 +81,21 @@ def test_with_all_of_them_nothing_changes(prompts, method):
         (0, "random", "kept must be percent of the image tokens, 1 to 100: 0"),
         (101, "random", "kept must be percent"),
         (0.5, "random", "kept must be percent"),
-        (50, "fps", "method must be one of farthest, random, got 'fps'"),
+        (50, "fps", "method must be one of farthest, random, attention, got 'fps'"),
+        (50, "attention", "there is no attention: give a block"),
     ],
 )
 def test_settings_out_of_range_raise(kept, method, message):
     with pytest.raises(ValueError, match=message):
         ImageDropping(kept, method)
+
+
+def test_a_block_that_is_none_and_prompts_without_images_are_refused():
+    for block in (-1, 1.0, True):
+        with pytest.raises(
+            ValueError, match=f"block must be a number from 0, or None, got {block}"
+        ):
+            ImageDropping(50, "attention", block=block)
+    real = np.ones((2, 3), bool)
+    with pytest.raises(ValueError, match="there are no image tokens to keep 50 % of"):
+        ImageDropping(50, "random").length(real, ~real)

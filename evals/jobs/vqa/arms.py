@@ -1,4 +1,5 @@
-"""What a run of questions compares: attention in the tower, in decoding, and fewer image tokens."""
+"""What a run of questions compares: attention in the tower, in reading the prompt, and in writing
+the answer; and fewer image tokens."""
 
 import dataclasses
 
@@ -8,10 +9,16 @@ from evals.jobs.arms import INSTEAD, METHOD_NAMES, Arm, blocks_of, make_arms
 from models.image_tokens import ImageDropping
 from models.landmark_cache import LandmarkCache
 from models.llava import LLaVAConfig
+from models.prefill import CentroidPrefill, NystromPrefill
 
 _CACHE = "landmark cache"
+_PREFILL_FNA, _PREFILL_RUNS = "FNA in prefill", "centroid, runs, in prefill"
 _EXACT = Arm()
-_DROPPING = {"farthest": "image tokens, farthest points", "random": "image tokens, at random"}
+_DROPPING = {
+    "farthest": "image tokens, farthest points",
+    "random": "image tokens, at random",
+    "attention": "image tokens, most attended to",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +28,10 @@ class AnswerArm:
     Attributes:
       name: what its results are called, in the names of files, too.
       label: what a table calls it.
-      strength: of the column S: landmarks, or the share of the image tokens that are kept.
+      strength: of the column S: landmarks, tokens of a run, or the share of the image tokens that
+        are kept.
       tower: the attention in the vision tower.
+      prefill: how some layers of the language model read the prompt; None for exactly.
       cache: through which new tokens see the prompt; None to see all.
       dropping: of image tokens; None to keep all.
     """
@@ -31,21 +40,35 @@ class AnswerArm:
     label: str = "exact"
     strength: str = ""
     tower: Arm = _EXACT
+    prefill: NystromPrefill | CentroidPrefill | None = None
     cache: LandmarkCache | None = None
     dropping: ImageDropping | None = None
+
+    @property
+    def num_landmarks(self) -> int | None:
+        """Of the prompt's tokens, in prefill or in the cache; None where none are."""
+        landmarks = self.prefill if isinstance(self.prefill, NystromPrefill) else self.cache
+        return None if landmarks is None else landmarks.num_landmarks
 
     def settings(self, prompts) -> dict:
         """Arguments of `models.llava.generate` for a batch.
 
-        A prompt of fewer tokens than landmarks is kept whole.
+        A prompt of fewer tokens than landmarks has as many as tokens.
         """
-        cache = self.cache
-        if cache is not None:
-            fewer = min(cache.num_landmarks, prompts.tokens.shape[1])
-            cache = dataclasses.replace(cache, num_landmarks=fewer)
+        most = prompts.tokens.shape[1]
+
+        def fitted(settings):
+            if getattr(settings, "num_landmarks", 0) <= most:
+                return settings
+            return dataclasses.replace(settings, num_landmarks=most)
+
         seed = self.tower.seed
-        rng = None if seed is None else jax.random.key(seed)
-        return dict(rng=rng, dropping=self.dropping, landmark_cache=cache)
+        return dict(
+            rng=None if seed is None else jax.random.key(seed),
+            dropping=self.dropping,
+            prefill=fitted(self.prefill),
+            landmark_cache=fitted(self.cache),
+        )
 
 
 def make_answer_arms(config, model: LLaVAConfig) -> list[AnswerArm]:
@@ -63,21 +86,37 @@ def make_answer_arms(config, model: LLaVAConfig) -> list[AnswerArm]:
     for tower in make_arms(config.fna, model.vision.encoder.depth):
         strength = str(tower.fnas[0].num_landmarks) if len(tower.fnas) == 1 else ""
         arms.append(AnswerArm(tower.name, METHOD_NAMES[tower.method], strength, tower=tower))
+    arms += _prefill_arms(config.prefill, model.decoder.depth)
     layers = blocks_of(config.landmark_cache.layers, model.decoder.depth)
     for number in config.landmark_cache.num_landmarks:
         cache = LandmarkCache(layers, number)
         arms.append(AnswerArm(f"cache-{number}", _CACHE, str(number), cache=cache))
     for method in config.dropping.methods:
         for kept in config.dropping.kept:
-            arms += _dropping_arms(method, kept, config.dropping.seeds)
+            arms += _dropping_arms(method, kept, config.dropping)
     return arms
 
 
-def _dropping_arms(method, kept, seeds):
+def _prefill_arms(prefill, depth):
+    """An arm for each number of landmarks, and for each length of runs."""
+    layers, arms = blocks_of(prefill.layers, depth), []
+    for number in prefill.num_landmarks:
+        settings = NystromPrefill(layers, number)
+        arms.append(AnswerArm(f"prefill-fna-{number}", _PREFILL_FNA, str(number), prefill=settings))
+    for length in prefill.run_lengths:
+        settings = CentroidPrefill(layers, length)
+        arms.append(
+            AnswerArm(f"prefill-runs-{length}", _PREFILL_RUNS, f"of {length}", prefill=settings)
+        )
+    return arms
+
+
+def _dropping_arms(method, kept, settings):
     """An arm for each seed of random tokens; of others one."""
     arms = []
-    for seed in seeds if method == "random" else (0,):
-        dropping = ImageDropping(kept, method, seed)
+    block = settings.block if method == "attention" else None  # others go in front of all
+    for seed in settings.seeds if method == "random" else (0,):
+        dropping = ImageDropping(kept, method, seed, block)
         suffix = f"-seed{seed}" if method == "random" else ""
         name = f"{method}-kept-{kept}{suffix}"
         arms.append(AnswerArm(name, _DROPPING[method], f"{kept} %", dropping=dropping))

@@ -20,11 +20,18 @@ from evals.running.pretrained import open_llava
 from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
 from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
-from models.llava import embed_prompts
+from models.generation import read_prompt
+from models.llava import embed_prompts, inner_dropping
 from models.registry import vision_tower
 
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
-_MAY_BE_EMPTY = ("fna.methods", "landmark_cache.num_landmarks", "dropping.methods")
+_MAY_BE_EMPTY = (
+    "fna.methods",
+    "prefill.num_landmarks",
+    "prefill.run_lengths",
+    "landmark_cache.num_landmarks",
+    "dropping.methods",
+)
 
 
 def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
@@ -88,9 +95,10 @@ def check_arms(bench, arms) -> None:
         view = arm.tower.view(bench.backbone)
         for fna in arm.tower.fnas:
             check_num_landmarks(fna.num_landmarks, num_tokens, of="a tile")
-        if arm.cache is not None:
-            check_num_landmarks(arm.cache.num_landmarks, real, of="the first prompt")
-            _cache_bytes(bench, view, arm, prompts)  # knows its blocks
+        if arm.num_landmarks is not None:
+            check_num_landmarks(arm.num_landmarks, real, of="the first prompt")
+        if (arm.prefill, arm.cache, arm.dropping) != (None, None, None):
+            _cache_bytes(bench, view, arm, prompts)  # knows the blocks
 
 
 def answers_of(bench, dataset, workdir):
@@ -167,12 +175,13 @@ def speeds(bench, arms, repeats) -> dict:
 def _cache_bytes(bench, view, arm, prompts) -> int:
     """Of keys and values that a prompt of the batch leaves for its answer."""
     settings = arm.settings(prompts)
-    landmarks, decoder = settings.pop("landmark_cache"), view.model.decoder
+    tower = dict(rng=settings.pop("rng"), dropping=settings.pop("dropping"))
+    inner = inner_dropping(prompts, arm.dropping)
 
     def left():
-        embeddings, key_mask = embed_prompts(view.model, prompts, **settings)
-        _, cache = decoder(embeddings, key_mask=key_mask)
-        return cache if landmarks is None else landmarks.of_prompt(decoder, cache)
+        embeddings, key_mask = embed_prompts(view.model, prompts, **tower)
+        decoder, how = view.model.decoder, settings | dict(dropping=inner)
+        return read_prompt(decoder, embeddings, key_mask, **how)[1]
 
     kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)

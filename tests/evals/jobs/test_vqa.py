@@ -90,6 +90,7 @@ def config(pope):
     config.max_new_tokens, config.batch_size, config.repeats = 3, 2, 1
     config.fna.num_landmarks, config.fna.methods = (8,), ("fps",)
     config.landmark_cache.num_landmarks, config.dropping.kept = (4,), (50,)
+    config.prefill.num_landmarks, config.prefill.run_lengths = (6,), (3,)
     return config
 
 
@@ -194,12 +195,16 @@ def test_arms_of_a_config(config):
     assert [(arm.name, arm.strength) for arm in arms] == [
         ("exact", ""),
         ("fps-8", "8"),
+        ("prefill-fna-6", "6"),
+        ("prefill-runs-3", "of 3"),
         ("cache-4", "4"),
         ("farthest-kept-50", "50 %"),
         ("random-kept-50-seed0", "50 %"),
         ("random-kept-50-seed1", "50 %"),
+        ("attention-kept-50", "50 %"),
     ]
-    assert arms[2].cache.layers == (1,)
+    assert arms[2].prefill.layers == arms[3].prefill.layers == arms[4].cache.layers == (1,)
+    assert [arm.dropping.block for arm in arms[5:]] == [None, None, None, 1]
     config.fna.methods = ("drop",)
     with pytest.raises(ValueError, match="leaves the language model without features"):
         make_answer_arms(config, config_of("1.5"))
@@ -254,7 +259,10 @@ def test_a_table_has_means_over_seeds():
 def test_the_whole_job(config, companions, tmp_path):
     models.save(tiny_llava("1.5"), tmp_path / "model", companions=[*companions.iterdir()])
     config.model, config.max_new_tokens = str(tmp_path / "model"), 2
-    config.fna.methods, config.dropping.methods = (), ("farthest",)  # each arm is programs
+    config.fna.methods, config.dropping.methods = (), ("farthest", "attention")
+    with pytest.raises(ValueError, match="none of them behind block 1: drop tokens behind"):
+        answer_questions(config, tmp_path / "run")
+    config.dropping.block = 0
     config.landmark_cache.num_landmarks = (40,)
     with pytest.raises(ValueError, match=r"=40 is more than the \d+ tokens of the first prompt"):
         answer_questions(config, tmp_path / "run")
@@ -264,15 +272,18 @@ def test_the_whole_job(config, companions, tmp_path):
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
     assert [row["attention"] for row in rows] == [
         "exact",
+        "FNA in prefill",
+        "centroid, runs, in prefill",
         "landmark cache",
         "image tokens, farthest points",
+        "image tokens, most attended to",
     ]
     assert rows[0]["as exact %"] == 100 and "5 questions of pope" in text
     # Keys and values of float32, two heads of 8, in 128 slots and two layers.
     slot = 2 * 4 * 2 * 8 / 1e6
-    expected = [slot * slots for slots in (256, 128 + 4, 128)]
+    expected = [slot * slots for slots in (256, 256, 256, 128 + 4, 128, 128 + 64)]
     assert [row["cache MB"] for row in rows] == pytest.approx(expected)
-    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 3
+    assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
     before = (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns
     again = answer_questions(config, tmp_path / "run")
     assert again["points"][0]["score"] == rows[0]["accuracy %"]
