@@ -28,18 +28,19 @@ def get_config():
         },
     }
     config.seed = 0
-    config.keep_tokens = 64
-    config.whole_images_from = 10000
-    config.whole_batch_size = 8
-    config.batch_size = 32  # scenes of 64 × 64 pixels, with nine questions each
-    config.large_every = 5  # steps: scenes of
-    config.large_size = 96  # pixels along the side,
-    config.large_batch_size = 8  # so many
+    config.batch_size = 32  # scenes of 64 × 64 pixels, with up to seven questions each
+    # Step, from which scenes have one to four digits. What a digit is shows sooner where it is alone.
+    config.alone_until = 100
+    config.large_every = 5  # steps: half as many scenes, of
+    config.large_size = 96  # pixels along the side
+    config.kept = 25  # percent of the patches, those with most contrast, except for
+    config.whole_images_every = 2  # steps, with a third of the scenes,
+    config.whole_images_from = 350  # step
     config.question_tokens = 60  # of all questions about a scene, at most
-    config.learning_rate = 2e-3
+    config.learning_rate = 1.5e-3
     config.weight_decay = 0.05
     config.warmup_steps = 50
-    config.decay_from = 600  # step, from which the learning rate falls to zero
-    config.num_steps = 1000
-    config.save_every = 100
+    config.decay_from = 450  # step, from which the learning rate falls to zero
+    config.num_steps = 700
+    config.save_every = 25
     return config

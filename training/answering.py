@@ -1,4 +1,4 @@
-"""Training of a small LLaVA on questions about digit scenes, its vision tower frozen (2304.08485)."""
+"""Training of a small LLaVA on questions about digit scenes, its tower frozen (2304.08485)."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import models
-from evals.data.digit_scenes import make_scenes
+from evals.data.digit_scenes import CANVAS, PLACES, make_scenes
 from evals.data.scene_questions import draw_questions
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
@@ -29,6 +29,7 @@ from training.packing import NO_TARGET, pack, packed_states
 
 _LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
 _QUESTIONS = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}  # of an image
+_LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such images a step has
 
 
 def training_report(config, workdir) -> str:
@@ -65,7 +66,24 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
 def check_settings(config) -> None:
     """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
     steps.check_steps(config)
-    check_counts(config, ("large_every", "large_size", "large_batch_size", "question_tokens"))
+    check_counts(config, ("large_every", "whole_images_every", "question_tokens"))
+    if config.batch_size < _LARGE_COSTS * _WHOLE_COSTS:
+        raise ValueError(
+            f"--config.batch_size must be at least {_LARGE_COSTS * _WHOLE_COSTS}, so that one is "
+            f"left of large and whole images, got {config.batch_size}"
+        )
+    if not 0 < config.kept <= 100:
+        raise ValueError(f"--config.kept must be percent of the patches, got {config.kept}")
+    if config.large_size % config.model.vision.patch_size:
+        raise ValueError(
+            f"--config.large_size={config.large_size} does not divide by the patch size "
+            f"{config.model.vision.patch_size}"
+        )
+
+
+def _num_patches(config) -> int:
+    """Of a scene at its own size."""
+    return (CANVAS // config.model.vision.patch_size) ** 2
 
 
 def _new_model(config, image_token_id) -> LLaVA:
@@ -92,13 +110,16 @@ def rounded(model: LLaVA) -> LLaVA:
 
 
 def _train_step(config, graphdef, preprocess, chat, state, step):
-    size, keep = config.batch_size, config.keep_tokens
-    if step >= config.whole_images_from:
-        keep = None
-        size = config.whole_batch_size
-        if (step + 1) % config.large_every == 0:
-            preprocess = preprocess.at_size(config.large_size)
-    scenes = make_scenes("train", size, seed=(config.seed, step))
+    size, patches = config.batch_size, _num_patches(config)
+    if (step + 1) % config.large_every == 0:
+        preprocess = preprocess.at_size(config.large_size)
+        patches = patches * config.large_size**2 // CANVAS**2
+        size //= _LARGE_COSTS
+    keep = patches * config.kept // 100
+    if step >= config.whole_images_from and step % config.whole_images_every == 0:
+        keep, size = None, size // _WHOLE_COSTS
+    num_digits = (1, 1) if step < config.alone_until else (1, len(PLACES))
+    scenes = make_scenes("train", size, seed=(config.seed, step), num_digits=num_digits)
     pixels = np.stack([preprocess(image) for image in scenes.images])
     rng = np.random.default_rng((config.seed, step))
     asked = [

@@ -16,7 +16,9 @@ from models.prompts import lay_out, look
 
 PLACE = "{question}"
 _EXAMPLE = "USER: <image>\n{question} ASSISTANT:"
-_STEP = 128  # a batch has a multiple of so many tokens, so that many batches have one shape
+# A batch has a multiple of so many tokens, so that many batches have one shape: of long prompts
+# (more than eight times as many) the first, of short ones the second.
+_STEP, _SHORT_STEP = 128, 32
 
 
 def prompt_form(chat: Chat, image_token_id, *, form=None, instruction="") -> str:
@@ -68,6 +70,7 @@ class Bench:
       form: of `prompt_form`.
       batch_size: B.
       max_new_tokens: of an answer.
+      pixels: along the side of an image, where it is not the model's own size.
     """
 
     backbone: Answering
@@ -75,6 +78,7 @@ class Bench:
     form: str
     batch_size: int
     max_new_tokens: int
+    pixels: int | None = None
 
     @functools.cached_property
     def token_ids(self) -> list[list[int]]:
@@ -110,7 +114,7 @@ class Bench:
         """
         size, last = self.batch_size, len(self.questions) - 1
         rows = np.minimum(np.arange(start * size, -(-(last + 1) // size) * size), last)
-        tolerance, known = Tolerance(len(set(self.questions.images))), set()
+        tolerance, known = Tolerance(len({id(x) for x in self.questions.images})), set()
         with contextlib.closing(read_ahead(self._look, rows, ahead=2 * size)) as read:
             looked = []
             for image in read:
@@ -148,7 +152,8 @@ class Bench:
                 f"{self.max_new_tokens}, but the model has {config.decoder.max_positions} "
                 "positions: take a smaller --config.max_new_tokens, or leave the question out"
             )
-        length = min(-(-longest // _STEP) * _STEP, room)
+        step = _STEP if longest > 8 * _STEP else _SHORT_STEP
+        length = min(-(-longest // step) * step, room)
         prompts = lay_out(ids, [[one] for one in looked], config=config, length=length)
         spare = -len(prompts.tiles) % self.batch_size
         tiles = np.pad(prompts.tiles, [(0, spare), (0, 0), (0, 0), (0, 0)])
