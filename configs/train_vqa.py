@@ -29,18 +29,18 @@ def get_config():
     }
     config.seed = 0
     config.batch_size = 32  # scenes of 64 × 64 pixels, with up to seven questions each
-    # Step, from which scenes have one to four digits. What a digit is shows sooner where it is alone.
+    # Until this step scenes have one digit, where what it is shows soonest; then one to four.
     config.alone_until = 100
     config.large_every = 5  # steps: half as many scenes, of
     config.large_size = 96  # pixels along the side
     config.kept = 25  # percent of the patches, those with most contrast, except for
     config.whole_images_every = 2  # steps, with a third of the scenes,
-    config.whole_images_from = 350  # step
+    config.whole_images_from = 400  # step
     config.question_tokens = 60  # of all questions about a scene, at most
     config.learning_rate = 1.5e-3
     config.weight_decay = 0.05
     config.warmup_steps = 50
-    config.decay_from = 450  # step, from which the learning rate falls to zero
-    config.num_steps = 700
+    config.decay_from = 1000  # step, from which the learning rate falls to zero
+    config.num_steps = 1400
     config.save_every = 25
     return config

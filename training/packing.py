@@ -41,8 +41,14 @@ def pack(asked, length) -> Packed:
 
     Args:
       asked: for each image pairs of token ids: a question's, and its answer's with what ends it.
-      length: M, at least as many tokens as the questions of an image have.
+      length: M.
+
+    Raises:
+      ValueError: the questions of an image have more tokens.
     """
+    longest = max(sum(len(q) + len(a) - 1 for q, a in of_image) for of_image in asked)
+    if longest > length:
+        raise ValueError(f"the questions of an image have {longest} tokens, more than {length}")
     fields = {name: np.full((len(asked), length), -1, np.int32) for name in _FIELDS}
     for row, of_image in enumerate(asked):
         end = 0
