@@ -19,7 +19,7 @@ from benchmarks.plots import Panel, write_plot
 from benchmarks.rows import benchmark_parser, parse, timing_columns, write_rows
 from evals.running.timing import time_in_turns
 from fna_jax import exact_attention, fast_nystrom_attention, select_landmarks
-from fna_jax.softmax import cudnn_obstacle
+from fna_jax.fused import cudnn_obstacle
 
 
 def main(argv=None):

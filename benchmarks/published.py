@@ -2,6 +2,7 @@
 
 import json
 import math
+import typing
 import zlib
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 import models.registry
+from benchmarks import published_open_clip, published_timm
 from convert import (
     clip,
     dinov2,
@@ -17,9 +19,15 @@ from convert import (
     hf_decoder,
     hf_vit,
     llava,
+    npz_siglip,
+    npz_vit,
     open_clip,
+    open_clip_siglip,
     qwen_vision,
     siglip,
+    timm_dinov2,
+    timm_dinov3,
+    timm_siglip,
     timm_vit,
 )
 from convert.layout import Layout
@@ -29,10 +37,12 @@ from models.decoder import DecoderConfig
 from models.dinov2 import DINOv2Config
 from models.dinov3 import DINOv3Config
 from models.llava import LLaVAConfig
+from models.naflex import RULE as NAFLEX
 from models.plain_vit import ViTConfig
 from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
 from models.siglip import SigLIPConfig
+from models.siglip_vision import SigLIPVisionModelConfig
 
 
 def layouts_of(config) -> list[tuple[Layout, dict]]:
@@ -41,21 +51,46 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
         case CLIPConfig() if config.vision.position_resize == "bicubic":
             return [(clip.LAYOUT, _clip(config))]
         case CLIPConfig():
-            return [(open_clip.LAYOUT, _open_clip(config))]
+            return [(open_clip.LAYOUT, published_open_clip.clip(config))]
         case DecoderConfig():
             return [(hf_decoder.LAYOUT, _decoder(config))]
         case DINOv2Config():
-            return [(dinov2.LAYOUT, _dinov2(config))]
+            return [
+                (dinov2.LAYOUT, _dinov2(config)),
+                (timm_dinov2.LAYOUT, published_timm.dinov2(config)),
+            ]
         case DINOv3Config():
-            return [(dinov3.LAYOUT, _dinov3(config))]
+            return [
+                (dinov3.LAYOUT, _dinov3(config)),
+                (timm_dinov3.LAYOUT, published_timm.dinov3(config)),
+            ]
         case LLaVAConfig():
             return [(llava.LAYOUT, _llava(config))]
         case QwenVisionConfig():
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
         case SigLIPConfig():
-            return [(siglip.LAYOUT, _siglip(config))]
+            of_open_clip = open_clip_siglip.LAYOUT, published_open_clip.siglip(config)
+            return [
+                (siglip.LAYOUT, _siglip(config)),
+                *[of_open_clip] * published_open_clip.has_siglip(config),
+            ]
+        case SigLIPVisionModelConfig():
+            of_timm = timm_siglip.LAYOUT, published_timm.siglip(config)
+            return [(siglip.VISION_LAYOUT, _siglip_vision(config)), of_timm]
         case ViTConfig():
-            return [(timm_vit.LAYOUT, _timm(config)), (hf_vit.LAYOUT, _hf_vit(config))]
+            return [(timm_vit.LAYOUT, published_timm.vit(config)), (hf_vit.LAYOUT, _hf_vit(config))]
+
+
+def npz_of(config) -> list[tuple[Layout, typing.Any]]:
+    """The layout of a model in Google's `.npz`, with its config as their code computes it."""
+    google = {"position_resize": "bilinear_corners"}
+    match config:
+        case ViTConfig() if config.num_classes:
+            google |= {"encoder": {"activation": "gelu_pytorch_tanh"}}
+            return [(npz_vit.LAYOUT, models.registry.override(config, google))]
+        case SigLIPConfig() if config.vision.position_resize != NAFLEX:
+            return [(npz_siglip.LAYOUT, models.registry.override(config, {"vision": google}))]
+    return []
 
 
 def _encoder(encoder: EncoderConfig):
@@ -88,31 +123,6 @@ def _clip(config):
         "text_config": _text(config.text) | {"eos_token_id": 2},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
     }
-
-
-def _open_clip(config):
-    vision, text = config.vision.encoder, config.text.encoder
-    vision_cfg = _image(config.vision) | {
-        "layers": vision.depth,
-        "width": vision.width,
-        "head_width": vision.width // vision.num_heads,
-        # As open_clip's own configs: int(width · ratio) is the width of the MLP.
-        "mlp_ratio": math.ceil(1e4 * vision.mlp_dim / vision.width) / 1e4,
-    }
-    text_cfg = {
-        "context_length": config.text.context_length,
-        "vocab_size": config.text.vocab_size,
-        "width": text.width,
-        "heads": text.num_heads,
-        "layers": text.depth,
-    }
-    model_cfg = {
-        "embed_dim": config.projection_dim,
-        "quick_gelu": vision.activation == "quick_gelu",
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
-    }
-    return {"model_cfg": model_cfg, "preprocess_cfg": {}}
 
 
 def _decoder(config):
@@ -188,11 +198,28 @@ def _qwen_vision(config):
 
 
 def _siglip(config):
+    if config.vision.position_resize == NAFLEX:
+        return _naflex(config)
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
         "vision_config": _encoder(config.vision.encoder) | _image(config.vision),
+    }
+
+
+def _siglip_vision(config):
+    tower = {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
+    return tower | _encoder(config.encoder) | _image(config)
+
+
+def _naflex(config):
+    vision = _encoder(config.vision.encoder) | {"patch_size": config.vision.patch_size}
+    return {
+        "architectures": ["Siglip2Model"],
+        "model_type": "siglip2",
+        "text_config": _text(config.text) | {"projection_size": config.vision.encoder.width},
+        "vision_config": vision | {"num_patches": math.prod(position_grid(config.vision))},
     }
 
 
@@ -233,16 +260,6 @@ def _hf_vit(config):
     return values | {"architectures": [architecture], "model_type": "vit"} | labels
 
 
-def _timm(config):
-    size = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
-    width = config.encoder.width
-    return {
-        "architecture": f"vit_{size[width]}_patch{config.patch_size}_{config.image_size}",
-        "num_classes": config.num_classes,
-        "model_args": {"depth": config.encoder.depth},
-    }
-
-
 def write_random_checkpoint(folder, layout: Layout, config, values=None, *, dtype="float32"):
     """Writes weights, and `values` as their config, under the names of the library.
 
@@ -260,8 +277,12 @@ def write_random_checkpoint(folder, layout: Layout, config, values=None, *, dtyp
     prefix = "open_clip_" if layout.library == "open_clip" else ""
     if values is not None:
         (folder / f"{prefix}config.json").write_text(json.dumps(values, indent=2))
+    arrays = random_tensors(layout, config, dtype)
+    if layout in (npz_siglip.LAYOUT, npz_vit.LAYOUT):
+        np.savez(folder / "model.npz", **arrays)
+        return folder / "model.npz"
     file = folder / f"{prefix}model.safetensors"
-    safetensors.numpy.save_file(random_tensors(layout, config, dtype), file)
+    safetensors.numpy.save_file(arrays, file)
     return file
 
 
@@ -285,6 +306,6 @@ def _random(name, shape):
     value = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) > 1:
         return value / np.float32(math.sqrt(math.prod(shape[1:])))
-    is_branch = any(word in name for word in ("scale", "gamma", "lambda"))  # LayerScale, logits
+    is_branch = any(word in name for word in ("_scale", "gamma", "lambda"))  # LayerScale, logits
     centre = 0.0 if name.endswith("bias") else 0.2 if is_branch else 1.0
     return np.asarray(0.1 * value + centre, np.float32)

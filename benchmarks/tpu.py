@@ -15,7 +15,10 @@ clusters on the keys likewise, by two steps of k-means from windows. Windows of 
 Flash and splash attention are those of jax.experimental.pallas, their padding included. "split"
 arms have their images, or the tokens of each, on the four chips of a slice of 2 × 2; times of
 collectives are not in the estimate.
-Towers are for one image, approximate in the second half of their blocks unless it says all.
+Towers are for one image, approximate in the second half of their blocks unless it says all. Of a
+tower two of fewer blocks are compiled, `compiled_blocks`, half of them approximate, and the columns
+lie on the line through theirs: a whole tower takes minutes (`--whole`), and its estimate is within
+2 % (tests).
 
 Rows of the output file that are not made anew stay. All of it takes hours: `--resume` goes on.
 """
@@ -24,6 +27,7 @@ import argparse
 import functools
 import itertools
 import pathlib
+import sys
 
 import tqdm
 
@@ -31,9 +35,12 @@ from benchmarks import tpu_arms, tpu_compiler
 from benchmarks.rows import read_rows, write_rows
 from evals.jobs.tables import markdown_table
 from evals.running.workdir import ROOT
+from models import registry
 
 BEFORE = ROOT / "results" / "tpu_before.csv"  # of the code of commit 8d73fd2
 _KEY = ("arm", "chip", "tokens", "batch", "landmarks", "dtype")  # what a row is of
+_ON_A_LINE = ("estimate_us", "floor_us", "temporary_mb", "operations", "guessed", "collectives_mb")
+SHORT = (2, 4)  # blocks of what is compiled for a tower
 _MAIN = (
     *("exact", "exact, Pallas flash", "FNA, landmarks given", "FNA, q sampled"),
     *("centroids, k-means", "centroids, k-means, near own"),
@@ -66,17 +73,22 @@ def main(argv=None):
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--match", default="", help="only arms with this in their names")
     parser.add_argument("--resume", action="store_true", help="only what the output file lacks")
+    parser.add_argument("--whole", action="store_true", help="compile all blocks of towers")
     parser.add_argument("--output", default=str(ROOT / "results" / "tpu.csv"))
     arguments = parser.parse_args(argv)
     before = {_key(row): row["estimate_us"] for row in read_rows(BEFORE)}
     places = {_key(labels): place for place, (labels, _) in enumerate(jobs(PARTS))}
     output = pathlib.Path(arguments.output)
     rows = {_key(row): row for row in read_rows(output)} if output.exists() else {}
-    todo = [job for job in jobs(arguments.parts) if arguments.match in job[0]["arm"]]
+    every = jobs(arguments.parts)
+    todo = [job for job in every if arguments.match in job[0]["arm"]]
+    if not todo:
+        names = "; ".join(dict.fromkeys(labels["arm"] for labels, _ in every))
+        sys.exit(f"no arm has {arguments.match!r} in its name; there are {names}")
     todo = [job for job in todo if not (arguments.resume and _key(job[0]) in rows)]
     for labels, build in tqdm.tqdm(todo, unit="program"):
         key = _key(labels)
-        row = labels | tpu_compiler.compile_for(labels["chip"], *build())
+        row = labels | build(whole=arguments.whole)
         rows[key] = row | {"before_us": before.get(key, "")}
         ordered = sorted(rows, key=lambda key: places.get(key, len(places)))
         write_rows(output, [rows[key] for key in ordered])  # what is done stays
@@ -95,7 +107,7 @@ def _key(row):
 
 
 def jobs(parts) -> list[tuple]:
-    """What each row is of, and a function that builds what `tpu_compiler.compile_for` takes."""
+    """What each row is of, and a function that makes its other columns."""
     made = []
     for part in (PARTS[name] for name in parts):
         made += _towers(**part) if "models" in part else _layers(**part)
@@ -106,10 +118,13 @@ def _layers(chips, tokens, landmarks, dtype, arms, split=None):
     """Jobs of one layer each, for four images, which are `split` over chips or whose tokens are."""
     options = dict(batch=4, landmarks=landmarks, dtype=dtype)
 
-    def build(chip, size, arm):
+    def build(chip, size, arm, whole):
         if split == "tokens":
-            return *tpu_arms.split_arms(size, chip, **options)[arm], tpu_arms.TOKENS
-        return *tpu_arms.layer_arms(size, **options)[arm], tpu_arms.BATCH if split else None
+            program = *tpu_arms.split_arms(size, chip, **options)[arm], tpu_arms.TOKENS
+        else:
+            program = tpu_arms.layer_arms(size, **options)[arm]
+            program = *program, tpu_arms.BATCH if split else None
+        return tpu_compiler.compile_for(chip, *program)
 
     for chip, size, arm in itertools.product(chips, tokens, arms):
         label = f"{arm}, {split} split" if split else arm
@@ -121,13 +136,44 @@ def _towers(models, arms):
     """Jobs of one vision tower each, for one image."""
     options = dict(batch=1, landmarks=64, dtype="bfloat16")
 
-    def build(model, pixels, arm):
-        return *tpu_arms.tower_arms(model, pixels, **options)[arm], None
+    def build(model, pixels, arm, whole):
+        def of_depth(depth):
+            arms = tpu_arms.tower_arms(model, pixels, depth=depth, **options)
+            return tpu_compiler.compile_for("v5e", *arms[arm])
+
+        depth = depth_of(model)
+        if whole:
+            return of_depth(depth) | {"compiled_blocks": depth}
+        return at_depth(depth, {blocks: of_depth(blocks) for blocks in SHORT})
 
     for model, sides in models.items():
         for pixels, arm in itertools.product(sides, arms):
             labels = dict(arm=f"{model}, {pixels:,} px: {arm}", chip="v5e", tokens="", **options)
             yield labels, functools.partial(build, model, pixels, arm)
+
+
+def depth_of(model) -> int:
+    """Blocks of a published model's vision tower."""
+    _, config = registry.published(model)
+    return registry.vision_config(config).encoder.depth
+
+
+def at_depth(depth, rows) -> dict:
+    """The columns of a tower, on the line through those of two that have fewer blocks.
+
+    Args:
+      depth: of the tower.
+      rows: of the two, by their numbers of blocks.
+    """
+    (less, few), (more, many) = rows.items()
+    blocks = {"compiled_blocks": f"{less} and {more}"}
+    if failed := [row for row in (few, many) if row["compiles"] != "yes"]:
+        return failed[0] | blocks
+    steps = (depth - more) / (more - less)
+    line = lambda name: many[name] + steps * (many[name] - few[name])
+    numbers = {name: round(line(name), 2) for name in many if name in _ON_A_LINE}
+    seconds = round(few["compile_s"] + many["compile_s"], 1)
+    return many | numbers | blocks | {"compile_s": seconds}
 
 
 if __name__ == "__main__":

@@ -85,11 +85,16 @@ def split_arms(tokens, chip, *, batch, landmarks, dtype, heads=16, head_dim=64) 
     }
 
 
-def tower_arms(name, pixels, *, batch, landmarks, dtype) -> dict:
-    """Whole vision towers, by attention, and the shapes of weights and images."""
+def tower_arms(name, pixels, *, batch, landmarks, dtype, depth) -> dict:
+    """Vision towers of so many blocks, by attention, and the shapes of weights and images.
+
+    The second half of the blocks is approximate.
+    """
     (family, _), config = models.registry.published(name), sized_config(name, pixels, dtype)
+    vision = {"encoder": {"depth": depth}}
+    vision = {"vision": vision} if hasattr(config, "vision") else vision
+    config = models.registry.override(config, vision)
     model = models.registry.abstract_model(family.model, config)
-    depth = models.registry.vision_config(config).encoder.depth
     images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), dtype)
     arms = {}
     for arm, configs in attentions(FNAConfig(range(depth // 2, depth), landmarks), depth).items():

@@ -21,13 +21,20 @@ import tqdm
 from flax import nnx
 
 import models.registry
-from benchmarks.published import layouts_of, write_random_checkpoint
+from benchmarks.published import layouts_of, npz_of, write_random_checkpoint
 from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
 from models.configs import image_shape
 
-LIBRARIES = {"transformers": "transformers", "timm": "timm", "open_clip": "open_clip_torch"}
+LIBRARIES = {
+    "transformers": "transformers",
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    # Of Google's, what runs their files.
+    "vision_transformer": "timm",
+    "big_vision": "timm",
+}
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
 SHALLOW = {"encoder": {"depth": 4}}
 GRID = (10, 6)  # patches down and across
@@ -37,19 +44,20 @@ NUM_TOKENS = 60  # of texts for language models
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo")
     parser.add_argument("--match", default="", help="only models with this in their names")
-    parser.add_argument("--resume", action="store_true", help="keep the models in the output file")
+    parser.add_argument("--resume", action="store_true", help="keep what is in the output file")
     parser.add_argument("--output", default=str(ROOT / "results" / "zoo.csv"))
     arguments = parser.parse_args(argv)
     groups = [names for names in groups_of_models() if arguments.match in names[0]]
     rows = read_rows(arguments.output) if arguments.resume else []
-    done = {row["models"] for row in rows}
-    todo = [names for names in groups if " ".join(names) not in done]
-    for names in tqdm.tqdm(todo, unit="model"):
+    done = {(row["models"], row["layout"]) for row in rows}
+    todo = [(names, library) for names in groups for library in libraries_of(names)]
+    todo = [(names, library) for names, library in todo if (" ".join(names), library) not in done]
+    for names, library in tqdm.tqdm(todo, unit="model"):
         # A process for each: what the libraries keep in memory adds up.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:
-            rows += pool.submit(measure, names).result()
+            rows.append(pool.submit(measure, names, library).result())
         write_rows(arguments.output, rows, torch=importlib.metadata.version("torch"))
     print(as_markdown(rows))
 
@@ -74,10 +82,26 @@ def _without_resolution(config):
     return type(config), vision, getattr(config, "text", None), getattr(config, "decoder", None)
 
 
-def measure(names) -> list[dict]:
-    """A row for each layout: the largest difference of any stage, relative to its largest value.
+def libraries_of(names) -> list[str]:
+    """Whose files of these models an installed library runs."""
+    _, config = models.registry.published(names[0])
+    return [layout.library for layout, *_ in _layouts(config)]
+
+
+def _layouts(config):
+    """The layouts of a model, each with the config as it computes it and what its file says."""
+    published = [(layout, config, values) for layout, values in layouts_of(config)]
+    return published + [(*pair, None) for pair in npz_of(config)]
+
+
+def measure(names, library) -> dict:
+    """A row of a library's layout: the largest difference of any stage, relative to its largest.
 
     Of models that differ in the resolution only, or in nothing, the first is measured.
+
+    Args:
+      names: of a group of `groups_of_models`.
+      done: libraries whose layouts are not measured again.
     """
     family, config = models.registry.published(names[0])
     num_parameters = count_parameters(family, config)
@@ -91,28 +115,25 @@ def measure(names) -> list[dict]:
         size = tuple(n * vision.patch_size for n in GRID)
         if hasattr(config, "decoder"):  # which sees images of the tower's size alone
             size = image_shape(vision)
-    rows = []
-    for layout, values in layouts_of(config):
-        with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder) / "source"
-            write_random_checkpoint(source, layout, config, values)
-            comparisons = verify(source, sizes=[size])
-        rows.append(
-            {
-                "family": layout.family,
-                "models": " ".join(names),
-                "parameters": num_parameters,
-                "layout": layout.library,
-                "blocks": blocks,
-                "image": comparisons[0].inputs,
-                "stages": len(comparisons),
-                "max_error": f"{max(c.error for c in comparisons):.1e}",
-                "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
-                "original": _version(LIBRARIES[layout.library]),
-                "date": datetime.date.today().isoformat(),
-            }
-        )
-    return rows
+    found = {layout.library: (layout, *rest) for layout, *rest in _layouts(config)}
+    layout, config, values = found[library]
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder) / "source"
+        file = write_random_checkpoint(source, layout, config, values)
+        comparisons = verify(file, sizes=[size])
+    return {
+        "family": layout.family,
+        "models": " ".join(names),
+        "parameters": num_parameters,
+        "layout": library,
+        "blocks": blocks,
+        "image": comparisons[0].inputs,
+        "stages": len(comparisons),
+        "max_error": f"{max(c.error for c in comparisons):.1e}",
+        "min_cosine": f"{min(c.cosine for c in comparisons):.9f}",
+        "original": _version(LIBRARIES[library]),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def _shallow(config):

@@ -11,10 +11,12 @@ from convert.rows import (
     HF_VIT_HEAD,
     TIMM_MLP,
     TIMM_NORMS_AND_ATTENTION,
+    TIMM_SCALES,
     block_rows,
+    fused_mlp,
     with_biases,
 )
-from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table, part
+from convert.table import BATCHED, CONVOLUTION, SAME, Row, Table
 from convert.tensors import shape_of
 from models.configs import EncoderConfig
 from models.dinov2 import DINOv2Config, swiglu_dim
@@ -53,7 +55,6 @@ _ORIGINAL_REST = (
     ("norm.weight", "final_norm.scale", SAME),
     ("norm.bias", "final_norm.bias", SAME),
 )
-_ORIGINAL_SCALES = (("ls1.gamma", "scale1.scale", SAME), ("ls2.gamma", "scale2.scale", SAME))
 
 
 def tables(config: DINOv2Config) -> tuple[Table, ...]:
@@ -63,7 +64,7 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
     """
     mlp = published_mlp = TIMM_MLP
     if config.encoder.gated_mlp:
-        mlp, published_mlp = HF_DINO_GATED_MLP, _fused_mlp("mlp.weights_in", "mlp.weights_out")
+        mlp, published_mlp = HF_DINO_GATED_MLP, fused_mlp("mlp.weights_in", "mlp.weights_out")
 
     prefix, head = "", ()
     if config.num_classes:
@@ -80,8 +81,8 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
 
 def original_tables(config: DINOv2Config) -> tuple[Table, ...]:
     """The key layout of the authors' `.pth` files."""
-    mlp = _fused_mlp("mlp.w12", "mlp.w3") if config.encoder.gated_mlp else TIMM_MLP
-    block = TIMM_NORMS_AND_ATTENTION + _ORIGINAL_SCALES + mlp
+    mlp = fused_mlp("mlp.w12", "mlp.w3") if config.encoder.gated_mlp else TIMM_MLP
+    block = TIMM_NORMS_AND_ATTENTION + TIMM_SCALES + mlp
     return (Table(_rows(config, _ORIGINAL_REST, "blocks", block), {"mask_token": _MASK}),)
 
 
@@ -93,18 +94,6 @@ def _rows(config, rest, blocks, block, prefix=""):
             if target != "registers" or config.num_registers
         ),
         *block_rows(f"{prefix}{blocks}", "encoder.blocks", block, config.encoder.depth),
-    )
-
-
-def _fused_mlp(fused, out):
-    """The rows of a gated MLP whose gate is the first half of one layer."""
-    return (
-        (f"{fused}.weight", "mlp.gate.kernel", part(LINEAR, 0, 2)),
-        (f"{fused}.bias", "mlp.gate.bias", part(SAME, 0, 2)),
-        (f"{fused}.weight", "mlp.fc1.kernel", part(LINEAR, 1, 2)),
-        (f"{fused}.bias", "mlp.fc1.bias", part(SAME, 1, 2)),
-        (f"{out}.weight", "mlp.fc2.kernel", LINEAR),
-        (f"{out}.bias", "mlp.fc2.bias", SAME),
     )
 
 

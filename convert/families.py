@@ -4,27 +4,43 @@ from convert import (
     clip,
     dinov2,
     dinov3,
+    dinov3_original,
     hf_decoder,
     hf_vit,
     llava,
+    npz_siglip,
+    npz_vit,
     onnx_dinov2,
     open_clip,
+    open_clip_siglip,
     qwen_vision,
     siglip,
+    timm_dinov2,
+    timm_dinov3,
+    timm_siglip,
     timm_vit,
 )
 from convert.errors import ConversionError, show
 from convert.layout import Layout
+from convert.timm_fields import UNREAD
 
 LAYOUTS: tuple[Layout, ...] = (
     clip.LAYOUT,
     open_clip.LAYOUT,
     dinov2.LAYOUT,
     dinov2.ORIGINAL,
+    timm_dinov2.LAYOUT,
     dinov3.LAYOUT,
+    dinov3_original.LAYOUT,
+    timm_dinov3.LAYOUT,
     siglip.LAYOUT,
+    open_clip_siglip.LAYOUT,
+    siglip.VISION_LAYOUT,
+    timm_siglip.LAYOUT,
+    npz_siglip.LAYOUT,
     hf_vit.LAYOUT,
     timm_vit.LAYOUT,
+    npz_vit.LAYOUT,
     hf_decoder.LAYOUT,
     llava.LAYOUT,
     qwen_vision.LAYOUT,
@@ -96,6 +112,11 @@ def _refuse_relatives(values, layouts):
 
 def _not_described(values):
     """The error for a config of no family: names what it says of itself, and what is known."""
+    for beginning, why in UNREAD.items():
+        if str(values.get("architecture")).startswith(beginning):
+            return ConversionError(
+                f"architecture {show(values['architecture'])} is not supported: {why}"
+            )
     for field in ("model_type", "architecture"):
         if field in values:
             return ConversionError(

@@ -161,6 +161,13 @@ class Fields:
             if field in self.values and self.values[field] != value:
                 raise self._error(field, show(value))
 
+    def require(self, **only):
+        """Refuses any other value of these fields, and a file without them."""
+        for field, value in only.items():
+            if field not in self.values:
+                raise ConversionError(f"{self.name} lacks {field}, which must be {show(value)}")
+        self.fix(**only)
+
     def ignore(self, *fields):
         """Says of these fields that they do not matter to what is computed."""
         self.known.update(fields)

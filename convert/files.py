@@ -6,6 +6,7 @@ import math
 import pathlib
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -19,6 +20,8 @@ from convert.torch_files import read_torch_file, refusal
 
 ONNX_SUFFIX = ".onnx"
 _ARRAY = ".npy"
+_BFLOAT16 = np.dtype("V2")  # as numpy stores it, which does not know it
+_WEIGHTS = "params"  # of big_vision, beside its optimizer's
 _ARCHIVE = b"PK\x03\x04"
 _DEFLATED = 1032  # times its compressed size is what zlib can give at most
 _INDEX = ".index.json"
@@ -59,7 +62,7 @@ def _open_file(file):
     if file.suffix == ".safetensors" or head[8:] == b"{":
         return StateDicts({"": _open_safetensors(file)})
     if head[:4] == _ARCHIVE and _is_npz(file):
-        return StateDicts({"": _open_npz(file)})
+        return _of_a_tree(_open_npz(file))
     if head[:4] != _ARCHIVE and not is_pickle(head):
         raise refusal(
             file,
@@ -104,6 +107,19 @@ def _open_npz(file):
         return {name.removesuffix(_ARRAY): _array(file, archive, name) for name in names}
 
 
+def _of_a_tree(arrays):
+    """The state dicts of arrays whose names are paths in a tree, as big_vision writes them."""
+    weights = {
+        name.removeprefix(f"{_WEIGHTS}/"): array
+        for name, array in arrays.items()
+        if name.startswith(f"{_WEIGHTS}/")
+    }
+    if not weights:
+        return StateDicts({"": arrays})
+    others = dict.fromkeys(name.partition("/")[0] for name in arrays)
+    return StateDicts({_WEIGHTS: weights}, tuple(other for other in others if other != _WEIGHTS))
+
+
 def _array(file, archive, name):
     """The Tensor of a member, by its header."""
     with archive.open(name) as member:
@@ -116,9 +132,10 @@ def _array(file, archive, name):
 
     def read():
         with _npz_errors(file), zipfile.ZipFile(file) as archive, archive.open(name) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+            array = np.lib.format.read_array(member, allow_pickle=False)
+            return array.view(ml_dtypes.bfloat16) if dtype == _BFLOAT16 else array
 
-    return Tensor(shape, dtype.name, read)
+    return Tensor(shape, "bfloat16" if dtype == _BFLOAT16 else dtype.name, read)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ _EPSILON = 1e-5  # of torch's LayerNorm; open_clip has no field for it
 _QUICK = {True: "quick_gelu", False: "gelu"}
 
 # The documented defaults of CLIPVisionCfg and CLIPTextCfg.
-_VISION_DEFAULTS = {
+VISION_DEFAULTS = {
     "layers": 12,
     "width": 768,
     "head_width": 64,
@@ -48,14 +48,14 @@ _TOWER_FIXED = dict(
     scale_attn=False,
     scale_fc=False,
 )
-_VISION_FIXED = _TOWER_FIXED | dict(
+VISION_FIXED = _TOWER_FIXED | dict(
     attentional_pool=False,
     no_ln_pre=False,
     pos_embed_type="learnable",
     pool_type="tok",
     timm_model_name=None,
 )
-_TEXT_FIXED = _TOWER_FIXED | dict(
+TEXT_FIXED = _TOWER_FIXED | dict(
     embed_cls=False,
     no_causal_mask=False,
     pool_type="argmax",
@@ -69,7 +69,7 @@ _MODEL_FIXED = dict(
     multimodal_cfg=None, init_logit_bias=None, nonscalar_logit_scale=False, cast_dtype=None
 )
 # Of training and tokens, and the settings of what those values above turn off.
-_VISION_IRRELEVANT = (
+VISION_IRRELEVANT = (
     "patch_dropout",
     "output_tokens",
     "attn_pooler_queries",
@@ -92,7 +92,7 @@ _TEXT_IRRELEVANT = (
 )
 _MODEL_IRRELEVANT = ("init_logit_scale", "custom_text", "force_custom_text", "output_dict")
 
-_BLOCK = (
+BLOCK = (
     ("ln_1.weight", "norm1.scale", SAME),
     ("ln_1.bias", "norm1.bias", SAME),
     *fused_qkv("attn.in_proj_", "attention"),
@@ -116,13 +116,13 @@ _VISION = (
     ("visual.ln_post.weight", "vision.post_norm.scale", SAME),
     ("visual.ln_post.bias", "vision.post_norm.bias", SAME),
 )
-_TEXT = (
-    ("text_projection", "text_projection.kernel", SAME),
+TEXT = (  # of both, CLIP and SigLIP
     ("token_embedding.weight", "text.token_embedding.embedding", SAME),
     ("positional_embedding", "text.positions", SAME),
     ("ln_final.weight", "text.final_norm.scale", SAME),
     ("ln_final.bias", "text.final_norm.bias", SAME),
 )
+_TEXT = (("text_projection", "text_projection.kernel", SAME), *TEXT)
 _SIZES_OF_OPENAI = ("input_resolution", "context_length", "vocab_size")
 _IGNORED = dict.fromkeys(_SIZES_OF_OPENAI, "a size, not a weight; OpenAI's own files have it")
 _MASK = "the causal mask, not a weight"
@@ -138,7 +138,7 @@ def tables(config: CLIPConfig) -> tuple[Table, ...]:
             ("visual.transformer.resblocks", "vision", config.vision),
             (f"{prefix}transformer.resblocks", "text", config.text),
         ):
-            rows += block_rows(names, f"{target}.encoder.blocks", _BLOCK, tower.encoder.depth)
+            rows += block_rows(names, f"{target}.encoder.blocks", BLOCK, tower.encoder.depth)
         return Table(tuple(rows), _IGNORED | {f"{prefix}attn_mask": _MASK})
 
     return table(""), table("text.")
@@ -152,18 +152,11 @@ def parse(source: Source) -> Parsed:
         GELU for weights of OpenAI, which were trained with quick GELU.
     """
     guesses = Guesses(source.given)
-    whole = Fields(OPEN_CLIP_CONFIG, whole_config(source, guesses), {})
-    whole.ignore("preprocess_cfg")
-    model = whole.section("model_cfg", {"quick_gelu": False})
-    vision = model.section("vision_cfg", _VISION_DEFAULTS)
-    text = model.section("text_cfg", _TEXT_DEFAULTS)
-    for section, fixed, irrelevant in (
-        (model, _MODEL_FIXED, _MODEL_IRRELEVANT),
-        (vision, _VISION_FIXED, _VISION_IRRELEVANT),
-        (text, _TEXT_FIXED, _TEXT_IRRELEVANT),
-    ):
-        section.fix(**fixed)
-        section.ignore(*irrelevant)
+    whole, model, vision, text = open_sections(whole_config(source, guesses))
+    model.fix(**_MODEL_FIXED)
+    vision.fix(**VISION_FIXED)
+    vision.ignore(*VISION_IRRELEVANT)
+    text.fix(**TEXT_FIXED)
     quick = model.flag("quick_gelu", null=False)
     if not quick and _is_openai(source):
         raise ConversionError(
@@ -188,13 +181,24 @@ def parse(source: Source) -> Parsed:
             text.size("context_length"),
             _encoder(text, text.size("heads"), quick),
             eos_token_id=None,
-            cleaning=_cleaning(text),
+            cleaning=cleaning_of(text),
         ),
         model.size("embed_dim"),
     )
     for section in (model, vision, text):
         section.refuse_unknown()
     return Parsed(config, whole.unknown(), tuple(guesses.made))
+
+
+def open_sections(values: dict) -> tuple[Fields, Fields, Fields, Fields]:
+    """The fields of a whole config, and of the model, its vision and its text tower in it."""
+    whole = Fields(OPEN_CLIP_CONFIG, values, {})
+    whole.ignore("preprocess_cfg")
+    model = whole.section("model_cfg", {"quick_gelu": False})
+    model.ignore(*_MODEL_IRRELEVANT)
+    text = model.section("text_cfg", _TEXT_DEFAULTS)
+    text.ignore(*_TEXT_IRRELEVANT)
+    return whole, model, model.section("vision_cfg", VISION_DEFAULTS), text
 
 
 def whole_config(source: Source, guesses: Guesses) -> dict:
@@ -204,14 +208,15 @@ def whole_config(source: Source, guesses: Guesses) -> dict:
     """
     if source.config is None:
         return _config_of(source.tensors, guesses)
-    return {"model_cfg": source.config} if _is_bare(source.config) else source.config
+    return {"model_cfg": source.config} if is_bare(source.config) else source.config
 
 
-def _is_bare(values):
+def is_bare(values) -> bool:
+    """Whether a config is what open_clip keeps of an architecture: its `model_cfg` alone."""
     return {"embed_dim", "vision_cfg", "text_cfg"} <= values.keys()
 
 
-def _cleaning(text):
+def cleaning_of(text) -> str:
     """What its tokenizer does to texts first; those of transformers keep the case by default."""
     default = "lower" if text.values.get("hf_tokenizer_name") is None else "whitespace"
     tokenizer = text.section("tokenizer_kwargs", {"clean": default})
@@ -282,7 +287,7 @@ def _config_of(tensors, guesses):
 LAYOUT = Layout(
     family="clip",
     library="open_clip",
-    describes=lambda values: "model_cfg" in values or _is_bare(values),
+    describes=lambda values: "model_cfg" in values or is_bare(values),
     has_keys=lambda names: "visual.conv1.weight" in names,
     parse=parse,
     tables=tables,

@@ -13,13 +13,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert import open_clip as open_clip_layout
-from convert import qwen_original, qwen_vision, timm_vit
+from convert import (
+    naflex_original,
+    npz_original,
+    open_clip_original,
+    qwen_original,
+    qwen_vision,
+    timm_original,
+)
 from convert.errors import ConversionError, one_line, show
-from convert.guesses import Guesses
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
 from convert.recording import recording
+from models.naflex_images import pack_patches
 from models.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
@@ -32,6 +38,8 @@ _CLASSES = {
     ),
     "dinov3_vit": ("DINOv3ViTModel", None),
     "siglip": ("SiglipModel", None),
+    "siglip_vision_model": ("SiglipVisionModel", None),
+    "siglip2": ("Siglip2Model", None),
     "vit": ("ViTModel", "ViTForImageClassification"),
     "vit_mae": ("ViTMAEModel", None),
     "llama": ("LlamaForCausalLM", None),
@@ -64,7 +72,7 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
         raise ConversionError(f"no installed library reads {layout}: nothing to compare with")
     prepare_libraries()
     try:
-        library = importlib.import_module(layout.library)
+        library = importlib.import_module(_READ_BY.get(layout.library, layout.library))
     except ImportError as error:
         raise ConversionError(
             f"{layout.library} cannot be imported ({one_line(error)}): "
@@ -156,6 +164,8 @@ def _run_transformers(model, pixels, token_ids):
         return _run_language_model(model, token_ids)
     if hasattr(model.config, "vision_feature_layer"):
         return _run_llava(model, pixels, token_ids)
+    if model.config.model_type == "siglip2":
+        return _run_naflex(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
     embeds = hasattr(model, "embeddings")
     vision = model if embeds else getattr(model, "vision_model", model.base_model)
@@ -173,6 +183,17 @@ def _run_transformers(model, pixels, token_ids):
         stages["projected"] = _call_at_any_size(model.get_image_features, pixels).pooler_output
         with recording(model.text_model, stages, "text "):
             stages["text projected"] = model.get_text_features(token_ids).pooler_output
+    return stages
+
+
+def _run_naflex(model, pixels, token_ids):
+    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
+    patch_size = model.config.vision_config.patch_size
+    grid = [side // patch_size for side in images.shape[1:3]]
+    patches = pack_patches(images, patch_size=patch_size, num_patches=math.prod(grid))
+    stages = naflex_original.run(model, patches)
+    with recording(model.text_model, stages, "text "):
+        stages["text projected"] = model.get_text_features(token_ids).pooler_output
     return stages
 
 
@@ -233,52 +254,43 @@ def _unmasking(config, pixels):
 
 
 def _open_clip(open_clip, source):
-    config = open_clip_layout.whole_config(source, Guesses(source.given))
-    settings = {name: x for name, x in config["model_cfg"].items() if "custom_text" not in name}
-    custom = any(name.startswith("text.") for name in source.tensors)
-    model_class = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    return open_clip_original.open_model(open_clip, source, _state_dict(source))
+
+
+def _timm(timm, source):
+    return timm_original.open_model(timm, source, _state_dict(source))
+
+
+def _vision_transformer(timm, source):
+    def run(pixels, token_ids):
+        model = npz_original.open_vit(timm, source, tuple(pixels.shape[2:]))
+        return timm_original.run(model, pixels)
+
+    return run
+
+
+def _big_vision(timm, source):
+    text = npz_original.open_text_tower(source)
 
     def run(pixels, token_ids):
-        # Positions are resized when weights are loaded into a model of another size.
-        vision_cfg = settings["vision_cfg"] | {"image_size": tuple(pixels.shape[2:])}
-        model = model_class(**settings | {"vision_cfg": vision_cfg}).eval()
-        state = {name: x for name, x in _state_dict(source).items() if name in model.state_dict()}
-        open_clip.model.resize_pos_embed(state, model)
-        model.load_state_dict(state, assign=True)
-        stages = {}
-        with recording(model.visual, stages, ""):
-            stages["projected"] = model.encode_image(pixels)
-        with recording(model.text if custom else model.transformer, stages, "text "):
-            stages["text projected"] = model.encode_text(token_ids)
+        tower = npz_original.open_image_tower(timm, source, tuple(pixels.shape[2:]))
+        stages = timm_original.run(tower, pixels)
+        stages["projected"] = stages["pooled"]
+        with recording(text, stages, "text "):
+            stages["text projected"] = text(token_ids).pooler_output
         return stages
 
     return run
 
 
-def _timm(timm, source):
-    values = source.config
-    if values is None:
-        values = timm_vit.config_of(source.tensors, Guesses(source.given))
-    args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
-    architecture = timm_vit.name_of_today(values["architecture"])
-    model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
-    state = _state_dict(source)
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return functools.partial(_run_timm, model)
-
-
-def _run_timm(model, pixels, token_ids):
-    del token_ids
-    stages = {}
-    with recording(model, stages, ""):
-        stages["tokens"] = model.forward_features(pixels)
-    stages["pooled"] = model.forward_head(stages["tokens"], pre_logits=True)
-    if model.num_classes:
-        stages["logits"] = model.forward_head(stages["tokens"])
-    return stages
-
-
-_LIBRARIES = {"transformers": _transformers, "open_clip": _open_clip, "timm": _timm}
+_LIBRARIES = {
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+    "timm": _timm,
+    "vision_transformer": _vision_transformer,
+    "big_vision": _big_vision,
+}
+_READ_BY = {"vision_transformer": "timm", "big_vision": "timm"}  # of JAX's, what reads their files
 
 
 @functools.cache

@@ -63,6 +63,7 @@ _HF_CLIP_REST = (
     ("text_model.final_layer_norm.weight", "text.final_norm.scale", SAME),
     ("text_model.final_layer_norm.bias", "text.final_norm.bias", SAME),
 )
+_BUFFER = "a buffer of older versions: 0, 1, 2, …, not a weight"
 # ViT and DINOv2 in transformers.
 HF_VIT_ATTENTION = (
     ("attention.attention.query.weight", "attention.query.kernel", SPLIT_HEADS),
@@ -94,6 +95,7 @@ TIMM_MLP = (
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
 )
+TIMM_SCALES = (("ls1.gamma", "scale1.scale", SAME), ("ls2.gamma", "scale2.scale", SAME))
 # DINOv2 and DINOv3 in transformers: the norms and what follows attention and MLP.
 HF_DINO_NORMS = (
     ("norm1.weight", "norm1.scale", SAME),
@@ -127,6 +129,18 @@ HF_DINO_GATED_MLP = (
 )
 
 
+def fused_mlp(fused, out):
+    """The rows of a gated MLP whose gate is the first half of one layer."""
+    return (
+        (f"{fused}.weight", "mlp.gate.kernel", part(LINEAR, 0, 2)),
+        (f"{fused}.bias", "mlp.gate.bias", part(SAME, 0, 2)),
+        (f"{fused}.weight", "mlp.fc1.kernel", part(LINEAR, 1, 2)),
+        (f"{fused}.bias", "mlp.fc1.bias", part(SAME, 1, 2)),
+        (f"{out}.weight", "mlp.fc2.kernel", LINEAR),
+        (f"{out}.bias", "mlp.fc2.bias", SAME),
+    )
+
+
 def with_biases(block, biases):
     """The rows of `block` for an encoder with these `EncoderConfig.biases`."""
     absent = {f"attention.{name}.bias" for name in QKV if name[0] not in biases}
@@ -150,5 +164,17 @@ def two_towers(rest, config) -> Table:
         names = f"{source}.encoder.layers", f"{target}.encoder.blocks"
         rows += block_rows(*names, HF_CLIP_BLOCK, tower.encoder.depth)
     buffers = (f"{source}.embeddings.position_ids" for source, *_ in towers)
-    ignored = dict.fromkeys(buffers, "a buffer of older versions: 0, 1, 2, …, not a weight")
+    ignored = dict.fromkeys(buffers, _BUFFER)
     return Table(tuple(rows), ignored)
+
+
+def vision_tower(rest, encoder, prefix) -> Table:
+    """The key table of the vision tower of `two_towers` alone, its names behind `prefix`."""
+    rows = [
+        Row(f"{prefix}{source.removeprefix('vision_model.')}", target.removeprefix("vision."), how)
+        for source, target, how in (*rest, *_HF_CLIP_REST)
+        if source.startswith("vision_model.")
+    ]
+    names = f"{prefix}encoder.layers", "encoder.blocks"
+    rows += block_rows(*names, HF_CLIP_BLOCK, encoder.depth)
+    return Table(tuple(rows), {f"{prefix}embeddings.position_ids": _BUFFER})

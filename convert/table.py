@@ -47,6 +47,14 @@ CONVOLUTION = Transform(  # [O, I, height, width] → [height, width, I, O]
     lambda leaf: (leaf[3], leaf[2], leaf[0], leaf[1]), lambda x, leaf: x.transpose(2, 3, 1, 0)
 )
 BATCHED = Transform(lambda leaf: (1, 1, *leaf)[-3:], lambda x, leaf: x.reshape(leaf))  # [1, N, C]
+# Where a file leaves out what a model adds: zeros, which add nothing.
+BATCHED_WITHOUT_FIRST = Transform(  # [1, N, C] → [1 + N, C]
+    lambda leaf: (1, leaf[0] - 1, leaf[1]), lambda x, leaf: np.pad(x[0], ((1, 0), (0, 0)))
+)
+LINEAR_OF_FIRST_HALF = Transform(  # [O, I] → [2 I, O]
+    lambda leaf: (leaf[1], leaf[0] // 2),
+    lambda x, leaf: np.pad(x.T, ((0, leaf[0] // 2), (0, 0))),
+)
 
 
 def part(transform: Transform, index: int, count: int) -> Transform:

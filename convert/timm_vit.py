@@ -4,12 +4,12 @@ import re
 
 from convert import mae
 from convert.errors import ConversionError, show
-from convert.fields import Fields
 from convert.guesses import OPTIONS, Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
 from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
+from convert.timm_fields import of_kind, open_config
 from models.configs import EncoderConfig
 from models.plain_vit import POOLS, ViTConfig
 
@@ -41,48 +41,8 @@ _OF_WIDTH = {
     1280: "vit_huge_patch14_224",
 }
 
-# Arguments of timm's VisionTransformer that change the computation, and their only values here.
-_FIXED = dict(
-    in_chans=3,
-    qk_norm=False,
-    scale_attn_norm=False,
-    scale_mlp_norm=False,
-    proj_bias=True,
-    init_values=None,
-    pos_embed="learn",
-    reg_tokens=0,
-    pre_norm=False,
-    final_norm=True,
-    embed_layer=None,
-    embed_norm_layer=None,
-    norm_layer=None,
-    act_layer=None,
-    block_fn=None,
-    mlp_layer=None,
-    attn_layer=None,
-)
-_IRRELEVANT = (
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "strict_img_size",
-    "drop_rate",
-    "pos_drop_rate",
-    "patch_drop_rate",
-    "proj_drop_rate",
-    "attn_drop_rate",
-    "drop_path_rate",
-    "weight_init",
-    "fix_init",
-)
-
-_BOOKKEEPING = (
-    "architecture",
-    "num_features",
-    "pretrained_cfg",
-    "label_names",
-    "labels",  # as it was called once
-    "label_descriptions",
-)
+# Arguments of timm's VisionTransformer, beside those of all, that have one value in a plain ViT.
+_FIXED = dict(init_values=None, reg_tokens=0, act_layer=None, mlp_layer=None)
 
 _BLOCK = TIMM_NORMS_AND_ATTENTION + TIMM_MLP
 
@@ -114,13 +74,8 @@ def parse(source: Source) -> Parsed:
     """
     guesses = Guesses(source.given)
     values = config_of(source.tensors, guesses) if source.config is None else source.config
-    whole = Fields("config.json", values, {})
-    whole.ignore(*_BOOKKEEPING)
-    args = whole.section("model_args", _defaults(values.get("architecture")))
+    whole, args, num_classes = open_config(values, _defaults(values.get("architecture")))
     args.fix(**_FIXED)
-    args.ignore(*_IRRELEVANT)
-    num_classes = whole.integer("num_classes", most=2**20)
-    args.fix(num_classes=num_classes)
     class_token = args.flag("class_token")
     if class_token:
         args.fix(no_embed_class=False, pool_include_prefix=False)
@@ -253,13 +208,14 @@ def _sizes_of(tensors, width):
 
 def _has_keys(names):
     own = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
-    return all(name in names for name in own) and "blocks.0.ls1.gamma" not in names  # DINOv2's
+    others = ("blocks.0.ls1.gamma", "attn_pool.latent")  # DINOv2's, SigLIP's
+    return all(name in names for name in own) and not any(name in names for name in others)
 
 
 LAYOUT = Layout(
     family="vit",
     library="timm",
-    describes=lambda values: str(values.get("architecture")).startswith(("vit_", "deit")),
+    describes=of_kind("vit"),
     has_keys=_has_keys,
     parse=parse,
     tables=tables,

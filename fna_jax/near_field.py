@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fna_jax.clusters import Clusters, token_means
+from fna_jax.fused import flash_obstacle
 from fna_jax.kernels import differentiated_as, tpu_obstacle
 from fna_jax.softmax import (
-    flash_obstacle,
     image_by_image,
     joint_softmax_weights,
     map_row_blocks,
@@ -37,40 +37,77 @@ def near_and_far(query, key, value, clusters, scale, real, *, windows, residual)
     states, of_images = map(flat, (query, key, value)), (flat(clusters.assignment), flat(real))
     beside = 0 if _among_clusters(windows, clusters) else windows.num_prefix
     num_far = clusters.num_clusters + beside
-    in_kernel = _kernel_obstacle(query, key, value, num_far, scale, windows) is None
+    form = _form(query, key, value, num_far, scale, windows)
 
     def attend(query, key, value, of_images):
         assignment, real = of_images
         mine = Clusters(assignment, clusters.num_clusters, clusters.num_prefix)
-        options = dict(windows=windows, residual=residual, in_kernel=in_kernel)
+        options = dict(windows=windows, residual=residual, form=form)
         return _attend(query, key, value, mine, scale, real, **options)
 
-    if in_kernel and math.prod(batch) > 1 and query.nbytes + key.nbytes > _VMEM_STATES:
+    copied = form is _windows_in_kernel and query.nbytes + key.nbytes > _VMEM_STATES
+    if copied and math.prod(batch) > 1:
         out = image_by_image(attend, *states, of_images)
     else:
         out = attend(*states, of_images)
     return out.reshape(*batch, *out.shape[1:])
 
 
-def _attend(query, key, value, clusters, scale, real, *, windows, residual, in_kernel):
+def _form(query, key, value, num_far, scale, windows):
+    """What attends to near and far keys here: a kernel for TPUs, or XLA."""
+    if _kernel_obstacle(query, key, value, num_far, scale, windows):
+        return whole_grid
+    from fna_jax.kernels.grid import fits  # Pallas takes long to import
+
+    return _grid_in_kernel if fits(query, key, num_far, windows) else _windows_in_kernel
+
+
+def _attend(query, key, value, clusters, scale, real, *, windows, residual, form):
     """Centroid attention with a near field, `[B, N, H, D]`."""
     prefix = windows.num_prefix
     far = _far_keys(key, value, clusters, real, windows)
-    # Heads are one axis before tokens change places: a register of a TPU holds 128 numbers of it.
-    *near, present = (x[:, prefix:] for x in (*map(_joined, (query, key, value)), real))
     queries, at_means = query[:, :prefix], None
     if residual:
-        means = _window_means(near[0], present, windows)
-        means = means.reshape(*means.shape[:2], *query.shape[2:])
+        means = _window_means(query, real, windows, by_product=form is _grid_in_kernel)
         queries = jnp.concatenate([queries, means], axis=1)
     exact = softmax_attention(queries, key, value, scale=scale, key_mask=real)
     if residual:
         at_means = means, exact[:, prefix:]
-    attend = _in_kernel if in_kernel else window_attention
-    out = attend(*near, present, *far, at_means, scale=scale, windows=windows)
-    out = jnp.concatenate([_joined(exact[:, :prefix]), out], axis=1)
+    states = query, key, value, real[:, prefix:], *far, exact[:, :prefix], at_means
+    return form(*states, scale=scale, windows=windows)
+
+
+def whole_grid(
+    query, key, value, present, far_key, far_value, far_mass, exact, at_means, *, attend=None, **how
+):
+    """One softmax over near and far keys for the patches, and what the prefix gets, `[B, N, H, D]`.
+
+    Args:
+      query, key, value: of all tokens, `[B, N, H, D]` and `[B, N, K, D]`.
+      exact: what the prefix gets, `[B, P, H, D]`.
+      attend: a form of `window_attention`, whose other arguments these are; by default that one.
+    """
+    prefix, shape = exact.shape[1], exact.shape[2:]
+    # Heads are one axis before tokens change places: a register of a TPU holds 128 numbers of it.
+    near = (_joined(x)[:, prefix:] for x in (query, key, value))
+    far = far_key, far_value, far_mass
+    out = (attend or window_attention)(*near, present, *far, at_means, **how)
+    out = jnp.concatenate([_joined(exact), out], axis=1)
     out = jax.lax.optimization_barrier(out)  # or XLA joins in a layout of twice the size
-    return out.reshape(*out.shape[:2], *exact.shape[2:])
+    return out.reshape(*out.shape[:2], *shape)
+
+
+def _grid_in_kernel(*states, **how):
+    """`whole_grid` in one kernel for TPUs."""
+    from fna_jax.kernels import grid
+
+    forms = (functools.partial(form, **how) for form in (whole_grid, grid.grid_attention))
+    return differentiated_as(*forms)(*states)
+
+
+def _windows_in_kernel(*states, **how):
+    """`whole_grid` whose windows are in a kernel for TPUs."""
+    return whole_grid(*states, attend=_in_kernel, **how)
 
 
 def _joined(x):
@@ -103,12 +140,20 @@ def _among_clusters(windows, clusters):
     return clusters.num_prefix >= windows.num_prefix
 
 
-def _window_means(x, present, windows):
-    """Means of x `[B, h·w, C]` over the patches of each window that are present, `[B, W, C]`."""
-    x, weights = windows.cut_up(x), windows.cut_up(present)
+def _window_means(query, real, windows, *, by_product):
+    """Means of the queries over the patches of each window that are real, `[B, W, H, D]`.
+
+    Args:
+      by_product: whether with ones and zeros, which copies nothing on a TPU; or where they lie.
+    """
+    prefix = windows.num_prefix
+    if by_product:
+        (means,), _ = token_means(windows.clusters(query.shape[:1]).among(real), query)
+        return means[:, prefix:]
+    x, weights = (windows.cut_up(x[:, prefix:]) for x in (_joined(query), real))
     weights = weights / jnp.maximum(jnp.sum(weights, axis=(2, 4), keepdims=True), 1)
-    means = jnp.einsum("brlcm,brlcmd->brcd", weights, x, precision=_HIGHEST).astype(x.dtype)
-    return means.reshape(means.shape[0], -1, means.shape[-1])
+    means = jnp.einsum("brlcm,brlcmd->brcd", weights, x, precision=_HIGHEST).astype(query.dtype)
+    return means.reshape(means.shape[0], -1, *query.shape[2:])
 
 
 def _in_kernel(*states, **options):

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax.checks import check_qkv, checked_key_mask, spread_heads, zero_padding
+from fna_jax.fused import cudnn_obstacle
 from fna_jax.kernels import differentiated_as, gpu_obstacle
 from fna_jax.landmarks import Landmarks
-from fna_jax.softmax import cudnn_obstacle, softmax_attention, take_tokens
+from fna_jax.softmax import softmax_attention, take_tokens
 
 IMPLEMENTATIONS = (None, "xla", "pallas")  # of FNA
 
@@ -45,7 +46,7 @@ def fast_nystrom_attention(
       key_mask: bool `[*B, N]`, True on real tokens. Padding is never attended to and is dropped
         from the landmarks; the outputs at padding are finite and mean nothing.
       inverse_steps: Newton–Schulz steps. Six are the method: stopping early is a spectral filter.
-      implementation: "xla"; "pallas", the kernels of NVIDIA GPUs; None, the best that runs.
+      implementation: "xla"; "pallas", the kernels of GPUs and TPUs; None, the best that runs.
 
     Raises:
       ValueError: shapes or dtypes that do not fit, or an implementation that cannot run.
@@ -111,8 +112,8 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
         head dimension, and so the output's, may be another.
       scale: c, multiplies the logits; `1/sqrt(D)` by default.
       key_mask: bool `[*B, M]`, True on keys that take part. Without any the output is zero.
-      implementation: "xla", blocks of queries; on NVIDIA GPUs "cudnn", its kernel for half
-        precision without `key_mask`, and "pallas", ours; None, the best that runs.
+      implementation: "xla", blocks of queries; on NVIDIA GPUs and TPUs "pallas", our kernel; on
+        NVIDIA GPUs "cudnn", its for half precision without `key_mask`; None, the best that runs.
 
     Raises:
       ValueError: shapes or dtypes that do not fit, or an implementation that cannot run.

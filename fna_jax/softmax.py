@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fna_jax.carries import full_of
-from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle
+from fna_jax.fused import fused_attention
+from fna_jax.kernels import differentiated_as
 
 # The logits of a block of queries are held at a time: this many per head, and at least _MIN_ROWS
 # queries, which keeps memory linear in the number of keys.
@@ -21,7 +22,6 @@ _MIN_ROWS = 128
 # from more than this many of all: the system maps large temporaries anew at every call.
 _HEAD_LOGITS = 2**18
 _BATCH_LOGITS = 2**20
-_KERNEL_DTYPES = ("float32", "bfloat16", "float16")
 # What a TPU holds at a time: 96 of the 128 MiB of its vector memory. Others go to HBM and back.
 _VMEM_LOGITS = 3 * 2**23
 
@@ -48,8 +48,8 @@ def softmax_attention(
         that returns bool `[B, 1, T', M]`, the batch flat.
       renormalise: as in `softmax_weights`.
       added: what each query gets besides: x `[*B, S, H, D]`, and whose of x int `[*B, T]`.
-      implementation: "xla", by blocks of queries; "pallas", in one kernel of an NVIDIA GPU; None,
-        that where it can run.
+      implementation: "xla", by blocks of queries; "pallas", in one kernel of an NVIDIA GPU or a
+        TPU; None, that where it can run and pays.
 
     Raises:
       ValueError: an implementation that cannot run.
@@ -58,24 +58,14 @@ def softmax_attention(
         log_mass = jnp.where(key_mask, 0 if log_mass is None else log_mass, -jnp.inf)
     plain = functools.partial(_by_blocks, scale=scale, removed=removed, renormalise=renormalise)
     if implementation != "xla":
-        obstacle = flash_obstacle(query, key, value, scale, removed)
+        insisted = implementation == "pallas"
+        fused, obstacle = fused_attention(query, key, value, scale, removed, insisted=insisted)
         if obstacle is None:
-            fused = functools.partial(_in_one_kernel, scale=scale)
             out = differentiated_as(plain, fused)(query, key, value, log_mass)
             return out if added is None else out + take_tokens(*added).astype(out.dtype)
-        if implementation == "pallas":
+        if insisted:
             raise ValueError(f"implementation='pallas' cannot run: {obstacle}; use None or 'xla'")
     return plain(query, key, value, log_mass, added)
-
-
-def _in_one_kernel(query, key, value, log_mass, *, scale):
-    from fna_jax.kernels.flash import flash_attention  # Pallas takes long to import
-
-    flat = lambda x, rank: x.reshape(-1, *x.shape[x.ndim - rank :])
-    log_mass = jnp.zeros(key.shape[:-2]) if log_mass is None else log_mass
-    states = (flat(x, 3) for x in (query, key, value))
-    out = flash_attention(*states, flat(log_mass, 1).astype(jnp.float32), scale=scale)
-    return out.reshape(*query.shape[:-1], value.shape[-1])
 
 
 def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renormalise):
@@ -122,7 +112,8 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
         output = over_heads(attend, states, of_images, num_logits=num_logits)
     else:  # which is told of all images at once
         output = attend(*states, of_images)
-    output = output.reshape(-1, num_queries, shared, num_groups, value.shape[-1])
+    parts = num_queries, shared, num_groups, value.shape[-1]
+    output = output.reshape(math.prod(batch), *parts)  # also of no queries
     return jnp.swapaxes(output, 2, 3).reshape(*batch, num_queries, num_heads, value.shape[-1])
 
 
@@ -265,34 +256,3 @@ def map_row_blocks(function, rows, num_keys, *, least=None):
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_rows]
 
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, rows)))
-
-
-def cudnn_obstacle(query, value, key_mask):
-    """Why cuDNN's flash attention cannot run here, or None."""
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    if (compute_capability(device) or 0) < 8.0:
-        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it needs bfloat16 or float16, got {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > 128:
-        return f"the head dimension must be a multiple of 8 up to 128, got {query.shape[-1]}"
-    if value.shape[-1] != query.shape[-1]:
-        return f"values must have the head dimension {query.shape[-1]}, got {value.shape[-1]}"
-    if key_mask is not None:
-        return "a key mask would have to be spread over all queries"
-    return None
-
-
-def flash_obstacle(query, key, value, scale, removed):
-    """Why the kernel for NVIDIA GPUs cannot run here, or None."""
-    if obstacle := gpu_obstacle(query, key, value):
-        return obstacle
-    if removed is not None:
-        return "no entries of the matrix can be left out"
-    if isinstance(scale, jax.Array):
-        return "the scale must be a number, and is an array"
-    if not {x.dtype for x in (query, key, value)} <= {*map(jnp.dtype, _KERNEL_DTYPES)}:
-        return f"it needs {', '.join(_KERNEL_DTYPES)}, got {query.dtype}"
-    if (width := max(query.shape[-1], value.shape[-1])) > 128:
-        return f"the head dimension must be at most 128, got {width}"
-    return None

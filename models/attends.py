@@ -79,6 +79,16 @@ def attend_exactly(x, query, key, value, landmarks):
     return Attended(exact_attention(query, key, value), landmarks)
 
 
+def attend_among(key_mask):
+    """Exact attention to the tokens that are real in the mask bool `[B, N]`."""
+
+    def attend(x, query, key, value, landmarks):
+        del x
+        return Attended(exact_attention(query, key, value, key_mask=key_mask), landmarks)
+
+    return attend
+
+
 def attend_causally(x, query, key, value, landmarks):
     """Exact attention to the tokens up to one's own, for text."""
     del x
@@ -128,23 +138,25 @@ class ApproximateAttention:
     Attributes:
       config: the settings.
       place: of this config in that tuple.
-      grid: patches down and across.
+      grid: patches down and across; None where images have grids of their own.
       num_prefix: leading tokens (class token, registers) that are always landmarks.
       rng: random key of this block's landmarks, for method "random".
       compare: let the block run exactly, and record the relative error, float32 `[B]`.
       masked: which entries are removed.
       unread: bool `[B, N]`, tokens that are no landmarks, because no query may read them here or in
         a later block with these landmarks.
+      key_mask: bool `[B, N]`, True on real tokens; None where there is no padding.
     """
 
     config: FNAConfig
     place: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     num_prefix: int
     rng: jax.Array | None
     compare: bool
     masked: MaskedAttention | None = None
     unread: jax.Array | None = None
+    key_mask: jax.Array | None = None
 
     def __call__(self, x, query, key, value, landmarks):
         run = self._nystrom if self.config.approximation == "nystrom" else self._centroid
@@ -158,6 +170,7 @@ class ApproximateAttention:
     def _centroid(self, x, query, key, value, clusters):
         """Centroid attention, and the clusters."""
         of_layer = dict(config=self.config, grid=self.grid, num_prefix=self.num_prefix)
+        of_layer |= dict(key_mask=self.key_mask)
         clusters = partition_in_layer(
             {"input": x, "q": query, "k": key, "v": value},
             clusters=clusters,
@@ -175,6 +188,7 @@ class ApproximateAttention:
             inverse_steps=self.config.inverse_steps, implementation=self.config.implementation
         )
         if self.masked is None:
+            options |= dict(key_mask=self.key_mask)
             return fast_nystrom_attention(query, key, value, landmarks, **options), landmarks
         masking, tokens = self.masked.masking, self.masked.tokens
         out = masked_nystrom_attention(
@@ -190,6 +204,7 @@ class ApproximateAttention:
             self.config.num_landmarks,
             method=self.config.method,
             guarantee=tuple(range(self.num_prefix)) if self.config.guarantee_prefix else (),
+            key_mask=self.key_mask,
             exclude=self.excluded(x, query, key),
             rng=self.rng,
         )
@@ -246,14 +261,16 @@ def reduced_attends(reduction, depth, *, rng) -> list[ReducedAttention]:
     return [ReducedAttention(reduction, block in reduction.layers, rng) for block in range(depth)]
 
 
-def vision_attends(tower, *, grid, rng, compare, tokens, capture):
+def vision_attends(tower, *, grid, rng, compare, tokens, capture, key_mask=None):
     """The attention of each block of a vision tower: exact, or what its view says.
 
     Args:
       tower: a `VisionTower`, with its `fna` and `interventions`.
-      grid: patches down and across.
+      grid: patches down and across; None where images have grids of their own.
       rng, compare, capture: as in the tower's call.
       tokens: T, bool `[B, N]`, of the interventions; None where they need none.
+      key_mask: bool `[B, N]`, True on real tokens, of a tower without interventions and fewer
+        tokens; None where there is no padding.
 
     Raises:
       ValueError: `rng` missing for random landmarks, or anything given that nothing would use.
@@ -272,7 +289,8 @@ def vision_attends(tower, *, grid, rng, compare, tokens, capture):
     }
     attends = []
     for index, block in enumerate(tower.encoder.blocks):
-        attend, masked, weights = attend_exactly, None, attention_weights
+        attend = attend_exactly if key_mask is None else attend_among(key_mask)
+        masked, weights = None, attention_weights
         intervention = by_block.get(index)
         if isinstance(intervention, CancelSuppression):
             attend = cancelling(block.out_kernel())
@@ -294,6 +312,7 @@ def vision_attends(tower, *, grid, rng, compare, tokens, capture):
                 compare=compare,
                 masked=masked,
                 unread=tokens if shared_in & unread_in else None,
+                key_mask=key_mask,
             )
             weights = _no_weights
         if capture is not None:

@@ -5,7 +5,15 @@ Shape letters: B batch, N tokens, H heads, D head dimension, C width, R register
 
 import dataclasses
 
-from .configs import EncoderConfig, ModelConfig, check_not_negative, check_patches, check_rotary
+from .configs import (
+    DTYPES,
+    EncoderConfig,
+    ModelConfig,
+    check_choice,
+    check_not_negative,
+    check_patches,
+    check_rotary,
+)
 from .dinov2 import DINOTower
 from .rotary import patch_coordinates, rotary_angles
 from .turning import turned
@@ -17,6 +25,7 @@ class DINOv3Config(ModelConfig):
 
     Attributes:
       rope_theta: between 1 and this are the wavelengths of the rotation, in halves of an image.
+      rope_periods: the dtype to which they are rounded, which was bfloat16 in training.
     """
 
     image_size: int
@@ -25,12 +34,14 @@ class DINOv3Config(ModelConfig):
     rope_theta: float
     encoder: EncoderConfig
     image_width: int | None = None
+    rope_periods: str = "float32"
 
     def __post_init__(self):
         super().__post_init__()
         check_patches(self)
         check_not_negative(self, "num_registers")
         check_rotary(self)
+        check_choice(self, "rope_periods", DTYPES)
 
 
 def _published(width, depth, num_heads, mlp_dim, *, biases="qv", gated=False):
@@ -80,5 +91,10 @@ class DINOv3(DINOTower):
         return [turned(attend, **turn) for attend in attends]
 
     def _angles(self, coordinates):
-        head_dim = self.config.encoder.head_dim
-        return rotary_angles(coordinates, head_dim, theta=self.config.rope_theta)
+        config = self.config
+        return rotary_angles(
+            coordinates,
+            config.encoder.head_dim,
+            theta=config.rope_theta,
+            rounded=config.rope_periods,
+        )

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-# How learned positions reach another grid: (antialias, the offset of the scale (n + offset) / n0).
+# How learned positions reach another grid: (method, antialias, the offset of the scale
+# (n + offset) / n0); None for what is bilinear from corner to corner.
 POSITION_RESIZES = {
-    "bicubic": (False, 0.0),  # Hugging Face
-    "bicubic_antialias": (True, 0.0),  # open_clip, timm, DINOv2 with registers
-    "bicubic_offset": (False, 0.1),  # DINOv2 without registers, as it was trained
+    "bicubic": ("bicubic-pytorch", False, 0.0),  # Hugging Face
+    "bicubic_antialias": ("bicubic-pytorch", True, 0.0),  # open_clip, timm, DINOv2 with registers
+    "bicubic_offset": ("bicubic-pytorch", False, 0.1),  # DINOv2 without registers, as trained
+    "bilinear_antialias": ("linear", True, 0.0),  # SigLIP 2 NaFlex
+    "bilinear_corners": None,  # Google's vision_transformer and big_vision
 }
 
 
@@ -81,16 +84,19 @@ def resize_positions(positions, grid, *, learned, rule, num_prefix):
     prefix, patches = positions[:num_prefix], positions[num_prefix:]
     if grid == learned:
         return positions
-    antialias, offset = POSITION_RESIZES[rule]
-    resized = jax.image.scale_and_translate(
-        patches.astype(jnp.float32).reshape(*learned, -1),
-        (*grid, patches.shape[-1]),
-        spatial_dims=(0, 1),
-        scale=jnp.array([(n + offset) / n0 for n, n0 in zip(grid, learned)]),
-        translation=jnp.zeros(2),
-        method="bicubic-pytorch",
-        antialias=antialias,
-    )
+    if POSITION_RESIZES[rule] is None:
+        resized = resize_to_corners(patches, grid, learned=learned)
+    else:
+        method, antialias, offset = POSITION_RESIZES[rule]
+        resized = jax.image.scale_and_translate(
+            patches.astype(jnp.float32).reshape(*learned, -1),
+            (*grid, patches.shape[-1]),
+            spatial_dims=(0, 1),
+            scale=jnp.array([(n + offset) / n0 for n, n0 in zip(grid, learned)]),
+            translation=jnp.zeros(2),
+            method=method,
+            antialias=antialias,
+        )
     resized = resized.reshape(-1, patches.shape[-1]).astype(positions.dtype)
     return jnp.concatenate([prefix, resized])
 
@@ -98,7 +104,8 @@ def resize_positions(positions, grid, *, learned, rule, num_prefix):
 def resize_to_corners(positions, grid, *, learned):
     """Position embeddings `[h0·w0, C]` on another grid, `[h·w, C]`, in float32.
 
-    Bilinear, with the corner patches of both grids in the same places: Qwen-VL's rule.
+    Bilinear, with the corner patches of both grids in the same places: the rule of Qwen-VL, and of
+    Google's models, to which it is SciPy's `zoom` of order 1.
 
     Args:
       positions: of the patches, row by row.

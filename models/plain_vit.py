@@ -14,13 +14,12 @@ from .configs import (
     EncoderConfig,
     ModelConfig,
     check_choice,
-    check_classifier,
     check_not_negative,
     check_patches,
     position_grid,
 )
 from .embeddings import POSITION_RESIZES, prepend, resize_positions
-from .vit import VisionTower
+from .vit import ClassifiesPooled, VisionTower
 
 POOLS = ("token", "avg")
 
@@ -86,7 +85,7 @@ VARIANTS = (
 )
 
 
-class ViT(VisionTower):
+class ViT(ClassifiesPooled, VisionTower):
     """A plain ViT with exact attention; `models.with_attention` gives a view that runs FNA."""
 
     def __init__(self, config: ViTConfig, *, rngs):
@@ -128,12 +127,3 @@ class ViT(VisionTower):
         else:
             pooled = jnp.mean(tokens[:, self.num_prefix :], axis=1)
         return tokens, pooled if norm_first else self.norm(pooled)
-
-    def classify(self, images, *, rng=None, tokens=None):
-        """Logits `[B, classes]`. Arguments and errors as in `__call__`.
-
-        Raises:
-          ValueError: a model without a classifier.
-        """
-        check_classifier(self.config)
-        return self.head(self(images, rng=rng, tokens=tokens).pooled)

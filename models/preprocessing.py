@@ -7,6 +7,7 @@ import re
 
 from PIL import Image
 
+from .naflex_images import PatchBudget
 from .preprocessor import Preprocessor
 from .qwen_images import FRAMES, PixelBudget
 
@@ -76,6 +77,7 @@ _CLASSES = {
     "CLIP": _CROPPED,
     "Bit": _CROPPED,
     "Siglip": _class(_HALF, [224, 224], do_convert_rgb=True),
+    "Siglip2": _class(_HALF, None, 2, patch_size=16, max_num_patches=256),
     "Llava": _CROPPED,
     "LlavaNext": _CROPPED,
     "LlavaOnevision": _class(_OPENAI, [384, 384], do_convert_rgb=True),
@@ -98,6 +100,8 @@ _CLASS_OF_MODEL_TYPE = {
     "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
     "siglip": "Siglip",
+    "siglip_vision_model": "Siglip",
+    "siglip2": "Siglip2",
     "vit": "ViT",
     "vit_mae": "ViT",
     "llava": "Llava",
@@ -128,7 +132,7 @@ def _from_preprocessor(values, folder):
     factor = values.get("rescale_factor", 1 / 255)
     _expect(math.isclose(factor, 1 / 255, rel_tol=1e-6), "rescale_factor", factor)
     resizes = values.get("do_resize", True)
-    budget = _budget(values) if name == "Qwen2VL" and resizes else None
+    budget = _BUDGETS[name](values) if name in _BUDGETS and resizes else None
     resize, fit = (
         _size_and_fit(values["size"], name) if resizes and budget is None else (None, "fill")
     )
@@ -152,7 +156,14 @@ def _from_preprocessor(values, folder):
     )
 
 
-def _budget(values):
+def _patch_budget(values):
+    """Of SigLIP 2's NaFlex."""
+    sizes = [values[name] for name in ("patch_size", "max_num_patches")]
+    _expect(all(type(size) is int for size in sizes), "patch_size and max_num_patches", sizes)
+    return PatchBudget(*sizes)
+
+
+def _pixel_budget(values):
     """Of Qwen-VL, whose file says pixels where it says edges."""
     frames = values["temporal_patch_size"]
     _expect(frames == FRAMES, "temporal_patch_size", frames)
@@ -165,6 +176,9 @@ def _budget(values):
     for name in ("patch_size", "merge_size"):
         _expect(type(values[name]) is int, name, values[name])
     return PixelBudget(values["patch_size"] * values["merge_size"], *bounds)
+
+
+_BUDGETS = {"Qwen2VL": _pixel_budget, "Siglip2": _patch_budget}
 
 
 def _class_of(values, folder):

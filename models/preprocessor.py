@@ -6,6 +6,7 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image
 
+from .naflex_images import PatchBudget
 from .qwen_images import PixelBudget
 
 
@@ -37,7 +38,7 @@ class Preprocessor:
     levels: bool = True
     on_white: bool = False
     squared: bool = False
-    budget: PixelBudget | None = None
+    budget: PixelBudget | PatchBudget | None = None
 
     def __call__(self, image):
         """float32 `[height, width, 3]` of a Pillow image of any mode, or of an array.

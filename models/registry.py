@@ -17,6 +17,7 @@ from . import (
     plain_vit,
     qwen_vision,
     siglip,
+    siglip_vision,
 )
 from .vit import VisionTower
 
@@ -40,6 +41,11 @@ FAMILIES = {
         qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
     ),
     "siglip": Family(siglip.SigLIP, siglip.SigLIPConfig, siglip.VARIANTS),
+    "siglip_vision": Family(
+        siglip_vision.SigLIPVisionModel,
+        siglip_vision.SigLIPVisionModelConfig,
+        siglip_vision.VARIANTS,
+    ),
     "vit": Family(plain_vit.ViT, plain_vit.ViTConfig, plain_vit.VARIANTS),
 }
 

@@ -3,6 +3,7 @@
 Shape letters: B batch, N tokens, H heads, D head dimension, h and w patches down and across.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,11 +15,14 @@ def patch_coordinates(grid) -> np.ndarray:
     return np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def rotary_angles(coordinates, head_dim, *, theta, turn=2 * np.pi):
+def rotary_angles(coordinates, head_dim, *, theta, turn=2 * np.pi, rounded="float32"):
     """Angles float32 `[…, D/2]` of patches at coordinates `[…, 2]`: of the row for the first D/4,
-    then of the column, each `turn · x / theta^(4i/D)` for i = 0, …, D/4 − 1.
+    then of the column, each `turn · x / theta^(4i/D)` for i = 0, …, D/4 − 1. The powers, which are
+    the periods, are `rounded` to the dtype of that name.
     """
+    dtype = jnp.finfo(rounded)
     periods = theta ** (4 * jnp.arange(head_dim // 4, dtype=jnp.float32) / head_dim)
+    periods = jax.lax.reduce_precision(periods, dtype.nexp, dtype.nmant)  # XLA drops casts
     periods = jnp.expand_dims(periods, range(coordinates.ndim))
     angles = turn * jnp.asarray(coordinates, jnp.float32)[..., None] / periods
     return angles.reshape(*coordinates.shape[:-1], head_dim // 2)

@@ -1,4 +1,4 @@
-"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786) at a fixed resolution.
+"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), NaFlex too.
 
 Shape letters: B batch, N tokens, T text tokens, C width of the vision tower.
 """
@@ -23,6 +23,9 @@ from .configs import (
     position_grid,
 )
 from .embeddings import POSITION_RESIZES, resize_positions
+from .naflex import RULE as NAFLEX
+from .naflex import encode_patches
+from .naflex_images import Patches
 from .text import TextConfig, TextTower
 from .vit import VisionOutput, VisionTower
 
@@ -55,7 +58,9 @@ _TOWERS = {  # (width, depth, heads, MLP width)
 }
 
 
-def _released(size, patch_size, image_size, *, vocab_size, context_length=64):
+def _released(
+    size, patch_size, image_size, *, vocab_size, context_length=64, position_resize="bicubic"
+):
     """A released model; its text tower has the size of the vision tower, So400m for giant."""
 
     def encoder(size):
@@ -63,7 +68,7 @@ def _released(size, patch_size, image_size, *, vocab_size, context_length=64):
 
     text_size = "so400m" if size == "giant-opt" else size
     return SigLIPConfig(
-        SigLIPVisionConfig(image_size, patch_size, "bicubic", encoder(size)),
+        SigLIPVisionConfig(image_size, patch_size, position_resize, encoder(size)),
         TextConfig(vocab_size, context_length, encoder(text_size)),
     )
 
@@ -76,22 +81,33 @@ _SIGLIP2 = {  # image sizes by (size, patch)
     ("so400m", 16): (256, 384, 512),
     ("giant-opt", 16): (256, 384),
 }
-VARIANTS = {
-    "siglip-vit-b-16-224": _released("b", 16, 224, vocab_size=32000),
-    "siglip-vit-b-16-256": _released("b", 16, 256, vocab_size=32000),
-    "siglip-vit-b-16-384": _released("b", 16, 384, vocab_size=32000),
-    "siglip-vit-b-16-512": _released("b", 16, 512, vocab_size=32000),
-    "siglip-vit-b-16-256-i18n": _released("b", 16, 256, vocab_size=250000),
-    "siglip-vit-l-16-256": _released("l", 16, 256, vocab_size=32000),
-    "siglip-vit-l-16-384": _released("l", 16, 384, vocab_size=32000),
-    "siglip-vit-so400m-14-224": _released("so400m", 14, 224, vocab_size=32000, context_length=16),
-    "siglip-vit-so400m-14-384": _released("so400m", 14, 384, vocab_size=32000),
-    "siglip-vit-so400m-16-256-i18n": _released("so400m", 16, 256, vocab_size=250000),
-} | {
-    f"siglip2-vit-{size}-{patch}-{image}": _released(size, patch, image, vocab_size=256000)
-    for (size, patch), images in _SIGLIP2.items()
-    for image in images
-}
+VARIANTS = (
+    {
+        "siglip-vit-b-16-224": _released("b", 16, 224, vocab_size=32000),
+        "siglip-vit-b-16-256": _released("b", 16, 256, vocab_size=32000),
+        "siglip-vit-b-16-384": _released("b", 16, 384, vocab_size=32000),
+        "siglip-vit-b-16-512": _released("b", 16, 512, vocab_size=32000),
+        "siglip-vit-b-16-256-i18n": _released("b", 16, 256, vocab_size=250000),
+        "siglip-vit-l-16-256": _released("l", 16, 256, vocab_size=32000),
+        "siglip-vit-l-16-384": _released("l", 16, 384, vocab_size=32000),
+        "siglip-vit-so400m-14-224": _released(
+            "so400m", 14, 224, vocab_size=32000, context_length=16
+        ),
+        "siglip-vit-so400m-14-384": _released("so400m", 14, 384, vocab_size=32000),
+        "siglip-vit-so400m-16-256-i18n": _released("so400m", 16, 256, vocab_size=250000),
+    }
+    | {
+        f"siglip2-vit-{size}-{patch}-{image}": _released(size, patch, image, vocab_size=256000)
+        for (size, patch), images in _SIGLIP2.items()
+        for image in images
+    }
+    | {
+        f"siglip2-vit-{size}-16-naflex": _released(
+            size, 16, 256, vocab_size=256000, position_resize=NAFLEX
+        )
+        for size in ("b", "so400m")
+    }
+)
 
 
 class AttentionPooling(nnx.Module):
@@ -105,14 +121,17 @@ class AttentionPooling(nnx.Module):
         self.norm = LayerNorm(config, param_dtype=param_dtype, rngs=rngs)
         self.mlp = Mlp(config, **dtypes, rngs=rngs)
 
-    def __call__(self, tokens):
+    def __call__(self, tokens, *, key_mask=None):
         # One query per image: exact attention costs O(N) here, and FNA has nothing to save.
         probe = jnp.broadcast_to(
             self.probe[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
         )
         attention = self.attention
         out = exact_attention(
-            attention.query(probe), attention.key(tokens), attention.value(tokens)
+            attention.query(probe),
+            attention.key(tokens),
+            attention.value(tokens),
+            key_mask=key_mask,
         )
         x = attention.out(out)[:, 0]  # [B, C]
         return x + self.mlp(self.norm(x))
@@ -154,12 +173,12 @@ class SigLIPVisionTower(VisionTower):
         tokens = self.patch_embedding(images)
         return tokens + positions.astype(tokens.dtype)
 
-    def finish(self, tokens):
-        """The tokens after layer norm, and what the pooling head makes of them."""
+    def finish(self, tokens, *, key_mask=None):
+        """The tokens after layer norm, and what the pooling head makes of the real ones."""
         if not self.config.head:
             return self.headless(tokens)
         tokens = self.post_norm(tokens)
-        return tokens, self.pooling(tokens)
+        return tokens, self.pooling(tokens, key_mask=key_mask)
 
 
 class SigLIPTextTower(TextTower):
@@ -201,6 +220,13 @@ class SigLIP(nnx.Module):
     def encode_image(self, images, *, rng=None, tokens=None):
         """Image embeddings `[B, C]`, not normalised. Arguments and errors as in `__call__`."""
         return self.vision(images, rng=rng, tokens=tokens).pooled
+
+    def encode_patches(self, patches: Patches, *, rng=None) -> VisionOutput:
+        """Vision tokens and the embeddings of images of any sizes, padded to one length: NaFlex.
+
+        Arguments and errors as in `naflex.encode_patches`.
+        """
+        return encode_patches(self.vision, patches, rng=rng)
 
     def encode_text(self, token_ids):
         """Text embeddings `[B, C]`, not normalised, of int token_ids `[B, T]`.

@@ -17,6 +17,7 @@ from fna_jax.landmarks import Landmarks
 from .attends import MaskedAttention, attend_exactly, observing, vision_attends
 from .blocks import Encoder
 from .captures import Capture, Captured
+from .configs import check_classifier
 from .embeddings import PatchEmbedding
 from .interventions import Interventions
 from .reductions import Remaining, TokenDropping, TokenMerging
@@ -138,7 +139,7 @@ class VisionTower(nnx.Module):
         records += rest
         return VisionOutput(
             *self._finished(x, landmarks),
-            self._last_landmarks(landmarks),
+            self.last_landmarks(landmarks),
             jnp.stack([records[i].error for i in sorted(approximated)]) if compare else None,
             tokens,
             capture and self._captured(capture, records, x, grid),
@@ -159,7 +160,7 @@ class VisionTower(nnx.Module):
             return self.finish(x)
         return self.reduction.finish(self.finish, x, *landmarks)
 
-    def _last_landmarks(self, landmarks):
+    def last_landmarks(self, landmarks):
         """Of those that the blocks hand on, what the output tells."""
         if self.reduction is not None:
             return landmarks[0].clusters
@@ -224,3 +225,16 @@ class VisionTower(nnx.Module):
         images = jnp.asarray(images)
         attends = self.position_attends([attend_exactly] * len(self.encoder.blocks), images)
         return self.encoder.hidden_states(self.embed(images), attends)
+
+
+class ClassifiesPooled:
+    """A tower with a linear `head` on the pooled state, where its config has `num_classes`."""
+
+    def classify(self, images, *, rng=None, tokens=None):
+        """Logits `[B, classes]`. Arguments and errors as in `__call__`.
+
+        Raises:
+          ValueError: a model without a classifier.
+        """
+        check_classifier(self.config)
+        return self.head(self(images, rng=rng, tokens=tokens).pooled)

@@ -24,8 +24,9 @@ def rows(name):
 def sentences():
     """All of them."""
     of_speed = layers, whole_models, where_it_pays, centroids, gpus, tpus, language
+    of_conversion = (periods,)
     of_jobs = real_model, embedded_model, programs, images_of_llavas
-    themes = of_speed + of_jobs
+    themes = of_speed + of_conversion + of_jobs
     return [sentence for theme in themes for sentence in theme()]
 
 
@@ -44,6 +45,19 @@ def layers():
         f"N^{law['exponent']}, exact attention's with N^{laws['exact']['exponent']}",
         f"{min(faster)} to {max(faster)} times as fast",
         f"at 65,537 tokens FNA takes {memory['resident_over_states']} times the size",
+    ]
+
+
+def periods():
+    """Of DINOv3's rotary periods, in bfloat16 or in float32."""
+    by_change = {}
+    for row in rows("periods"):
+        by_change.setdefault(row["changed"], []).append(float(row["error"]))
+    low, high = (f"{100 * f(by_change['float32 periods']):.2f} %" for f in (min, max))
+    whole = f"{100 * min(by_change['bfloat16']):.1f} %"
+    return [
+        f"periods of float32 change the features of random models by {low} to {high}",
+        f"to compute all in bfloat16 by {whole} or more",
     ]
 
 
@@ -138,12 +152,12 @@ def tpus():
     }
 
     def flash_on(chip):
-        shares = []
+        times = []
         for tokens in ("4097", "16385"):
             arms = (layer[arm, tokens, chip] for arm in ("exact, Pallas flash", "exact"))
             flash, exact = (float(row["estimate_us"]) for row in arms)
-            shares.append(f"{100 * flash / exact:.0f}")
-        return f"{' and '.join(shares)} %"
+            times.append(f"{flash / exact:.1f}")
+        return f"{' and '.join(times)}"
 
     def received(arm):
         ends = (layer[f"{arm}, tokens split", n, "v5e"] for n in ("4096", "16384"))
@@ -152,8 +166,8 @@ def tpus():
 
     near = layer["centroids, k-means, near own, batch split", "4097", "v5e"]["estimate_us"]
     return [
-        f"flash is estimated at {flash_on('v5p')} of exact attention's time on a v5p, "
-        f"at {flash_on('v6e')} on a v6e",
+        f"takes {flash_on('v5e')} times as long on a v5e at 4,097 and 16,385 tokens, "
+        f"{flash_on('v6e')} times on a v6e, {flash_on('v5p')} times on a v5p",
         f"takes {float(near):.0f} µs of a chip where the batch is split",
         f"{received(SAMPLED)} for FNA with its sampling and "
         f"{received('centroids, k-means')} for centroid attention, at 4,096 and at 16,384 tokens",

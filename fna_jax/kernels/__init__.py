@@ -15,28 +15,52 @@ def gpu_obstacle(*arrays):
 
     A kernel does not know how to be split over devices, so it runs where there is one.
     """
-    if (compute_capability(device := _device()) or 0) < 8.0:
+    if (compute_capability(device := chosen_device()) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
     return _obstacle(*arrays)
 
 
 def tpu_obstacle(*arrays):
-    """Why no kernel for TPUs can run on these arrays, or None; on one device, as on a GPU."""
-    if getattr(device := _device(), "platform", device) != "tpu":
+    """Why no kernel for TPUs can run on these arrays, or None.
+
+    It runs where there is one device, or inside a `jax.shard_map` over all axes of the mesh, where
+    arrays are what one device has.
+    """
+    if (device := chosen_device()).platform != "tpu":
         return f"it needs a TPU, this is {device}"
-    return _obstacle(*arrays)
+    mesh = jax.sharding.get_abstract_mesh()
+    of_one = mesh.manual_axes and {*mesh.manual_axes} == {*mesh.axis_names}
+    return _obstacle(*arrays, of_one=of_one)
 
 
-def _device():
-    return jax.config.jax_default_device or jax.local_devices()[0]
+def chosen_device():
+    """The device that kernels are chosen for: the default one."""
+    default = jax.config.jax_default_device  # a device, or the name of a platform
+    named = default is None or isinstance(default, str)
+    return jax.local_devices(backend=default)[0] if named else default
 
 
-def _obstacle(*arrays):
-    """What keeps a kernel of any device from these arrays, or None."""
-    if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes:
+def vector_memory():
+    """Bytes of vector memory that a program may have on the chosen TPU; the rest is for XLA."""
+    kind = chosen_device().device_kind
+    if re.match(r"TPU v[234]\b", kind):
+        return 14 * 2**20
+    return (100 if kind in ("TPU v5 lite", "TPU v6 lite") else 48) * 2**20
+
+
+def _obstacle(*arrays, of_one=False):
+    """What keeps a kernel of any device from these arrays, or None.
+
+    Args:
+      of_one: whether one device is known to have them, however many there are.
+    """
+    several = jax.device_count() > 1 or jax.sharding.get_abstract_mesh().manual_axes
+    if several and not of_one:
         return f"it runs on one device, outside jax.shard_map, and there are {jax.device_count()}"
     if not all(isinstance(size, int) for x in arrays for size in x.shape):
         return "it needs sizes that are known"
+    if any(0 in x.shape for x in arrays):
+        return "there is nothing to compute"
     return None
 
 
@@ -44,6 +68,11 @@ def compute_capability(device):
     """As of NVIDIA's GPUs, such as 9.0; None of other devices, also AMD's "gfx90a"."""
     capability = str(getattr(device, "compute_capability", ""))
     return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else None
+
+
+def output_like(x, shape, dtype):
+    """What a kernel gives of such a shape, on the axes of a mesh that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def differentiated_as(plain, fused):

@@ -132,21 +132,32 @@ def test_rows_are_made_once_and_stay(rows_of, monkeypatch, tmp_path):
     arms_of_tower = lambda *_, **options: {"exact": tower, "centroid": tower}
     monkeypatch.setattr(tpu_arms, "tower_arms", arms_of_tower)
 
-    def compile_for(chip, function, specs, split):
+    def compile_for(chip, function, specs, split=None):
         compiled.append(jax.eval_shape(function, *specs).dtype)
-        return dict(compiles="yes", estimate_us=float(len(compiled)))
+        return dict(compiles="yes", estimate_us=float(len(compiled)), compile_s=0.5)
 
     monkeypatch.setattr(tpu_compiler, "compile_for", compile_for)
     estimates = lambda rows: {row["arm"]: row["estimate_us"] for row in rows}
     assert estimates(rows_of(tpu, "--match", "FNA", plot=False)) == {"FNA, q sampled": "1.0"}
     rows = rows_of(tpu, "--resume", plot=False)
     of_towers = ["clip-vit-l-14, 28 px: exact", "clip-vit-l-14, 28 px: centroid"]
-    expected = dict(zip([*of_towers, *arms], ["2.0", "3.0", "4.0", "1.0"]))  # in order of the parts
+    # In order of the parts. Towers of 2 and 4 blocks take 2 and 3, and 4 and 5: one of 24, 10 more.
+    expected = dict(zip([*of_towers, *arms], ["13.0", "15.0", "6.0", "1.0"]))
     assert estimates(rows) == expected
+    assert [row["compiled_blocks"] for row in rows] == ["2 and 4", "2 and 4", "", ""]
     assert [row["before_us"] for row in rows] == ["", "", "7.5", ""]
     again = rows_of(tpu, "--parts", "layers", "--match", "exact", plot=False)
-    assert estimates(again) == expected | {"exact": "5.0"}
+    assert estimates(again) == expected | {"exact": "7.0"}
     assert set(compiled) == {jnp.dtype("bfloat16")}
+
+
+def test_a_name_that_no_arm_has_is_an_error(tmp_path):
+    output = tmp_path / "rows.csv"
+    with pytest.raises(
+        SystemExit, match=r"no arm has 'splat' in its name; there are exact; .*near"
+    ):
+        tpu.main(["--parts", "layers", "--match", "splat", "--output", str(output)])
+    assert not output.exists()
 
 
 @pytest.mark.accelerator
@@ -165,6 +176,20 @@ def test_the_estimate_is_near_the_peaks(what):
     assert 1e-6 * row["estimate_us"] == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.parametrize("arm", ["exact", "FNA", "centroid, all blocks"])
+@pytest.mark.accelerator
+def test_a_tower_is_on_the_line_through_those_of_fewer_blocks(arm):
+    def of_depth(depth):
+        options = dict(batch=1, landmarks=16, dtype="bfloat16", depth=depth)
+        return tpu_compiler.compile_for(
+            "v5e", *tpu_arms.tower_arms("dinov3-vit-s-16", 256, **options)[arm]
+        )
+
+    whole, line = of_depth(8), tpu.at_depth(8, {depth: of_depth(depth) for depth in tpu.SHORT})
+    assert line["estimate_us"] == pytest.approx(whole["estimate_us"], rel=0.02)
+    assert line["floor_us"] == pytest.approx(whole["floor_us"], rel=0.02)
+
+
 def test_every_arm_is_there():
     names = {arm for part in tpu.PARTS.values() if "split" not in part for arm in part["arms"]}
     arms = tpu_arms.layer_arms(1025, batch=1, landmarks=4, dtype="bfloat16")
@@ -174,7 +199,7 @@ def test_every_arm_is_there():
 @pytest.mark.accelerator
 def test_arms_of_towers_and_of_split_tokens_are_traced():
     options = dict(batch=4, landmarks=64, dtype="bfloat16")
-    arms = tpu_arms.tower_arms("dinov3-vit-b-16", 1024, **options)
+    arms = tpu_arms.tower_arms("dinov3-vit-b-16", 1024, **options, depth=2)
     arms |= tpu_arms.split_arms(4096, "v5e", **options)
     for function, specs in arms.values():
         assert jax.eval_shape(function, *specs).dtype == jnp.bfloat16

@@ -10,6 +10,7 @@ from benchmarks import conversion, zoo
 from benchmarks.published import layouts_of, random_tensors, write_random_checkpoint
 from convert.layout import Source
 from convert.tensors import Tensor
+from models.siglip import SigLIPConfig, SigLIPVisionConfig
 
 CONFIGS = [
     (name, config)
@@ -22,6 +23,23 @@ SMALL = models.registry.override(
 )
 
 
+def as_trained(config, like):
+    """A config with what is the library's, not the model's, as another has it.
+
+    That is the rule for positions, how texts are cleaned, and the GELU of some SigLIP of timm.
+    """
+    changes = {}
+    if hasattr(like, "position_resize"):
+        changes["position_resize"] = like.position_resize
+    if isinstance(like, SigLIPVisionConfig):
+        changes["encoder"] = {"activation": like.encoder.activation}
+    elif isinstance(like, SigLIPConfig):
+        vision = as_trained(config.vision, like.vision)
+        config = dataclasses.replace(config, vision=vision)
+        changes["text"] = {"cleaning": like.text.cleaning}
+    return models.registry.override(config, changes)
+
+
 @pytest.mark.parametrize("name, config", CONFIGS, ids=[name for name, _ in CONFIGS])
 def test_parsing_gives_the_published_config_back(name, config):
     for layout, values in layouts_of(config):
@@ -31,9 +49,9 @@ def test_parsing_gives_the_published_config_back(name, config):
             tensors = {"classifier.weight": Tensor(shape, "float32", None)}
         parsed = layout.parse(Source(pathlib.Path("model.safetensors"), values, tensors))
         assert parsed.unknown_fields == []
-        if hasattr(config, "position_resize"):  # which is the library's, not the model's
-            config = dataclasses.replace(config, position_resize=parsed.config.position_resize)
-        assert parsed.config == config
+        if layout.library == "transformers" and layout.family.startswith("siglip"):
+            assert parsed.config == config
+        assert as_trained(parsed.config, like=config) == config
 
 
 def test_every_model_is_in_one_group_of_those_that_are_measured():
@@ -45,7 +63,7 @@ def test_every_model_is_in_one_group_of_those_that_are_measured():
 
 @pytest.mark.slow
 def test_conversion_is_measured(tmp_path):
-    ((layout, values),) = layouts_of(SMALL)
+    layout, values = layouts_of(SMALL)[0]
     file = write_random_checkpoint(tmp_path / "source", layout, SMALL, values)
     row = conversion.measure(file, tmp_path / "destination", "float32")
     assert row["peak_gb"] > row["file_gb"] and row["seconds"] > 0
@@ -53,7 +71,7 @@ def test_conversion_is_measured(tmp_path):
 
 
 def test_random_tensors_have_the_dtype_asked_for():
-    ((layout, _),) = layouts_of(SMALL)
+    layout, _ = layouts_of(SMALL)[0]
     assert {x.dtype.name for x in random_tensors(layout, SMALL, "bfloat16").values()} == {
         "bfloat16"
     }
@@ -64,6 +82,6 @@ def test_a_model_is_measured(monkeypatch):
     pytest.importorskip("torch")
     family = dataclasses.replace(models.registry.FAMILIES["dinov2"], variants={"tiny": SMALL})
     monkeypatch.setitem(models.registry.FAMILIES, "dinov2", family)
-    (row,) = zoo.measure(["tiny"])
+    row = zoo.measure(["tiny"], "transformers")
     assert float(row["max_error"]) < 1e-5 and row["blocks"] == "all"
     assert "`tiny`" in zoo.as_markdown([row])

@@ -114,7 +114,7 @@ def test_the_wrong_family_is_refused_by_its_tensors(folder, refused):
 
 
 def test_tensors_of_several_families():
-    names = {"visual.conv1.weight", "vision_model.head.probe"}
+    names = {"visual.conv1.weight", "vision_model.head.probe", "logit_scale"}
     with pytest.raises(convert.ConversionError, match=r"; several fit: clip \(open_clip\), siglip"):
         find_layout(None, names)
 
@@ -128,8 +128,7 @@ def test_tensors_of_no_family(family):
 @pytest.mark.parametrize(
     "case, model_type, word",
     [
-        ("siglip_hf", "siglip2", "NaFlex"),
-        ("siglip_hf", "siglip_vision_model", "the whole SiglipModel"),
+        ("siglip_hf", "siglip_text_model", "the whole SiglipModel"),
         ("dinov3_hf", "dinov3_convnext", "no attention"),
         ("vit_hf", "deit", "distillation"),
     ],

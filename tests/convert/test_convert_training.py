@@ -244,7 +244,7 @@ def test_a_config_of_what_says_it_all_is_refused(tmp_path, refused):
     [
         ({"weight": 1, "bias": 1}, ["none fits", "--config FILE"]),
         ({"visual.conv1.weight": 1, "vision_model.head.probe": 1}, ["several", "--family NAME"]),
-        ({"vision_model.head.probe": 1}, ["siglip (transformers)", "--config FILE"]),
+        ({"vision_model.head.probe": 1}, ["siglip_vision (transformers)", "--config FILE"]),
     ],
 )
 def test_where_the_family_is_open_the_message_says_what_helps(tmp_path, refused, names, words):

@@ -15,12 +15,25 @@ from tests import zoo
 from tests.conftest import few, rel_max_error
 
 MEASURED = 5e-6  # the largest: 2.6e-6
-TESTED_ELSEWHERE = {"dinov2 (original)"}  # no library reads it: test_convert_dino.py
+TESTED_ELSEWHERE = {
+    *("dinov2 (original)", "dinov3 (original)"),  # no library reads them: test_convert_dino*.py
+    "siglip (open_clip)",  # no library makes a tiny one: test_convert_open_clip_siglip.py
+    # No library of PyTorch's makes them: test_convert_npz.py.
+    *("vit (vision_transformer)", "siglip (big_vision)"),
+}
 
 # What FNA sees of a model, whatever file it came from: the family, and the tokens in front.
 ONE_OF_A_KIND = (
     *("clip_hf", "dinov2_hf", "dinov2_registers_hf", "dinov3_hf", "dinov3_gated_hf"),
-    *("llava_hf", "llava_onevision_hf", "qwen3_vl_hf", "siglip_hf", "vit_hf", "vit_timm_gap"),
+    *(
+        "llava_hf",
+        "llava_onevision_hf",
+        "qwen3_vl_hf",
+        "siglip_hf",
+        "siglip_timm",
+        "vit_hf",
+        "vit_timm_gap",
+    ),
 )
 
 forward = nnx.jit(lambda model, images: model(images))

@@ -138,6 +138,13 @@ def test_exact_if_every_token_is_its_own_cluster(windows, residual):
     assert rel_max_error(out, exact(*qkv)) < 2e-6
 
 
+def test_one_window_of_all_tokens_is_exact_without_a_prefix_or_residual():
+    windows = Windows((2, 4), (1, 1))
+    qkv = random_qkv(tokens=8)
+    out = centroid(*qkv, of_windows(windows), windows=windows, residual=False)
+    assert rel_max_error(out, exact(*qkv)) < 2e-6
+
+
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_exact_at_the_mean_queries(windows):
     query, key, value = random_qkv(4, tokens=TOKENS)

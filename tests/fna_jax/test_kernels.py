@@ -7,14 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fna_jax import centroid_attention, exact_attention, farthest_point_sampling, near_field
-from fna_jax.kernels import compute_capability, differentiated_as, gpu_obstacle, near, tpu_obstacle
+from fna_jax import centroid_attention, exact_attention, farthest_point_sampling, fused, near_field
+from fna_jax.kernels import (
+    compute_capability,
+    differentiated_as,
+    gpu_obstacle,
+    grid,
+    near,
+    rows,
+    tpu_obstacle,
+)
 from fna_jax.kernels.farthest import farthest_points
 from fna_jax.kernels.flash import flash_attention
+from fna_jax.kernels.grid import grid_attention
 from fna_jax.kernels.inverse import newton_schulz
+from fna_jax.kernels.rows import row_attention
 from fna_jax.softmax import softmax_attention
 from fna_jax.windows import Windows
-from tests.conftest import random_qkv, rel_max_error
+from tests.conftest import few, random_qkv, rel_max_error
 from tests.fna_jax.formulas import inverse_of, softmax
 
 plain_attention = jax.jit(functools.partial(softmax_attention, scale=0.3))
@@ -42,6 +52,67 @@ def test_flash_attention(num_queries, num_keys, num_heads, num_groups, head_dim,
     kernel = jax.jit(functools.partial(flash_attention, scale=0.3, interpret=True))
     right = plain_attention(query, key, value, log_mass=log_mass)
     np.testing.assert_allclose(kernel(query, key, value, log_mass), right, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "num_heads", "num_groups", "dims", "dtype", "masses", "tolerance"),
+    [
+        (140, 20, 2, 1, (24, 8), "float32", True, 2e-6),  # rows that fill no register; shared heads
+        (5, 300, 2, 2, (8, 16), "bfloat16", False, 2**-7),  # keys in steps; two roundings of 2⁻⁹
+        (300, 256, 1, 1, (8, 8), "float32", False, 2e-6),  # nothing behind the last key
+    ],
+)
+def test_row_attention(
+    num_queries, num_keys, num_heads, num_groups, dims, dtype, masses, tolerance, monkeypatch
+):
+    for name in ("_ROWS", "_KEYS"):
+        monkeypatch.setattr(rows, name, 2)
+    query = random(0, 2, num_queries, num_heads, dims[0]).astype(dtype)
+    key, value = (random(i, 2, num_keys, num_groups, dims[i]).astype(dtype) for i in (0, 1))
+    log_mass = None
+    if masses:
+        log_mass = random(3, 2, num_keys)
+        log_mass[0] = -np.inf  # all
+        log_mass[1, ::3] = -np.inf
+    kernel = jax.jit(functools.partial(row_attention, scale=0.3, interpret=True))
+    out = kernel(query, key, value, log_mass)
+    right = plain_attention(query, key, value, log_mass=log_mass)
+    assert out.dtype == right.dtype and np.isfinite(np.asarray(out, np.float32)).all()
+    assert rel_max_error(out, right) < tolerance
+    np.testing.assert_array_equal(out[0] if masses else 0, 0)
+
+
+class Chip:
+    """What a TPU tells of itself."""
+
+    platform = "tpu"
+
+    def __init__(self, device_kind):
+        self.device_kind = device_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "dtype", "says"),
+    [
+        ("TPU v5", (577, 577), "bfloat16", None),
+        ("TPU v5 lite", (64, 16385), "float32", None),
+        ("TPU v5 lite", (16385, 64), "bfloat16", "does not pay"),
+        ("TPU v6 lite", (197, 197), "bfloat16", "does not pay"),
+        ("TPU v5 lite", (577, 577), "float16", "bfloat16 or float32, got float16"),
+        ("TPU v5", (1024, 65537), "bfloat16", None),
+        ("TPU v5", (1024, 2**17), "bfloat16", "keys of a head do not fit"),
+        ("TPU v4", (577, 577), "bfloat16", None),
+        ("TPU v4", (1024, 65537), "bfloat16", "keys of a head do not fit"),
+    ],
+)
+def test_a_tpu_has_its_kernel_where_that_pays(kind, sizes, dtype, says, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [Chip(kind)])
+    query, key = (jax.ShapeDtypeStruct((2, size, 3, 64), dtype) for size in sizes)
+    with jax.default_matmul_precision(None):
+        _, obstacle = fused.fused_attention(query, key, key, 0.125, None)
+        _, forced = fused.fused_attention(query, key, key, 0.125, None, insisted=True)
+    assert obstacle is None if says is None else says in obstacle
+    assert forced == (None if says == "does not pay" else obstacle)
 
 
 @pytest.mark.parametrize("size", [5, 32])
@@ -135,6 +206,55 @@ def test_a_near_field_in_a_kernel_is_the_same(monkeypatch):
     real = key_mask[..., None, None]
     assert rel_max_error(out * real, right * real) < 2e-6
     assert rel_max_error(slope, right_slope) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_heads", "head_dim", "residual", "dtype", "tolerance"),
+    few(
+        [
+            (Windows((16, 16), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
+            (Windows((8, 16), (2, 2), near=1), 4, 32, False, "float32", 4e-6),
+            (Windows((8, 32), (1, 2), num_prefix=1), 1, 128, True, "bfloat16", 2**-6),
+        ]
+    ),
+)
+def test_a_whole_grid_in_a_kernel_is_the_same(
+    windows, num_heads, head_dim, residual, dtype, tolerance, monkeypatch
+):
+    tokens = windows.num_tokens
+    qkv = [x.astype(dtype) for x in random_qkv(tokens=tokens, heads=num_heads, dim=head_dim)]
+    key_mask = np.arange(tokens) % 7 != [[5], [9]]
+    real = key_mask[..., None, None]
+    clusters, options = windows.clusters((2,)), dict(windows=windows, residual=residual)
+    run = lambda: jax.jit(
+        lambda *x: centroid_attention(*x, clusters, key_mask=key_mask, **options)
+    )(*qkv)
+    right = run()
+    taken = []
+
+    def interpreted(*states, **options):
+        taken.append(states[0].shape)
+        return grid_attention(*states, **options, interpret=True)
+
+    monkeypatch.setattr(grid, "grid_attention", interpreted)
+    monkeypatch.setattr(near_field, "tpu_obstacle", lambda *_: None)
+    with jax.default_matmul_precision(None):
+        out = run()
+    assert taken and out.dtype == right.dtype
+    assert rel_max_error(out * real, right * real) < tolerance
+
+
+def test_grids_that_do_not_fit_a_kernel_have_none():
+    def fits(windows, heads=16, dim=64, kv_heads=None, dtype="bfloat16"):
+        of = lambda heads: jax.ShapeDtypeStruct((1, windows.num_tokens, heads, dim), dtype)
+        return grid.fits(of(heads), of(kv_heads or heads), 64, windows)
+
+    square = lambda side, cut, **options: Windows((side, side), (cut, cut), **options)
+    assert fits(square(64, 8, num_prefix=5)) and fits(square(32, 4, near=1), dtype="float32")
+    assert not fits(square(37, 4)) and not fits(square(64, 12)) and not fits(square(8, 1))
+    assert not fits(square(64, 8, num_prefix=128)) and not fits(square(256, 32))
+    assert not fits(square(64, 8), dim=80) and not fits(square(64, 8), heads=3)
+    assert not fits(square(64, 8), kv_heads=8)
 
 
 def test_derivatives_are_those_of_the_plain_form():

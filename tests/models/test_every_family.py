@@ -29,6 +29,7 @@ TINY = {
         "siglip-vit-b-16-224",
         {"vision": SIZES, "text": TEXT},
     ),
+    "siglip_vision": ("siglip-vit-b-16-224-vision", SIZES | {"num_classes": 5}),
     "vit": ("vit-ti-16", SIZES | {"num_classes": 5}),
 }
 FAMILIES = pytest.mark.parametrize("family", TINY)

@@ -204,7 +204,7 @@ def refused(folder, field, **files):
         ("rescale_factor", 1 / 127.5),
         ("resample", 0),
         ("resample", None),
-        ("image_processor_type", "Siglip2ImageProcessor"),
+        ("image_processor_type", "BeitImageProcessor"),
     ],
 )
 def test_what_is_not_supported_of_transformers_is_refused(tmp_path, field, value):
