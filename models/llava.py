@@ -224,6 +224,10 @@ def at_size(model: LLaVA, image_size) -> LLaVA:
         raise ValueError(
             "this model cuts images into tiles of one size: other sizes are for models without"
         )
+    if image_size < 1 or image_size % config.vision.patch_size:
+        raise ValueError(
+            f"image size {image_size} does not divide by the patch size {config.vision.patch_size}"
+        )
     resized = dataclasses.replace(config.vision, image_size=image_size, image_width=None)
     config = dataclasses.replace(config, vision=resized)
     weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -28,7 +28,10 @@ from training.contrastive import patch_contrast
 from training.packing import NO_TARGET, pack, packed_states
 
 _LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
-_QUESTIONS = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}  # of an image
+# How many of an image, until the places are known, and then.
+_QUESTIONS = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}
+_HARDER = {"place": 1, "number": 1, "presence": 4, "larger": 2, "order": 1}
+_ROOM = 76  # tokens, for all questions of an image
 _LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such images a step has
 
 
@@ -66,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
 def check_settings(config) -> None:
     """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
     steps.check_steps(config)
-    check_counts(config, ("large_every", "whole_images_every", "question_tokens"))
+    check_counts(config, ("large_every", "whole_images_every"))
     if config.batch_size < _LARGE_COSTS * _WHOLE_COSTS:
         raise ValueError(
             f"--config.batch_size must be at least {_LARGE_COSTS * _WHOLE_COSTS}, so that one is "
@@ -122,10 +125,9 @@ def _train_step(config, graphdef, preprocess, chat, state, step):
     scenes = make_scenes("train", size, seed=(config.seed, step), num_digits=num_digits)
     pixels = np.stack([preprocess(image) for image in scenes.images])
     rng = np.random.default_rng((config.seed, step))
-    asked = [
-        _token_pairs(chat, draw_questions(digits, rng, _QUESTIONS)) for digits in scenes.digits
-    ]
-    batch = put(own_slots((pixels, pack(asked, config.question_tokens))), P(AXIS))
+    counts = _QUESTIONS if step < config.harder_from else _HARDER
+    asked = [_token_pairs(chat, draw_questions(digits, rng, counts)) for digits in scenes.digits]
+    batch = put(own_slots((pixels, pack(asked, _ROOM))), P(AXIS))
     return _update(
         graphdef, state, *batch, begins=chat.tokenizer.token_to_id(BEGIN_TOKEN), keep=keep
     )

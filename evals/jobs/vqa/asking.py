@@ -11,14 +11,12 @@ from evals.data import Tolerance, UnreadableImage, read_ahead, read_image
 from evals.data.questions import Questions
 from evals.running.pretrained import Answering
 from models.chat import Chat
+from models.image_tokens import common_length
 from models.llava import Prompts, generate
 from models.prompts import lay_out, look
 
 PLACE = "{question}"
 _EXAMPLE = "USER: <image>\n{question} ASSISTANT:"
-# A batch has a multiple of so many tokens, so that many batches have one shape: of long prompts
-# (more than eight times as many) the first, of short ones the second.
-_STEP, _SHORT_STEP = 128, 32
 
 
 def prompt_form(chat: Chat, image_token_id, *, form=None, instruction="") -> str:
@@ -152,8 +150,7 @@ class Bench:
                 f"{self.max_new_tokens}, but the model has {config.decoder.max_positions} "
                 "positions: take a smaller --config.max_new_tokens, or leave the question out"
             )
-        step = _STEP if longest > 8 * _STEP else _SHORT_STEP
-        length = min(-(-longest // step) * step, room)
+        length = min(common_length(longest), room)
         prompts = lay_out(ids, [[one] for one in looked], config=config, length=length)
         spare = -len(prompts.tiles) % self.batch_size
         tiles = np.pad(prompts.tiles, [(0, spare), (0, 0), (0, 0), (0, 0)])

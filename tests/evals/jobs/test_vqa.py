@@ -143,7 +143,7 @@ def test_a_form_without_image_or_question_is_refused(chat, form, template, messa
 def test_batches_have_few_shapes_and_all_questions(bench):
     found = [(rows.tolist(), bench.prompts(rows, looked)) for rows, looked in bench.batches()]
     assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4, 4]]
-    assert {prompts.tokens.shape for _, prompts in found} == {(2, 128)}
+    assert {prompts.tokens.shape for _, prompts in found} == {(2, 24)}
     assert {len(prompts.tiles) for _, prompts in found} == {2}
     assert np.sum(found[0][1].tokens[0] == IMAGE) == 16
     later = [rows.tolist() for rows, _ in bench.batches(start=2)]
@@ -213,7 +213,8 @@ def test_arms_of_a_config(config):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("model", "", "there is no embedded model that answers questions; give a converted LLaVA"),
+        ("dataset", "digits", r"questions was given, but the questions of digits are embedded: dr"),
+        ("image_sizes", (), r"--config\.image_sizes must be some values, all different"),
         ("questions", None, r"--config\.questions is missing"),
         ("batch_size", 0, r"--config\.batch_size must be at least 1, got 0"),
         ("repeats", -1, r"--config\.repeats must be at least 0, got -1"),
@@ -279,9 +280,9 @@ def test_the_whole_job(config, companions, tmp_path):
         "image tokens, most attended to",
     ]
     assert rows[0]["as exact %"] == 100 and "5 questions of pope" in text
-    # Keys and values of float32, two heads of 8, in 128 slots and two layers.
+    # Keys and values of float32, two heads of 8, in 24 slots and two layers.
     slot = 2 * 4 * 2 * 8 / 1e6
-    expected = [slot * slots for slots in (256, 256, 256, 128 + 4, 128, 128 + 64)]
+    expected = [slot * slots for slots in (48, 48, 48, 24 + 4, 32, 24 + 16)]
     assert [row["cache MB"] for row in rows] == pytest.approx(expected)
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
     before = (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns
