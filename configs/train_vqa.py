@@ -29,18 +29,15 @@ def get_config():
     }
     config.seed = 0
     config.batch_size = 32  # scenes of 64 × 64 pixels, with seven questions each, or more
-    # Until this step scenes have one digit, where what it is shows soonest; then one to four.
-    config.alone_until = 100
     config.large_every = 5  # steps: half as many scenes, of
     config.large_size = 96  # pixels along the side
     config.kept = 25  # percent of the patches, those with most contrast, except for
     config.whole_images_every = 2  # steps, with a third of the scenes,
     config.whole_images_from = 400  # step
-    config.harder_from = 750  # step, from which more questions compare than ask for one digit
     config.learning_rate = 1.5e-3
     config.weight_decay = 0.05
     config.warmup_steps = 50
-    config.decay_from = 1100  # step, from which the learning rate falls to zero
-    config.num_steps = 1600
+    config.decay_from = 1250  # step, from which the learning rate falls to zero
+    config.num_steps = 1750
     config.save_every = 25
     return config

@@ -23,9 +23,9 @@ def get_config():
     config.num_questions = config_dict.placeholder(int)  # the first; default: all, 100 of digits
     # Behind a question; default: of digits none, of others to answer with a word or phrase.
     config.instruction = config_dict.placeholder(str)
-    # Pixels along the side of square images, for models that do not cut them into tiles; default:
-    # the model's own, and of the embedded model 96, too.
-    config.image_sizes = config_dict.placeholder(tuple)
+    # Pixels along the side of square images, for models that do not cut them into tiles; 0: the
+    # model's own. The embedded one was trained on 64 and 96.
+    config.image_sizes = (0,)
     # Instead of the checkpoint's chat template, with its image token and {question}.
     config.prompt = config_dict.placeholder(str)
     config.max_new_tokens = 32  # of an answer, at most

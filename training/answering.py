@@ -28,10 +28,34 @@ from training.contrastive import patch_contrast
 from training.packing import NO_TARGET, pack, packed_states
 
 _LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
-# How many of an image, until the places are known, and then.
-_QUESTIONS = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}
-_HARDER = {"place": 1, "number": 1, "presence": 4, "larger": 2, "order": 1}
-_ROOM = 76  # tokens, for all questions of an image
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What is learned from a step on.
+
+    Attributes:
+      first_step: its first.
+      counts: how many questions of each kind an image has.
+      alone_every: one in so many steps has scenes of one digit, the others of one to four; None for
+        none.
+    """
+
+    first_step: int
+    counts: dict[str, int]
+    alone_every: int | None = None
+
+
+_FIRST = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}
+# What a digit is shows soonest where it is alone; where it is, among others. To compare what was
+# found with what is asked comes last, and needs most examples.
+_PHASES = (
+    Phase(0, _FIRST, alone_every=1),
+    Phase(100, _FIRST),
+    Phase(750, _FIRST | {"place": 1, "presence": 4, "larger": 2}),
+    Phase(1025, _FIRST | {"place": 1, "presence": 8, "larger": 2}, alone_every=3),
+)
+_ROOM = 100  # tokens, for all questions of an image
 _LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such images a step has
 
 
@@ -121,12 +145,14 @@ def _train_step(config, graphdef, preprocess, chat, state, step):
     keep = patches * config.kept // 100
     if step >= config.whole_images_from and step % config.whole_images_every == 0:
         keep, size = None, size // _WHOLE_COSTS
-    num_digits = (1, 1) if step < config.alone_until else (1, len(PLACES))
+    phase = max((p for p in _PHASES if p.first_step <= step), key=lambda p: p.first_step)
+    alone = phase.alone_every is not None and step % phase.alone_every == 0
+    num_digits = (1, 1 if alone else len(PLACES))
     scenes = make_scenes("train", size, seed=(config.seed, step), num_digits=num_digits)
     pixels = np.stack([preprocess(image) for image in scenes.images])
     rng = np.random.default_rng((config.seed, step))
-    counts = _QUESTIONS if step < config.harder_from else _HARDER
-    asked = [_token_pairs(chat, draw_questions(digits, rng, counts)) for digits in scenes.digits]
+    drawn = [draw_questions(digits, rng, phase.counts) for digits in scenes.digits]
+    asked = [_token_pairs(chat, questions) for questions in drawn]
     batch = put(own_slots((pixels, pack(asked, _ROOM))), P(AXIS))
     return _update(
         graphdef, state, *batch, begins=chat.tokenizer.token_to_id(BEGIN_TOKEN), keep=keep

@@ -22,8 +22,7 @@ def config():
     """A run of a few steps of a very small decoder."""
     config = importlib.import_module("configs.train_vqa").get_config()
     config.num_steps, config.warmup_steps, config.decay_from, config.save_every = 8, 1, 6, 2
-    config.batch_size, config.large_every, config.alone_until = 6, 4, 2
-    config.harder_from = 4
+    config.batch_size, config.large_every = 6, 4
     config.kept, config.whole_images_from, config.whole_images_every = 5, 5, 3
     config.model.vision.encoder.depth = 1
     config.model.decoder.update(width=16, depth=1, num_heads=2, num_kv_heads=1)

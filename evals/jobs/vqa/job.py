@@ -28,7 +28,7 @@ from models.llava import embed_prompts, inner_dropping
 from models.registry import vision_tower
 
 _INSTRUCTION = "Answer the question using a single word or phrase."
-_NUM_QUESTIONS, _EMBEDDED_SIZES = 100, (64, 96)  # of the embedded ones, and pixels
+_NUM_QUESTIONS = 100  # of the embedded ones
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
 _MAY_BE_EMPTY = (
     "fna.methods",
@@ -81,12 +81,14 @@ def questions_of(config) -> Questions:
 
 def benches(bench, config) -> list[Bench]:
     """The bench for each size of images; errors as `answer_questions`."""
-    sizes = config.image_sizes or (() if config.model else _EMBEDDED_SIZES)
+    sizes = config.image_sizes
+    if sizes == (0,):
+        return [bench]
     try:
         return [
             dataclasses.replace(bench, backbone=bench.backbone.at_size(pixels), pixels=pixels)
             for pixels in sizes
-        ] or [bench]
+        ]
     except ValueError as error:
         raise ValueError(f"--config.image_sizes={sizes}: {error}") from None
 
@@ -257,8 +259,7 @@ def check_settings(config) -> None:
     if jax.process_count() > 1:
         raise ValueError("vqa.py runs in one process: start it on one host")
     check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
-    if config.image_sizes is not None:
-        check_choice(config.image_sizes, "image_sizes")
+    check_choice(config.image_sizes, "image_sizes")
     if config.repeats < 0:
         raise ValueError(f"--config.repeats must be at least 0, got {config.repeats}")
     for name in _CHOICES:
