@@ -13,7 +13,14 @@ from evals.data.notices import say
 from evals.data.questions import read_questions
 from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, encoded, prompt_form
-from evals.jobs.vqa.job import answer_questions, answers_of, check_settings
+from evals.jobs.vqa.job import (
+    answer_questions,
+    answers_of,
+    benches,
+    check_settings,
+    questions_of,
+)
+from evals.jobs.vqa.picture import answer_examples, draw_answers
 from evals.jobs.vqa.report import format_table, table_rows, vqa_report
 from evals.running.pretrained import EMBEDDED_MODEL, Answering, open_llava
 from models import registry
@@ -280,12 +287,73 @@ def test_the_whole_job(config, companions, tmp_path):
         "image tokens, most attended to",
     ]
     assert rows[0]["as exact %"] == 100 and "5 questions of pope" in text
-    # Keys and values of float32, two heads of 8, in 24 slots and two layers.
+    # Keys and values of float32, two heads of 8, in 32 slots and two layers.
     slot = 2 * 4 * 2 * 8 / 1e6
-    expected = [slot * slots for slots in (48, 48, 48, 24 + 4, 32, 24 + 16)]
+    expected = [slot * slots for slots in (64, 64, 64, 32 + 4, 2 * 24, 32 + 24)]
     assert [row["cache MB"] for row in rows] == pytest.approx(expected)
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
     before = (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns
     again = answer_questions(config, tmp_path / "run")
     assert again["points"][0]["score"] == rows[0]["accuracy %"]
     assert (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_table_has_rows_for_each_size():
+    points = [
+        {"arm": "e", "task": "digits", "score": 50.0, "identical": 100.0, "pixels": px}
+        for px in (64, 96)
+    ]
+    speeds = [
+        {"arm": "all", "task": "speed", "pixels": px, "first_token_ms": {"e": px / 10}}
+        | {"next_token_ms": {}, "cache_bytes": {}}
+        for px in (64, 96)
+    ]
+    arms, config = {"e": {"label": "exact", "strength": ""}}, {"dataset": "digits"}
+    table = format_table(table_rows({"points": points + speeds, "arms": arms, "config": config}))
+    assert table.splitlines()[2:] == [
+        "| 64 | exact |  | 50.0 | 100.0 | 6.4 |",
+        "| 96 | exact |  | 50.0 | 100.0 | 9.6 |",
+    ]
+
+
+def test_a_size_that_the_model_cannot_have_is_one_line(bench, config):
+    config.image_sizes = (41, 28)
+    message = r"--config\.image_sizes=\(41, 28\): image size 41 does not divide by the patch size 7"
+    with pytest.raises(ValueError, match=message):
+        benches(bench, config)
+
+
+def test_a_picture_shows_first_where_both_answers_differ(config, tmp_path):
+    config.dataset, config.num_questions = "digits", 14
+    questions = questions_of(config)
+    exact = [answer for (answer,) in questions.answers]
+    wrong = [*exact[:-1], "wrong"]
+    for name, answers in (("exact", exact), ("random", wrong)):
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        entries = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
+        (tmp_path / "predictions" / f"{name}.json").write_text(json.dumps(entries))
+    points = [{"arm": "exact", "identical": 100.0}, {"arm": "random", "identical": 92.0}]
+    results = {
+        "points": [point | {"task": "digits"} for point in points],
+        "arms": {"random": {"label": "at random", "strength": "25 %"}},
+    }
+    examples, name = answer_examples(config, results, tmp_path, num_images=2)
+    assert name == "at random 25 %" and len(examples) == 2
+    np.testing.assert_array_equal(examples[0].image, questions.images[-1])
+    assert examples[0].asked[-1] == (questions.texts[-1], exact[-1], exact[-1], "wrong")
+    draw_answers(examples, name, tmp_path / "answers.png")
+    assert (tmp_path / "answers.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_digits_are_asked_at_each_size(config, companions, tmp_path):
+    models.save(tiny_llava("1.5"), tmp_path / "model", companions=[*companions.iterdir()])
+    config.model, config.dataset, config.image_sizes = str(tmp_path / "model"), "digits", (28, 42)
+    config.questions = config.images = None
+    config.num_questions, config.max_new_tokens, config.repeats = 5, 2, 0
+    config.fna.methods, config.dropping.methods = (), ()
+    config.prefill.num_landmarks = config.prefill.run_lengths = ()
+    text = vqa_report(config, tmp_path / "run")
+    assert "answers.png" in text and (tmp_path / "run" / "answers.png").is_file()
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
+    assert [(row["px"], row["S"]) for row in rows] == [(28, ""), (28, "4"), (42, ""), (42, "4")]
