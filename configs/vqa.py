@@ -1,7 +1,7 @@
 """Questions about images, each attention side by side: `python main.py --config vqa.py`.
 
-By default the embedded model is asked about digit scenes. A LLaVA or a Qwen3-VL, and the files of a
-benchmark, are the user's.
+By default a model of `train_vqa.py` is asked about digit scenes. A LLaVA or a Qwen3-VL, and the
+files of a benchmark, are the user's.
 """
 
 import ml_collections
@@ -13,7 +13,7 @@ from configs import eval as eval_config
 def get_config():
     config = ml_collections.ConfigDict()
     config.task = "vqa"
-    # A converted LLaVA or Qwen3-VL, its PyTorch files, or a hub id; empty: the embedded model.
+    # A converted LLaVA or Qwen3-VL, its PyTorch files, a hub id, or what `train_vqa.py` made.
     config.model = ""
     config.revision = config_dict.placeholder(str)
     # The embedded "digits", or "vqav2", "textvqa", "gqa", "pope", "docvqa", "chartqa".

@@ -244,6 +244,13 @@ def _digest(questions: Questions):
 
 def check_settings(config) -> None:
     """Raises ValueError for what is missing, a number out of range, or a repetition."""
+    if not config.model and not EMBEDDED_LLAVA.is_dir():
+        raise ValueError(
+            "--config.model is missing, and no model that answers questions is embedded yet: train "
+            "one by python main.py --config train_vqa.py --workdir=FOLDER, and give "
+            "--config.model=FOLDER/model; or give a converted LLaVA or Qwen3-VL, for instance "
+            "llava-hf/llava-interleave-qwen-0.5b-hf"
+        )
     for name in ("questions", "images", "annotations"):
         if config.dataset == DIGITS and config[name]:
             raise ValueError(
