@@ -24,6 +24,7 @@ from convert import (
     open_clip,
     open_clip_siglip,
     qwen_vision,
+    qwen_vl,
     siglip,
     timm_dinov2,
     timm_dinov3,
@@ -42,6 +43,7 @@ from models.naflex import RULE as NAFLEX
 from models.plain_vit import ViTConfig
 from models.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
+from models.qwen_vl import QwenVLConfig
 from models.siglip import SigLIPConfig
 from models.siglip_vision import SigLIPVisionModelConfig
 from models.vjepa2 import VJEPA2Config
@@ -70,6 +72,8 @@ def layouts_of(config) -> list[tuple[Layout, dict]]:
             return [(llava.LAYOUT, _llava(config))]
         case QwenVisionConfig():
             return [(qwen_vision.LAYOUT, _qwen_vision(config))]
+        case QwenVLConfig():
+            return [(qwen_vl.LAYOUT, _qwen_vl(config))]
         case SigLIPConfig():
             of_open_clip = open_clip_siglip.LAYOUT, published_open_clip.siglip(config)
             return [
@@ -198,6 +202,25 @@ def _qwen_vision(config):
         "out_hidden_size": config.out_width,
         "deepstack_visual_indexes": list(config.deepstack),
         "rope_parameters": {"rope_type": "axial", "rope_theta": config.rope_theta},
+    }
+
+
+def _qwen_vl(config):
+    decoder = config.decoder
+    rope = {"rope_type": "default", "mrope_interleaved": True}
+    text = _decoder(decoder) | {
+        "model_type": "qwen3_vl_text",
+        "rope_parameters": rope
+        | {"rope_theta": decoder.rope_theta, "mrope_section": list(decoder.rope_sections)},
+    }
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": qwen_vision.WHOLE,
+        "image_token_id": config.image_token_id,
+        "video_token_id": config.video_token_id,
+        "tie_word_embeddings": decoder.tied_head,
+        "text_config": text,
+        "vision_config": _qwen_vision(config.vision),
     }
 
 

@@ -26,6 +26,7 @@ from benchmarks.rows import read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
 from models.configs import image_shape
+from models.llava import LLaVAConfig
 
 LIBRARIES = {
     "transformers": "transformers",
@@ -37,6 +38,7 @@ LIBRARIES = {
 }
 MOST_PARAMETERS = 1_500_000_000  # two models of float32 in 24 GB
 SHALLOW = {"encoder": {"depth": 4}}
+FEWER_WORDS = 16384  # where the embeddings of all are too much
 GRID = (10, 6)  # patches down and across
 NUM_TOKENS = 60  # of texts for language models
 
@@ -109,13 +111,16 @@ def measure(names, library) -> dict:
     if num_parameters > MOST_PARAMETERS:
         config, depth = _shallow(config)
         blocks = f"4 of {depth}"
+        if hasattr(config, "decoder") and count_parameters(family, config) > MOST_PARAMETERS:
+            config = _of_fewer_words(config)
+            blocks += f", {FEWER_WORDS} words"
     size = NUM_TOKENS
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
         size = tuple(n * vision.patch_size for n in GRID)
         if hasattr(vision, "num_frames"):  # of whose places transformers knows squares alone
             size = size[:1] * 2
-        if hasattr(config, "decoder"):  # which sees images of the tower's size alone
+        if isinstance(config, LLaVAConfig):  # which sees images of the tower's size alone
             size = image_shape(vision)
     found = {layout.library: (layout, *rest) for layout, *rest in _layouts(config)}
     layout, config, values = found[library]
@@ -139,14 +144,24 @@ def measure(names, library) -> dict:
 
 
 def _shallow(config):
-    """The config with four blocks, and how many there were, of a LLaVA in its language model."""
+    """The config with four blocks, and how many there were; with a decoder, in that."""
     if not models.registry.has_vision(config):
         return models.registry.override(config, SHALLOW["encoder"]), config.depth
-    towers = {"vision": SHALLOW, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
-    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
     vision = models.registry.vision_config(config)
+    of_vision = SHALLOW
+    if hasattr(vision, "deepstack"):
+        of_vision = SHALLOW | {"deepstack": tuple(range(len(vision.deepstack)))}
+    towers = {"vision": of_vision, "text": SHALLOW, "decoder": SHALLOW["encoder"]}
+    shallow = {name: part for name, part in towers.items() if hasattr(config, name)} or SHALLOW
     depth = getattr(config, "decoder", vision.encoder).depth
     return models.registry.override(config, shallow), depth
+
+
+def _of_fewer_words(config):
+    """The config with a part of its vocabulary, the last of which stand for images and videos."""
+    marks = [name for name in ("image_token_id", "video_token_id") if getattr(config, name, None)]
+    tokens = {name: FEWER_WORDS - 1 - i for i, name in enumerate(marks)}
+    return models.registry.override(config, tokens | {"decoder": {"vocab_size": FEWER_WORDS}})
 
 
 def count_parameters(family, config) -> int:
@@ -172,7 +187,8 @@ def as_markdown(rows) -> str:
         first = group[0]
         layouts = ", ".join(map(_original, group))
         errors = ", ".join(row["max_error"] for row in group)
-        part = "" if first["blocks"] == "all" else f" ({first['blocks']} blocks)"
+        blocks, comma, words = first["blocks"].partition(",")
+        part = "" if blocks == "all" else f" ({blocks} blocks{comma}{words})"
         lines.append(
             f"| {first['family']} | {_shortened(names.split())} | "
             f"{int(first['parameters']) / 1e6:,.0f} M | {layouts} | {errors}{part} "

@@ -1,6 +1,6 @@
 """Questions about images, each attention side by side: `python main.py --config vqa.py`.
 
-The model, a LLaVA, and the files of a benchmark are the user's.
+The model, a LLaVA or a Qwen3-VL, and the files of a benchmark are the user's.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import eval as eval_config
 def get_config():
     config = ml_collections.ConfigDict()
     config.task = "vqa"
-    # A converted LLaVA, its PyTorch files, or a hub id.
+    # A converted LLaVA or Qwen3-VL, its PyTorch files, or a hub id.
     config.model = ""
     config.revision = config_dict.placeholder(str)
     config.dataset = "vqav2"  # or "textvqa", "gqa", "pope", "docvqa", "chartqa"

@@ -14,6 +14,7 @@ from convert import (
     open_clip,
     open_clip_siglip,
     qwen_vision,
+    qwen_vl,
     siglip,
     timm_dinov2,
     timm_dinov3,
@@ -45,6 +46,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hf_decoder.LAYOUT,
     llava.LAYOUT,
     qwen_vision.LAYOUT,
+    qwen_vl.LAYOUT,
     vjepa2.LAYOUT,
 )
 ONNX_LAYOUTS: tuple[Layout, ...] = (onnx_dinov2.LAYOUT,)

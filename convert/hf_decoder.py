@@ -8,8 +8,9 @@ from convert.table import FLAT, LINEAR, MERGE_HEADS, SAME, SPLIT_HEADS, Row, Tab
 from models.decoder import DecoderConfig
 from models.rope import UNSCALED, RopeScaling
 
-# The documented defaults of LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config: a config.json,
-# or the text_config of a larger model, leaves out what equals them.
+# The documented defaults of LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config and
+# Qwen3VLTextConfig: a config.json, or the text_config of a larger model, leaves out what equals
+# them.
 _LLAMA = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -43,6 +44,10 @@ DEFAULTS = {
     "mistral": _MISTRAL,
     "qwen2": _QWEN2,
     "qwen3": _QWEN2 | {"head_dim": 128},
+}
+PLACED = {  # language models whose tokens have places in images
+    "qwen3_vl_text": _QWEN2
+    | {"head_dim": 128, "max_position_embeddings": 128000, "rope_theta": 5e5},
 }
 _EXPERTS = "a mixture of experts; take a dense model of the family"
 _REFUSED = {"mixtral": _EXPERTS, "qwen2_moe": _EXPERTS, "qwen3_moe": _EXPERTS}
@@ -90,18 +95,23 @@ def decoder_table(config: DecoderConfig, *, model="model", head="lm_head", targe
     return Table(tuple(rows), ignored)
 
 
-def parse_decoder(name, values: dict) -> Parsed:
+def parse_decoder(name, values: dict, kinds=DEFAULTS) -> Parsed:
     """The config of a decoder from the object `name` of a config, which has a `model_type`.
+
+    Args:
+      name: to name it in errors.
+      values: of the object.
+      kinds: the defaults of the language models that it may be, by their `model_type`.
 
     Raises:
       ConversionError: a value that is not of its type, or that the model does not support.
     """
     model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DEFAULTS:
+    if not isinstance(model_type, str) or model_type not in kinds:
         raise ConversionError(
-            f"{name}.model_type must be one of {', '.join(DEFAULTS)}, got {show(model_type)}"
+            f"{name}.model_type must be one of {', '.join(kinds)}, got {show(model_type)}"
         )
-    fields = Fields(name, values, DEFAULTS[model_type])
+    fields = Fields(name, values, kinds[model_type])
     fields.fix(attention_bias=False, mlp_bias=False, use_sliding_window=False)
     fields.fix(partial_rotary_factor=1.0)
     fields.ignore("pretraining_tp", "max_window_layers")
@@ -111,7 +121,7 @@ def parse_decoder(name, values: dict) -> Parsed:
         raise ConversionError(f"{name}.hidden_size {width} does not divide by {heads} heads")
     fields.fix(layer_types=["full_attention"] * depth)
     window = fields.size_or_none("sliding_window")
-    theta, scaling, unknown = _rope(fields)
+    theta, scaling, sections, unknown = _rope(fields, placed=model_type in PLACED)
     longest = fields.size("max_position_embeddings"), fields.size_or_none("max_sequence_length")
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size"),
@@ -126,16 +136,17 @@ def parse_decoder(name, values: dict) -> Parsed:
         norm_epsilon=fields.epsilon("rms_norm_eps"),
         rope_scaling=scaling,
         qkv_bias=model_type == "qwen2",
-        qk_norm=model_type == "qwen3",
+        qk_norm=model_type in ("qwen3", "qwen3_vl_text"),
         tied_head=fields.flag("tie_word_embeddings", null=False),
         sliding_window=window if model_type == "mistral" else None,
         activation=fields.activation("hidden_act"),
+        rope_sections=sections,
     )
     return Parsed(config, [*fields.unknown(), *unknown])
 
 
-def _rope(fields: Fields):
-    """Theta, scaling, and fields of the scaling that nobody knows.
+def _rope(fields: Fields, *, placed):
+    """Theta, scaling, sections where tokens have places, and fields that nobody knows.
 
     Transformers 5 writes both into `rope_parameters`, and 4 the scaling into `rope_scaling`.
     """
@@ -162,7 +173,20 @@ def _rope(fields: Fields):
     elif kind == "dynamic":  # which begins beyond max_position_embeddings, and that is refused
         _factor(rope)
     rope.ignore("original_max_position_embeddings")
-    return float(theta), scaling, rope.unknown()
+    sections = _sections(rope) if placed else ()
+    return float(theta), scaling, sections, rope.unknown()
+
+
+def _sections(rope):
+    """Of the planes of a head; DecoderConfig checks how many they are."""
+    rope.ignore("mrope_section")
+    rope.fix(mrope_interleaved=True)
+    sections = rope.values.get("mrope_section", [24, 20, 20])
+    if not isinstance(sections, list) or any(type(planes) is not int for planes in sections):
+        raise ConversionError(
+            f"{rope.name}.mrope_section must be a list of integers, got {show(sections)}"
+        )
+    return tuple(sections)
 
 
 def _factor(rope):

@@ -50,6 +50,7 @@ _CLASSES = {
     "llava": ("LlavaForConditionalGeneration", None),
     "llava_next": ("LlavaNextForConditionalGeneration", None),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", None),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", None),
 }
 # Fields with which a config asks transformers for other code than its own.
 _NOT_PASSED_ON = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
@@ -69,7 +70,9 @@ def open_original(layout: Layout, source: Source) -> Callable[..., dict[str, np.
         function that is returned.
     """
     torch = import_torch()
-    if (open_model := _LIBRARIES.get(layout.library)) is None:
+    of_tower = layout is qwen_vision.LAYOUT  # of the whole model's files, too
+    open_model = _qwen_tower if of_tower else _LIBRARIES.get(layout.library)
+    if open_model is None:
         raise ConversionError(f"no installed library reads {layout}: nothing to compare with")
     prepare_libraries()
     try:
@@ -117,13 +120,15 @@ def _failures_named(library):
         ) from error
 
 
+def _qwen_tower(transformers, source):
+    of_tower = source._replace(tensors=qwen_original.tower_tensors(source.tensors))
+    state, options = _state_dict(of_tower), dict(attn_implementation="eager")
+    tower = qwen_original.open_tower(transformers, source.config, state, **options)
+    return functools.partial(_run_qwen_tower, tower)
+
+
 def _transformers(transformers, source):
     model_type = source.config.get("model_type")
-    if model_type in (qwen_vision.WHOLE, qwen_vision.TOWER):
-        of_tower = source._replace(tensors=qwen_original.tower_tensors(source.tensors))
-        state, options = _state_dict(of_tower), dict(attn_implementation="eager")
-        tower = qwen_original.open_tower(transformers, source.config, state, **options)
-        return functools.partial(_run_qwen, tower)
     if model_type == "vjepa2":
         run = vjepa2_original.open_at_sizes(
             transformers, source.config, _state_dict(source), attn_implementation="eager"
@@ -170,6 +175,8 @@ def _run_transformers(model, pixels, token_ids):
         return _run_language_model(model, token_ids)
     if hasattr(model.config, "vision_feature_layer"):
         return _run_llava(model, pixels, token_ids)
+    if model.config.model_type == qwen_vision.WHOLE:
+        return _run_qwen(model, pixels, token_ids)
     if model.config.model_type == "siglip2":
         return _run_naflex(model, pixels, token_ids)
     # The base_model of DINOv3 is its blocks without what embeds.
@@ -203,10 +210,19 @@ def _run_naflex(model, pixels, token_ids):
     return stages
 
 
-def _run_qwen(tower, pixels, token_ids):
+def _run_qwen_tower(tower, pixels, token_ids):
     del token_ids
     batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
     (stages,) = qwen_original.run_tower(tower, batches)
+    return stages
+
+
+def _run_qwen(model, pixels, token_ids):
+    stages = _run_qwen_tower(model.model.visual, pixels, token_ids)
+    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
+    inputs = qwen_original.inputs_of(model.config, token_ids, [*images])
+    with recording(model.model.language_model, stages, "text "):
+        stages["logits"] = model(input_ids=token_ids, **inputs).logits
     return stages
 
 

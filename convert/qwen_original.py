@@ -1,6 +1,6 @@
-"""Qwen3-VL's vision tower of transformers, run on images. Needs torch and transformers.
+"""Qwen3-VL of transformers, and its vision tower, run on images. Needs torch and transformers.
 
-Shape letters: B images of one size, N tokens of each, C width.
+Shape letters: B images of one size, N tokens of each, C width; T tokens of a text.
 """
 
 import functools
@@ -68,6 +68,36 @@ def run_tower(model, batches) -> list[dict]:
             | {name: x.reshape(len(batch), -1, x.shape[-1]) for name, x in of_squares.items()}
         )
     return found
+
+
+def inputs_of(config, token_ids, images) -> dict:
+    """Arguments of transformers' model beside token ids `[B, T]`: the patches, and which tokens are
+    theirs.
+
+    Args:
+      config: of the model.
+      token_ids: a tensor, with as many image and video tokens as there are squares of patches.
+      images: of all texts in their order as the tower here takes one, `[height, width, 3]`, or the
+        pairs of frames of a video, `[b, 2, height, width, 3]`.
+    """
+    import torch
+
+    vision = config.vision_config
+    cut = dict(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size)
+    inputs = {"mm_token_type_ids": torch.zeros_like(token_ids, dtype=torch.int32)}
+    kinds = (
+        (config.image_token_id, "pixel_values", "image_grid_thw", 3),
+        (config.video_token_id, "pixel_values_videos", "video_grid_thw", 5),
+    )
+    for kind, (token, patches, grid_thw, ndim) in enumerate(kinds, start=1):
+        inputs["mm_token_type_ids"][token_ids == token] = kind
+        if not (given := [image for image in images if image.ndim == ndim]):
+            continue
+        batches = [image[None] if ndim == 3 else image for image in given]
+        inputs[patches] = torch.from_numpy(np.concatenate([patches_of(x, **cut) for x in batches]))
+        sides = [(len(x), *(side // vision.patch_size for side in x.shape[-3:-1])) for x in batches]
+        inputs[grid_thw] = torch.tensor(sides)
+    return inputs
 
 
 def _row_by_row(x, batch, grid, size):

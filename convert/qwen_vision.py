@@ -1,4 +1,4 @@
-"""Qwen3-VL's vision tower as Hugging Face's transformers writes it: alone, or with its model."""
+"""Qwen3-VL's vision tower as Hugging Face's transformers writes it: alone, or out of its model."""
 
 import math
 
@@ -30,12 +30,8 @@ _DEFAULTS = {
     "rope_theta": 10000.0,
 }
 _EPSILON = 1e-6  # in the code of transformers
-_REFUSED = {
-    "qwen2_vl": "the tower before Qwen3-VL's, without learned positions",
-    "qwen2_5_vl": "the tower before Qwen3-VL's, whose attention is in windows",
-    "qwen3_vl_moe": "of experts; of the dense models the tower is read",
-}
 _OF_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_NOT_READ = "of the language model: the tower alone is read"
 
 FRAMES_CONVOLUTION = Transform(  # [O, 3, frames, height, width] → [height, width, frames · 3, O]
     lambda leaf: (leaf[3], leaf[2] // FRAMES, FRAMES, leaf[0], leaf[1]),
@@ -77,13 +73,19 @@ def tables(config: QwenVisionConfig) -> tuple[Table, ...]:
 
 
 def _table(config, prefix):
-    mergers = "deepstack_merger_list", "deepstack_mergers"
-    rows = (
-        *(Row(f"{prefix}{name}", leaf, how) for name, leaf, how in _REST),
-        *block_rows(f"{prefix}blocks", "encoder.blocks", _BLOCK, config.encoder.depth),
-        *block_rows(f"{prefix}{mergers[0]}", mergers[1], _MERGER, len(config.deepstack)),
-    )
+    rows = tower_rows(config, prefix)
     return Table(rows, _language_model(prefix.removesuffix("visual.")) if prefix else {})
+
+
+def tower_rows(config, prefix, target="") -> tuple[Row, ...]:
+    """The rows of a tower, whose tensors and leaves have names that begin so."""
+    mergers = f"{prefix}deepstack_merger_list", f"{target}deepstack_mergers"
+    blocks = f"{prefix}blocks", f"{target}encoder.blocks"
+    return (
+        *(Row(f"{prefix}{name}", f"{target}{leaf}", how) for name, leaf, how in _REST),
+        *block_rows(*blocks, _BLOCK, config.encoder.depth),
+        *block_rows(*mergers, _MERGER, len(config.deepstack)),
+    )
 
 
 def _language_model(prefix):
@@ -94,7 +96,7 @@ def _language_model(prefix):
         for i in range(LARGEST_DEPTH)
         for name in _LANGUAGE_BLOCK
     ]
-    return dict.fromkeys([*names, "lm_head.weight"], "of the language model: the tower is read")
+    return dict.fromkeys([*names, "lm_head.weight"], _NOT_READ)
 
 
 def vision_values(values: dict) -> dict:
@@ -109,17 +111,23 @@ def vision_values(values: dict) -> dict:
 
 
 def parse_config(values: dict) -> Parsed:
-    """The config of the tower of a Qwen3-VL from its `config.json`.
+    """The config of the tower of a Qwen3-VL from its `config.json`, or from the whole model's.
 
     Raises:
       ConversionError: a value that is not of its type, or that the model does not support.
     """
-    vision, unknown, name = vision_values(values), [], "config.json"
-    if vision is not values:
-        whole, name = Fields(name, values, {}), "vision_config"
-        whole.ignore("text_config", "vision_config", "tie_word_embeddings", *_OF_TOKENS)
-        unknown = whole.unknown()
-    fields = Fields(name, vision, _DEFAULTS)
+    vision = vision_values(values)
+    if vision is values:
+        return parse_tower("config.json", values)
+    whole = Fields("config.json", values, {})
+    whole.ignore("text_config", "vision_config", "tie_word_embeddings", *_OF_TOKENS)
+    parsed = parse_tower("vision_config", vision)
+    return parsed._replace(unknown_fields=[*whole.unknown(), *parsed.unknown_fields])
+
+
+def parse_tower(name, values: dict) -> Parsed:
+    """The config of a tower from the object `name` of a config; errors as of `parse_config`."""
+    fields = Fields(name, values, _DEFAULTS)
     fields.fix(in_channels=3, temporal_patch_size=FRAMES)
     patch_size = fields.side("patch_size")
     encoder = EncoderConfig(
@@ -139,7 +147,7 @@ def parse_config(values: dict) -> Parsed:
         fields.size("spatial_merge_size"),
         _theta(fields),
     )
-    return Parsed(config, [*unknown, *fields.unknown()])
+    return Parsed(config, fields.unknown())
 
 
 def _positions_along_a_side(fields):
@@ -174,14 +182,16 @@ def _theta(fields):
     return float(theta)
 
 
+def has_tower(names) -> bool:
+    """Whether tensors of these names have a tower among them."""
+    return any(f"{x}deepstack_merger_list.0.norm.weight" in names for x in PREFIXES)
+
+
 LAYOUT = Layout(
     family="qwen3_vl_vision",
     library="transformers",
-    describes=of_model_type(WHOLE, TOWER),
-    has_keys=lambda names: any(
-        f"{x}deepstack_merger_list.0.norm.weight" in names for x in PREFIXES
-    ),
+    describes=of_model_type(TOWER),
+    has_keys=has_tower,
     parse=lambda source: parse_config(source.config),
     tables=tables,
-    refused=_REFUSED,
 )

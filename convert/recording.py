@@ -5,7 +5,10 @@ import contextlib
 
 @contextlib.contextmanager
 def recording(tower, stages, prefix=""):
-    """Records the input of a tower's first block and the output of each, by forward hooks."""
+    """Records what goes into a tower's blocks, and comes out of the last, by forward hooks.
+
+    What goes into a block is what came out of the one before, and what was added to it there.
+    """
     import torch
 
     lists = [module for module in tower.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -14,17 +17,22 @@ def recording(tower, stages, prefix=""):
     def state(value):
         return value[0] if isinstance(value, tuple) else value
 
-    def record_output(i):
-        def hook(module, inputs, output):
-            stages[f"{prefix}block {i}"] = state(output)
+    names = [f"{prefix}embeddings", *(f"{prefix}block {i}" for i in range(len(blocks)))]
+
+    def record_input(name):
+        def hook(module, inputs, keywords):
+            stages[name] = state(inputs) if inputs else keywords["hidden_states"]
 
         return hook
 
-    def record_input(module, inputs, keywords):
-        stages[f"{prefix}embeddings"] = state(inputs) if inputs else keywords["hidden_states"]
+    def record_output(module, inputs, output):
+        stages[names[-1]] = state(output)
 
-    handles = [blocks[0].register_forward_pre_hook(record_input, with_kwargs=True)]
-    handles += [block.register_forward_hook(record_output(i)) for i, block in enumerate(blocks)]
+    handles = [
+        block.register_forward_pre_hook(record_input(name), with_kwargs=True)
+        for name, block in zip(names, blocks)
+    ]
+    handles.append(blocks[-1].register_forward_hook(record_output))
     try:
         yield
     finally:

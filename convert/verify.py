@@ -12,7 +12,7 @@ from flax import nnx
 
 import models
 import models.registry
-from convert import llava_inputs
+from convert import llava_inputs, qwen_inputs
 from convert.errors import ConversionError
 from convert.guesses import NOTHING
 from convert.layout import Source
@@ -22,6 +22,7 @@ from convert.sources import fetch, read_config
 from models.configs import image_shape
 from models.llava import LLaVA, LLaVAConfig, Prompts
 from models.qwen_vision import QwenVision
+from models.qwen_vl import QwenPrompts, QwenVL, QwenVLConfig
 
 BOUND = 1e-4  # of the relative maximum error, in float32
 _LARGEST_SIDE = 1024  # pixels; of published models 560
@@ -104,7 +105,10 @@ def random_inputs(config, sizes=None, seed=0) -> list[tuple[np.ndarray | None, n
     frames = [(count,) if of_videos else () for count in _FRAMES]
     shapes = [(2, *count, *size, 3) for count, size in zip(itertools.cycle(frames), sizes)]
     return [
-        (rng.standard_normal(shape).astype(np.float32), _random_texts(config, rng))
+        (
+            rng.standard_normal(shape).astype(np.float32),
+            _random_texts(config, shape[-3:-1], rng),
+        )
         for shape in shapes
     ]
 
@@ -121,6 +125,8 @@ def stages(model, images, token_ids) -> dict[str, np.ndarray]:
     """What the model computes with exact attention, by the names of `originals`."""
     if isinstance(model, LLaVA):
         token_ids = llava_inputs.prompts_of(model.config, images, token_ids)
+    if isinstance(model, QwenVL):
+        token_ids = qwen_inputs.prompts_of(model.config, images, token_ids)
     graphdef, state = nnx.split(model)
     with jax.default_matmul_precision("highest"):
         found = _stages(graphdef, state, images, token_ids)
@@ -142,9 +148,11 @@ def _stages(graphdef, state, images, token_ids):
     if getattr(model.config, "num_classes", 0):
         found["logits"] = model.classify(images)
     if isinstance(token_ids, Prompts):
-        found |= _llava_stages(model, token_ids)
-    if isinstance(model, QwenVision):
-        (features,) = model.encode([images])
+        found |= _stages_of_texts(model, model.embed(token_ids), dict(key_mask=token_ids.key_mask))
+    if isinstance(token_ids, QwenPrompts):
+        found |= _stages_of_texts(model, *model.embed(token_ids))
+    if isinstance(tower, QwenVision):
+        (features,) = tower.encode([images])
         found["merged"] = features.merged
         found |= {f"deepstack {i}": x for i, x in enumerate(features.deepstack)}
     if hasattr(model, "text"):
@@ -160,10 +168,11 @@ def _language_stages(model, token_ids):
     return found | {"tokens": hidden, "logits": model.logits_of(hidden)}
 
 
-def _llava_stages(model, prompts):
-    embeddings = model.embed(prompts)
-    states = model.decoder.hidden_states(embeddings, key_mask=prompts.key_mask)
-    return _numbered("text ", states) | {"logits": model.logits(prompts)}
+def _stages_of_texts(model, embeddings, others):
+    """Of the language model of a larger one, by the arguments that it is called with."""
+    states = model.decoder.hidden_states(embeddings, **others)
+    hidden, _ = model.decoder(embeddings, **others)
+    return _numbered("text ", states) | {"logits": model.decoder.logits_of(hidden)}
 
 
 def _numbered(prefix, states):
@@ -171,10 +180,12 @@ def _numbered(prefix, states):
     return {f"{prefix}{name}": state for name, state in zip(names, states, strict=True)}
 
 
-def _random_texts(config, rng):
+def _random_texts(config, size, rng):
     """Random token ids `[2, T]`, the last of each the end-of-text token if there is one."""
     if isinstance(config, LLaVAConfig):
         return llava_inputs.random_texts(config, rng)
+    if isinstance(config, QwenVLConfig):
+        return qwen_inputs.random_texts(config, size, rng)
     if not hasattr(config, "text"):
         return np.zeros((2, 1), np.int64)
     text = config.text

@@ -168,6 +168,16 @@ def run_blocks(blocks, x, attends, landmarks=()):
     return x, landmarks, records
 
 
+def adding(block, features):
+    """The block, to whose tokens `[B, N, C]` features of this shape are added behind it."""
+
+    def run(x, landmarks, attend):
+        x, *rest = block(x, landmarks, attend)
+        return x + features.astype(x.dtype), *rest
+
+    return run
+
+
 def states_around(blocks, x, attends):
     """x `[B, N, C]` before the first of these blocks and after each; arguments as `run_blocks`."""
     see_input = lambda x, *states: x

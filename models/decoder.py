@@ -1,4 +1,4 @@
-"""Language models that only decode: Llama 2, Vicuna, Mistral, Qwen2 and Qwen3.
+"""Language models that only decode: Llama 2, Vicuna, Mistral, Qwen2, Qwen3 and Qwen3-VL's.
 
 Shape letters: B batch, N tokens, V words, W width, H heads, K key and value heads (a divisor of H),
 D head dimension.
@@ -9,13 +9,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from .blocks import GatedMlp, identity, run_blocks, states_around
+from .blocks import GatedMlp, adding, identity, run_blocks, states_around
 from .cache import Cache, CausalAttention, LayerCache
 from .configs import ACTIVATIONS, ModelConfig, check_choice, check_positive
 from .prefill import PrefillAttention, check_reading, watched
-from .rope import UNSCALED, RopeScaling, token_angles
+from .rope import UNSCALED, RopeScaling, interleaved_axes, token_angles
 from .rotary import rotate
 
 
@@ -31,6 +32,8 @@ class DecoderConfig(ModelConfig):
       qk_norm: whether the heads of query and key go through an RMS norm of their own.
       tied_head: whether the embeddings of the words are the head's weights, too.
       sliding_window: how many tokens each attends to, itself among them; None for all.
+      rope_sections: of the planes of a head how many turn by a token's time, row and column, where
+        tokens have places in images; empty where they have none.
     """
 
     vocab_size: int
@@ -49,6 +52,7 @@ class DecoderConfig(ModelConfig):
     tied_head: bool = False
     sliding_window: int | None = None
     activation: str = "silu"
+    rope_sections: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,6 +67,19 @@ class DecoderConfig(ModelConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need heads of even size, got {self.head_dim}")
+        if self.rope_sections:
+            _check_sections(self)
+
+
+def _check_sections(config):
+    """Raises ValueError for sections that do not share out a head's planes in turns."""
+    sections, planes = config.rope_sections, config.head_dim // 2
+    shared = len(sections) == 3 and min(sections) > 0 and sum(sections) == planes
+    if not shared or tuple(np.bincount(interleaved_axes(sections), minlength=3)) != sections:
+        raise ValueError(
+            f"rope_sections must share the {planes} planes of a head between time, row and column, "
+            f"in turns, the first having what is left; got {sections}"
+        )
 
 
 _LLAMA_2_7B = DecoderConfig(32000, 4096, 32, 32, 32, 128, 11008, 4096, 1e4, 1e-5)
@@ -185,6 +202,7 @@ class Decoder(nnx.Module):
         *,
         key_mask,
         positions=None,
+        deepstack=(),
         cache=None,
         prefill=None,
         dropping=None,
@@ -199,7 +217,9 @@ class Decoder(nnx.Module):
           embeddings: `[B, N, W]`.
           key_mask: bool `[B, N]`, False on padding, which changes nothing. Texts of unequal length
             are padded on the left.
-          positions: int `[B, N]`; by default the tokens are counted, and padding is not.
+          positions: int `[B, N]`, or `[B, N, 3]` with `rope_sections`: time, row and column. By
+            default the tokens are counted, and padding is not.
+          deepstack: `[B, N, W]` each, added to the states after the first blocks, one for each.
           cache: of the tokens before.
           prefill: one of `models.prefill`, by which some layers read the tokens; None for exactly.
           dropping: an `image_tokens.InnerDropping`, by which later layers read fewer; None for all.
@@ -218,18 +238,19 @@ class Decoder(nnx.Module):
             counts = before + jnp.cumsum(key_mask, axis=1, dtype=jnp.int32)
             positions, following = jnp.maximum(counts - 1, 0), counts[:, -1]
         else:
-            following = positions[:, -1] + 1
+            self._check_positions(positions, key_mask)
+            following = positions[:, -1].reshape(len(positions), -1).max(axis=1) + 1
         run = functools.partial(self._run, **how)
         if dropping is not None:
             run = functools.partial(dropping.run, run)
-        x, records = run(embeddings, key_mask, positions)
+        x, records = run(embeddings, key_mask, positions, deepstack)
         layers = tuple(record.kept for record in records)
         return self.final_norm(x[:, -1:] if last_only else x), Cache(layers, following)
 
-    def _run(self, x, key_mask, positions, *, start=0, stop=None, **how):
+    def _run(self, x, key_mask, positions, deepstack=(), *, start=0, stop=None, **how):
         """x `[B, N, W]` after the blocks from `start` to in front of `stop`, and their records."""
         attends = self._attends(key_mask, positions, **how)[start:stop]
-        x, _, records = run_blocks(list(self.blocks)[start:stop], x, attends)
+        x, _, records = run_blocks(self._blocks_with(deepstack)[start:stop], x, attends)
         return x, records
 
     def logits_of(self, hidden):
@@ -240,11 +261,22 @@ class Decoder(nnx.Module):
         kernel = kernel.astype(hidden.dtype)
         return jnp.einsum("...w,wv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
-    def hidden_states(self, embeddings, *, key_mask):
-        """`[B, N, W]` before the first block and after each of them."""
+    def hidden_states(self, embeddings, *, key_mask, positions=None, deepstack=()):
+        """`[B, N, W]` before the first block and after each of them; arguments as in a call."""
         embeddings, key_mask = self._checked(embeddings, key_mask)
-        positions = jnp.maximum(jnp.cumsum(key_mask, axis=1) - 1, 0)
-        return states_around(self.blocks, embeddings, self._attends(key_mask, positions))
+        if positions is None:
+            positions = jnp.maximum(jnp.cumsum(key_mask, axis=1) - 1, 0)
+        blocks = self._blocks_with(deepstack)
+        return states_around(blocks, embeddings, self._attends(key_mask, positions))
+
+    def _blocks_with(self, deepstack):
+        """The blocks, of which the first add something to the states behind them."""
+        if len(deepstack) > self.config.depth:
+            raise ValueError(
+                f"{len(deepstack)} features to add, but the model has {self.config.depth} blocks"
+            )
+        first = [adding(*pair) for pair in zip(self.blocks, deepstack)]
+        return [*first, *list(self.blocks)[len(first) :]]
 
     def _attends(self, key_mask, positions, *, cache=None, prefill=None, watch=None):
         """Each block's attention, which first rotates queries and keys; block `watch` `watched`."""
@@ -254,6 +286,7 @@ class Decoder(nnx.Module):
             self.config.head_dim,
             theta=self.config.rope_theta,
             scaling=self.config.rope_scaling,
+            sections=self.config.rope_sections,
         )
         turn = functools.partial(rotate, angles=angles, num_prefix=0)
 
@@ -284,6 +317,13 @@ class Decoder(nnx.Module):
             )
         self.check_length(embeddings.shape[1])
         return jnp.where(key_mask[..., None], embeddings, 0), key_mask
+
+    def _check_positions(self, positions, key_mask):
+        """Raises ValueError for other positions than the tokens can have."""
+        axes = [(), (3,)] if self.config.rope_sections else [()]
+        if positions.shape not in [(*key_mask.shape, *more) for more in axes]:
+            shapes = " or ".join(str([*key_mask.shape, *more]) for more in axes)
+            raise ValueError(f"positions must be {shapes}, got {list(positions.shape)}")
 
     def check_length(self, num_tokens):
         """Raises ValueError for more tokens than positions, or none."""

@@ -87,6 +87,8 @@ def generate(
     prefill=None,
     dropping=None,
     landmark_cache=None,
+    positions=None,
+    deepstack=(),
 ):
     """What the decoder writes behind prompts, int32 `[B, T]`: `NO_TOKEN` behind a stop token.
 
@@ -101,6 +103,7 @@ def generate(
       stop_tokens: ids that end a text.
       temperature, top_k, top_p: as in `Sampling`.
       key: a `jax.random.key`, if the temperature is not 0. Equal keys draw equal texts.
+      positions, deepstack: of the prompts, as in a call of the decoder.
       prefill, dropping, landmark_cache: as in `read_prompt`.
 
     Raises:
@@ -126,28 +129,41 @@ def generate(
     stop_tokens = tuple(sorted({operator.index(token) for token in stop_tokens}))
     reading = prefill, landmark_cache
     settings = max_new_tokens, stop_tokens, sampling, reading
-    return _generate(graphdef, settings, state, embeddings, key_mask, key, dropping)
+    prompts = dict(key_mask=key_mask, positions=positions, deepstack=deepstack, dropping=dropping)
+    return _generate(graphdef, settings, state, embeddings, prompts, key)
 
 
-def read_prompt(decoder, embeddings, key_mask, *, prefill=None, dropping=None, landmark_cache=None):
+def read_prompt(
+    decoder,
+    embeddings,
+    key_mask,
+    *,
+    positions=None,
+    deepstack=(),
+    prefill=None,
+    dropping=None,
+    landmark_cache=None,
+):
     """The states `[B, 1, W]` of prompts' last positions, and the cache that new tokens see.
 
     Args:
       decoder, embeddings, key_mask: as in `generate`.
+      positions, deepstack: of the prompts, as in a call of the decoder.
       prefill, dropping: how the prompt is read, as in a decoder's call; None for exactly.
       landmark_cache: a `LandmarkCache`, through which new tokens see the prompt; None to see all.
 
     Raises:
       ValueError: as in a decoder's call, or a landmark cache that does not fit.
     """
+    places = dict(positions=positions, deepstack=deepstack)
     how = dict(prefill=prefill, dropping=dropping, last_only=True)
-    hidden, cache = decoder(embeddings, key_mask=key_mask, **how)
+    hidden, cache = decoder(embeddings, key_mask=key_mask, **places, **how)
     return hidden, cache if landmark_cache is None else landmark_cache.of_prompt(decoder, cache)
 
 
 # nnx.jit would copy the weights.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(graphdef, settings, state, embeddings, key_mask, key, dropping):
+def _generate(graphdef, settings, state, embeddings, prompts, key):
     decoder = nnx.merge(graphdef, state)
     max_new_tokens, stop_tokens, sampling, (prefill, landmark_cache) = settings
     batch = embeddings.shape[0]
@@ -171,8 +187,8 @@ def _generate(graphdef, settings, state, embeddings, key_mask, key, dropping):
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, kept[:, None], step, axis=1)
         return step + 1, new, ended | ends, tokens, cache
 
-    how = dict(prefill=prefill, dropping=dropping, landmark_cache=landmark_cache)
-    hidden, cache = read_prompt(decoder, embeddings, key_mask, **how)
+    how = dict(prefill=prefill, landmark_cache=landmark_cache)
+    hidden, cache = read_prompt(decoder, embeddings, **prompts, **how)
     first, ended = next_token(hidden, 0)
     tokens = jnp.full((batch, max_new_tokens), NO_TOKEN, jnp.int32).at[:, 0].set(first)
     carry = jnp.int32(1), first, ended, tokens, cache.with_room(max_new_tokens - 1)

@@ -71,7 +71,7 @@ class ImageDropping:
           length: M, of `length`.
         """
         places, left = self.choose(embeddings, key_mask, is_image, length)
-        return _take(embeddings, places), left
+        return take(embeddings, places), left
 
     def choose(self, x, key_mask, is_image, length, *, received=None):
         """Places int `[B, M]` of what is left, ascending behind padding, and its key mask.
@@ -95,7 +95,7 @@ class ImageDropping:
         chosen = jnp.any((order[..., None] == numbers) & taken[..., None], axis=1)  # [B, N]
         stays = key_mask & (chosen | ~is_image)
         places = jnp.argsort(stays, axis=1, stable=True)[:, -length:]
-        return places, _take(stays, places)
+        return places, take(stays, places)
 
     def _number(self, is_image):
         """How many image tokens of each prompt stay, `[B]`."""
@@ -132,14 +132,14 @@ class InnerDropping:
         """The block behind which tokens go."""
         return self.dropping.block
 
-    def run(self, run, x, key_mask, positions):
+    def run(self, run, x, key_mask, positions, deepstack):
         """The decoder's states `[B, M, W]` behind its last block, and the records of all blocks.
 
         Args:
-          run: a function of x, key mask, positions, and `start`, `stop` and `watch`, as
-            `Decoder._run`.
+          run: a function of the other four, and `start`, `stop` and `watch`, as `Decoder._run`.
           x: `[B, N, W]`, in front of the first block.
-          key_mask, positions: `[B, N]`.
+          key_mask: bool `[B, N]`.
+          positions, deepstack: as in a decoder's call.
 
         Raises:
           ValueError: image tokens of other prompts.
@@ -151,15 +151,31 @@ class InnerDropping:
             )
         first = self.block + 1
         watch = self.block if self.dropping.method == "attention" else None
-        x, before = run(x, key_mask, positions, stop=first, watch=watch)
+        x, before = run(x, key_mask, positions, deepstack, stop=first, watch=watch)
         received = before[-1].received
         places, left = self.dropping.choose(
             x, key_mask, self.is_image, self.length, received=received
         )
-        x, behind = run(_take(x, places), left, _take(positions, places), start=first)
+        x, positions, deepstack = jax.tree.map(
+            lambda of_tokens: take(of_tokens, places), (x, positions, deepstack)
+        )
+        x, behind = run(x, left, positions, deepstack, start=first)
         return x, before + behind
 
 
-def _take(x, places):
+def inner_dropping(prompts, dropping) -> InnerDropping | None:
+    """What a language model is told of a dropping, of prompts with a key mask and image tokens.
+
+    None where nothing is dropped, or in front of it.
+
+    Raises:
+      ValueError: image tokens to be dropped where there are none.
+    """
+    if dropping is None or dropping.block is None:
+        return None
+    return dropping.inside(prompts.key_mask, prompts.is_image)
+
+
+def take(x, places):
     """Tokens of x `[B, N, …]` at the places int `[B, M]`."""
     return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)

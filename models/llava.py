@@ -17,7 +17,7 @@ from . import generation
 from .clip import CLIPVisionTower
 from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, position_grid
 from .decoder import Decoder, DecoderConfig
-from .image_tokens import InnerDropping
+from .image_tokens import inner_dropping
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .tiles import Tiling
 from .vit import VisionOutput
@@ -210,7 +210,9 @@ class LLaVA(nnx.Module):
 
 
 def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
-    """What the language model reads of prompts: embeddings `[B, M, W]`, key mask bool `[B, M]`.
+    """What the language model reads of prompts: embeddings `[B, M, W]`, and its other argument.
+
+    That is `key_mask`, bool `[B, M]`: the positions of tokens that are left are counted anew.
 
     Args:
       model: a LLaVA, or a view of one.
@@ -224,16 +226,9 @@ def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
     """
     graphdef, state = nnx.split(model)
     if dropping is None or dropping.block is not None:
-        return _embed(graphdef, None, state, prompts, rng), prompts.key_mask
+        return _embed(graphdef, None, state, prompts, rng), dict(key_mask=prompts.key_mask)
     length = dropping.length(prompts.key_mask, prompts.is_image)
     return _embed(graphdef, (dropping, length), state, prompts, rng)
-
-
-def inner_dropping(prompts: Prompts, dropping) -> InnerDropping | None:
-    """What the language model is told of a dropping as in `embed_prompts`; errors as there."""
-    if dropping is None or dropping.block is None:
-        return None
-    return dropping.inside(prompts.key_mask, prompts.is_image)
 
 
 def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **settings):
@@ -243,9 +238,9 @@ def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **setti
       model, prompts, rng, dropping: as in `embed_prompts`.
       **settings: of `generation.generate`, with its errors.
     """
-    embeddings, key_mask = embed_prompts(model, prompts, rng=rng, dropping=dropping)
-    inner = inner_dropping(prompts, dropping)
-    return generation.generate(model.decoder, embeddings, key_mask, dropping=inner, **settings)
+    embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
+    others["dropping"] = inner_dropping(prompts, dropping)
+    return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
 # nnx.jit would copy the weights.
@@ -256,4 +251,5 @@ def _embed(graphdef, dropping, state, prompts, rng):
     if dropping is None:
         return embeddings
     dropping, length = dropping
-    return dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)
+    left, key_mask = dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)
+    return left, dict(key_mask=key_mask)

@@ -48,17 +48,24 @@ def load_preprocessor(path) -> Preprocessor:
     if found.startswith("open_clip_"):
         names = [_OPEN_CLIP_CONFIG, *names]
     for file in (folder / name for name in names):
-        if file.is_file():
-            try:
-                preprocessor = _READERS[file.name](_read(file), folder)
-            except _ERRORS as error:  # hostile JSON raises all of these
-                raise ValueError(f"{file} cannot be used: {error!r}") from None
-            if preprocessor is not None:
-                return preprocessor
+        if file.is_file() and (preprocessor := read_with(_READERS[file.name], file)) is not None:
+            return preprocessor
     raise FileNotFoundError(
         f"{folder} says nothing of preprocessing in any of {', '.join(_READERS)}: copy the one "
         "that was published with the checkpoint there"
     )
+
+
+def read_with(reader, file):
+    """What a reader makes of the JSON in a file and of its folder.
+
+    Raises:
+      ValueError: the file is damaged or asks for what is not supported.
+    """
+    try:
+        return reader(_read(file), file.parent)
+    except _ERRORS as error:  # hostile JSON raises all of these
+        raise ValueError(f"{file} cannot be used: {error!r}") from None
 
 
 def _read(file):
@@ -123,10 +130,11 @@ def _from_processor(values, folder):
     """As transformers 5 writes it for models of images and text."""
     if "image_processor" not in values:
         return None
-    return _from_preprocessor(values["image_processor"], folder)
+    return from_preprocessor(values["image_processor"], folder)
 
 
-def _from_preprocessor(values, folder):
+def from_preprocessor(values, folder):
+    """By the object that transformers writes for an image processor."""
     name = _class_of(values, folder)
     values = {"resample": 3} | _CLASSES.get(name, {}) | values
     known = _STEPS + ("do_pad",) * (name in ("Llava", *_TILED))
@@ -270,8 +278,8 @@ def _from_open_clip(values, folder):
 
 _READERS = {
     "processor_config.json": _from_processor,
-    "preprocessor_config.json": _from_preprocessor,
-    "video_preprocessor_config.json": _from_preprocessor,
+    "video_preprocessor_config.json": from_preprocessor,
+    "preprocessor_config.json": from_preprocessor,
     "config.json": _from_timm,
     _OPEN_CLIP_CONFIG: _from_open_clip,
 }

@@ -41,12 +41,9 @@ def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length
       ValueError: image tokens and images that do not match, tokens that the model does not have,
         more of them than it has positions, no or an empty prompt, or images that cannot be read.
     """
-    if not len(token_ids):
-        raise ValueError("there are no prompts")
-    if len(token_ids) != len(images):
-        raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
+    check_batch(token_ids, images)
     for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
-        _check_tokens(number, ids, of_prompt, config)
+        check_tokens(number, ids, _marks(number, of_prompt, config), config, videos="videos")
 
     def look_at(image, of_prompt):
         alone = sum(not isinstance(x, Video) for x in of_prompt) == 1
@@ -74,10 +71,12 @@ def lay_out(token_ids, looked, *, config: LLaVAConfig, length=None) -> Prompts:
             tiles.append(pixels)
             num_tiles += len(pixels)
         rows.append(_expanded(ids, packings, config))
-        _check_length(number, len(rows[-1][0]), len(ids) - len(of_prompt), config)
+        check_length(number, len(rows[-1][0]), len(ids) - len(of_prompt), config)
     side, across = image_shape(config.vision)
     tiles = np.concatenate([np.zeros((0, side, across, 3), np.float32), *tiles])
-    return Prompts(**_padded(rows, length), tiles=tiles)
+    tokens, index, weight = padded(rows, length)
+    mask = key_mask(rows, tokens.shape[1])
+    return Prompts(tokens, mask, tiles, index, weight)
 
 
 def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.ndarray, Packing]:
@@ -94,7 +93,7 @@ def look(image, config: LLaVAConfig, preprocessor, *, alone=True) -> tuple[np.nd
     if isinstance(image, Video):
         frames = [preprocessor.upright(frame) for frame in image.frames]
         side = image_shape(config.vision)
-        tiles = np.stack([_stretched(frame, preprocessor, side) for frame in frames])
+        tiles = np.stack([stretched(frame, preprocessor, side) for frame in frames])
         return preprocessor.normalised(tiles), tiling.video_packing(len(frames))
     image = preprocessor.upright(image)
     if tiling is not None and (alone or not config.tile_one_only):
@@ -121,16 +120,16 @@ def _cut(image, preprocessor: Preprocessor, tiling):
     height, width = fitted = fitted_size(size, resolution)
     top, left = margins(fitted, resolution)
     pixels = np.zeros((*resolution, 3), np.float32)
-    pixels[top : top + height, left : left + width] = _stretched(image, preprocessor, fitted)
+    pixels[top : top + height, left : left + width] = stretched(image, preprocessor, fitted)
     rows, columns = (length // side for length in resolution)
     tiles = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # [rows, columns, S, S, 3]
-    base = _stretched(image, preprocessor, (side, side))
+    base = stretched(image, preprocessor, (side, side))
     return np.concatenate([base[None], tiles.reshape(-1, side, side, 3)])
 
 
-def _stretched(image, preprocessor, size):
+def stretched(image, preprocessor, size):
     """An upright image resized to height and width, in 0..255."""
-    fill = dict(resize=size, crop=None, fit="fill", squared=False)
+    fill = dict(resize=size, crop=None, fit="fill", squared=False, budget=None)
     return dataclasses.replace(preprocessor, **fill).pixels(image)
 
 
@@ -150,24 +149,63 @@ def _expanded(ids, packings, config):
     return tokens, *map(np.concatenate, zip(*parts, strict=True))
 
 
-def _padded(rows, length):
-    """Tokens, mask, index and weight of all prompts, with zeros on the left."""
-    longest = max(len(tokens) for tokens, *_ in rows)
+def padded(rows, length):
+    """Each of the arrays `[n, …]` that rows, the prompts, have in common as one, `[B, N, …]`.
+
+    With zeros on the left.
+
+    Args:
+      rows: of arrays as long as the prompt's tokens.
+      length: N; None for that of the longest.
+
+    Raises:
+      ValueError: a longer prompt.
+    """
+    longest = max(len(first) for first, *_ in rows)
     length = longest if length is None else length
     if longest > length:
         raise ValueError(f"a prompt of {longest} tokens cannot be padded to {length}")
-
-    def batch(arrays):
-        pad = lambda x: np.pad(x, [(length - len(x), 0)] + [(0, 0)] * (x.ndim - 1))
-        return np.stack([pad(x) for x in arrays])
-
-    tokens, index, weight = map(batch, zip(*rows, strict=True))
-    mask = batch([np.ones(len(ids), bool) for ids, *_ in rows])
-    return dict(tokens=tokens, key_mask=mask, index=index, weight=weight)
+    pad = lambda x: np.pad(x, [(length - len(x), 0)] + [(0, 0)] * (x.ndim - 1))
+    return [np.stack([pad(x) for x in arrays]) for arrays in zip(*rows, strict=True)]
 
 
-def _check_tokens(number, ids, images, config):
-    """Raises ValueError for a prompt that is empty, or whose tokens are not the model's."""
+def key_mask(rows, length):
+    """bool `[B, length]`, False on the padding of what `padded` made of rows."""
+    lengths = np.array([len(first) for first, *_ in rows])
+    return np.arange(length) >= length - lengths[:, None]
+
+
+def check_batch(token_ids, images):
+    """Raises ValueError for no prompts, or other images than prompts."""
+    if not len(token_ids):
+        raise ValueError("there are no prompts")
+    if len(token_ids) != len(images):
+        raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
+
+
+def _marks(number, images, config):
+    """The tokens that stand for images and videos, in their order."""
+    marks = [
+        config.video_token_id if isinstance(x, Video) else config.image_token_id for x in images
+    ]
+    if None in marks:
+        raise ValueError(
+            f"prompt {number} has a video, and this model has no token for videos: give its frames "
+            "as images"
+        )
+    return marks
+
+
+def check_tokens(number, ids, marks, config, *, videos):
+    """Raises ValueError for a prompt that is empty, or whose tokens are not the model's.
+
+    Args:
+      number: of the prompt.
+      ids: its tokens.
+      marks: those that stand for its images and videos, in their order.
+      config: of the model.
+      videos: what its video tokens stand for, one each.
+    """
     if not len(ids):
         raise ValueError(f"prompt {number} is empty")
     for token in ids:
@@ -177,24 +215,18 @@ def _check_tokens(number, ids, images, config):
                 f"{config.decoder.vocab_size - 1}: not its tokenizer"
             )
     image, video = config.image_token_id, config.video_token_id
-    given = [video if isinstance(x, Video) else image for x in images]
-    if video is None and None in given:
-        raise ValueError(
-            f"prompt {number} has a video, and this model has no token for videos: give its frames "
-            "as images"
-        )
     found = [token for token in ids if token in (image, video)]
-    for token, named in ((image, "image"), (video, "video")):
-        if found.count(token) != given.count(token):
+    for token, named, things in ((image, "image", "images"), (video, "video", videos)):
+        if found.count(token) != marks.count(token):
             raise ValueError(
                 f"prompt {number} has {found.count(token)} {named} tokens ({token}), but "
-                f"{given.count(token)} {named}s: write one for each {named}, where it belongs"
+                f"{marks.count(token)} {things}: write one for each, where it belongs"
             )
-    if found != given:
+    if found != marks:
         raise ValueError(f"prompt {number} names images and videos in another order than given")
 
 
-def _check_length(number, num_tokens, num_words, config):
+def check_length(number, num_tokens, num_words, config):
     """Raises ValueError for a prompt of more tokens than the model has positions."""
     if num_tokens > config.decoder.max_positions:
         raise ValueError(

@@ -20,7 +20,7 @@ class PixelBudget:
 
     Attributes:
       multiple: which height and width are of; patch times merger.
-      least, most: pixels of an image.
+      least, most: pixels of an image, or of all frames of a video.
     """
 
     multiple: int
@@ -32,24 +32,25 @@ class PixelBudget:
         if self.least > self.most:
             raise ValueError(f"least {self.least} pixels are more than most {self.most}")
 
-    def size(self, height, width) -> tuple[int, int]:
-        """Height and width to resize an image to.
+    def size(self, height, width, *, frames=None) -> tuple[int, int]:
+        """Height and width to resize an image to, or the frames of a video, so many of them.
 
         Raises:
           ValueError: an image more than 200 times as long as wide.
         """
+        given, used = (1, 1) if frames is None else (frames, frames + frames % FRAMES)
         if max(height, width) > _MOST_ELONGATED * min(height, width):
             raise ValueError(
                 f"an image of {height} × {width} pixels is more than {_MOST_ELONGATED} times as "
                 "long as wide: crop it"
             )
         rounded = [self.multiple * round(side / self.multiple) for side in (height, width)]
-        if math.prod(rounded) > self.most:
-            scale = math.sqrt(height * width / self.most)
+        if used * math.prod(rounded) > self.most:
+            scale = math.sqrt(given * height * width / self.most)
             steps = (math.floor(side / scale / self.multiple) for side in (height, width))
             return tuple(max(self.multiple, step * self.multiple) for step in steps)
-        if math.prod(rounded) < self.least:
-            scale = math.sqrt(self.least / (height * width))
+        if used * math.prod(rounded) < self.least:
+            scale = math.sqrt(self.least / (given * height * width))
             steps = (math.ceil(side * scale / self.multiple) for side in (height, width))
             return tuple(step * self.multiple for step in steps)
         return tuple(rounded)

@@ -16,6 +16,7 @@ from . import (
     llava_variants,
     plain_vit,
     qwen_vision,
+    qwen_vl,
     siglip,
     siglip_vision,
     vjepa2,
@@ -38,6 +39,7 @@ FAMILIES = {
     "dinov2": Family(dinov2.DINOv2, dinov2.DINOv2Config, dinov2.VARIANTS),
     "dinov3": Family(dinov3.DINOv3, dinov3.DINOv3Config, dinov3.VARIANTS),
     "llava": Family(llava.LLaVA, llava.LLaVAConfig, llava_variants.VARIANTS),
+    "qwen3_vl": Family(qwen_vl.QwenVL, qwen_vl.QwenVLConfig, qwen_vl.VARIANTS),
     "qwen3_vl_vision": Family(
         qwen_vision.QwenVision, qwen_vision.QwenVisionConfig, qwen_vision.VARIANTS
     ),

@@ -60,11 +60,25 @@ class RopeScaling:
 UNSCALED = RopeScaling()
 
 
-def token_angles(positions, head_dim, *, theta, scaling: RopeScaling):
-    """Angles float32 `[B, N, D/2]` of tokens at positions int `[B, N]`.
+def interleaved_axes(sections) -> np.ndarray:
+    """The axis, 0, 1 or 2, by which each of `sum(sections)` planes of a head is turned.
+
+    They take turns, `i mod 3`, until an axis other than 0 has had its section; what is left is of
+    axis 0 (Qwen3-VL, arXiv 2511.21631).
+    """
+    planes = np.arange(sum(sections))
+    axes = planes % 3
+    return np.where(planes < 3 * np.asarray(sections)[axes], axes, 0)
+
+
+def token_angles(positions, head_dim, *, theta, scaling: RopeScaling, sections=()):
+    """Angles float32 `[B, N, D/2]` of tokens at positions int `[B, N]`, or `[B, N, 3]`.
 
     Each is the position times `theta^(−2i/D)`, i = 0, …, D/2 − 1, or times what the scaling makes
-    of that.
+    of that; with three positions, that on the axis of i by `interleaved_axes(sections)`.
     """
     frequencies = scaling.scaled(theta ** (-2 * np.arange(head_dim // 2) / head_dim))
-    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    of_planes = positions[..., None]
+    if positions.ndim == 3:
+        of_planes = positions[..., interleaved_axes(sections)]
+    return of_planes.astype(jnp.float32) * frequencies.astype(np.float32)

@@ -222,13 +222,12 @@ def _config_of(config):
 
 def _open(config):
     """The model in the dtype asked for; by a name of the zoo with random weights, and of a language
-    model's blocks only one."""
+    model's blocks as few as there can be."""
     if config.model in models.list_models():
         changes = (
             {} if config.dtype is None else {"dtype": config.dtype, "param_dtype": config.dtype}
         )
-        if hasattr(models.registry.published(config.model)[1], "decoder"):
-            changes["decoder"] = {"depth": 1}
+        changes |= fewest_blocks(models.registry.published(config.model)[1])
         return models.create(config.model, rngs=nnx.Rngs(0), **changes)
     model, _ = open_named(config, open_model)
     if config.dtype is None:
@@ -238,6 +237,15 @@ def _open(config):
     return nnx.merge(
         graphdef, jax.tree.map(lambda x, like: x.astype(like.dtype), nnx.state(model), abstract)
     )
+
+
+def fewest_blocks(model_config) -> dict:
+    """The changes to a config that leave its language model, if it has one, as few blocks as can be
+    behind its tower."""
+    if not hasattr(model_config, "decoder"):
+        return {}
+    added = getattr(model_config.vision, "deepstack", ())
+    return {"decoder": {"depth": max(1, len(added))}}
 
 
 def _image_size(config, model):

@@ -23,6 +23,7 @@ from models.chat import Chat, load_chat
 from models.checkpoint import read_description
 from models.llava import LLaVA
 from models.preprocessing import Preprocessor, load_preprocessor
+from models.qwen_vl import QwenVL
 from models.registry import vision_config
 from models.tokenizer import load_tokenizer
 
@@ -99,7 +100,7 @@ def open_backbone(source, revision=None) -> Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Answering(Backbone):
-    """A LLaVA, its preprocessing, and its tokenizer with the form of its dialogues.
+    """A LLaVA or Qwen3-VL, its preprocessing, and its tokenizer with the form of its dialogues.
 
     Attributes:
       chat: the latter.
@@ -136,18 +137,18 @@ def open_pretrained(source, revision=None) -> Pretrained:
     )
 
 
-def open_llava(source, revision=None) -> Answering:
-    """The LLaVA at `source`, as for `open_backbone`.
+def open_answering(source, revision=None) -> Answering:
+    """The LLaVA or Qwen3-VL at `source`, as for `open_backbone`.
 
     Raises:
-      FileNotFoundError, ValueError: nothing usable there, a model that is no LLaVA, or tokenizer or
+      FileNotFoundError, ValueError: nothing usable there, another model, or tokenizer or
         preprocessing missing.
     """
     model, weights = open_model(source, revision)
-    if not isinstance(model, LLaVA):
+    if not isinstance(model, LLaVA | QwenVL):
         raise ValueError(
             f"{source} is a {models.registry.family_of(model)}, which does not answer questions: "
-            "take a LLaVA"
+            "take a LLaVA or a Qwen3-VL"
         )
     return Answering(
         name=str(source),

@@ -25,16 +25,8 @@ TESTED_ELSEWHERE = {
 # What FNA sees of a model, whatever file it came from: the family, and the tokens in front.
 ONE_OF_A_KIND = (
     *("clip_hf", "dinov2_hf", "dinov2_registers_hf", "dinov3_hf", "dinov3_gated_hf"),
-    *(
-        "llava_hf",
-        "llava_onevision_hf",
-        "qwen3_vl_hf",
-        "siglip_hf",
-        "siglip_timm",
-        "vit_hf",
-        "vit_timm_gap",
-        "vjepa2_hf",
-    ),
+    *("llava_hf", "llava_onevision_hf", "qwen3_vl_hf", "qwen3_vl_tower_hf"),
+    *("siglip_hf", "siglip_timm", "vit_hf", "vit_timm_gap", "vjepa2_hf"),
 )
 
 forward = nnx.jit(lambda model, images: model(images))

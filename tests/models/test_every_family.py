@@ -14,7 +14,7 @@ import models.registry
 from fna_jax import FNAConfig
 from models.configs import image_shape, position_grid
 from tests.conftest import few, random_images, rel_max_error
-from tests.models import tiny_llava
+from tests.models import tiny_llava, tiny_qwen_vl
 
 ENCODER = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
 SIZES = {"image_size": 32, "patch_size": 8}
@@ -24,6 +24,7 @@ TINY = {
     "dinov2": ("dinov2-vit-g-14-reg", SIZES),
     "dinov3": ("dinov3-vit-s-plus-16", SIZES),
     "llava": tiny_llava.settings_of("1.5"),
+    "qwen3_vl": tiny_qwen_vl.SETTINGS,
     "qwen3_vl_vision": ("qwen3-vl-2b-vision", SIZES | {"out_width": 24, "deepstack": (0,)}),
     "siglip": (
         "siglip-vit-b-16-224",

@@ -119,8 +119,8 @@ def test_a_llava_writes_behind_what_is_left(method):
     np.testing.assert_array_equal(same, exact)
     fewer = ImageDropping(10, method, block=0)
     assert (generate(model, batch, max_new_tokens=6, dropping=fewer) >= 0).all()
-    embeddings, mask = embed_prompts(model, batch, dropping=fewer)
-    assert embeddings.shape[:2] == mask.shape == batch.tokens.shape
+    embeddings, others = embed_prompts(model, batch, dropping=fewer)
+    assert embeddings.shape[:2] == others["key_mask"].shape == batch.tokens.shape
 
 
 def test_what_does_not_fit_is_refused():

@@ -18,6 +18,7 @@ from tests.conftest import random_images, rel_max_error
 from tests.models.test_preprocessing_live import LEVEL, images, smooth
 
 pytestmark = pytest.mark.reference
+TOWER = "qwen3_vl_vision"
 CUT = dict(patch_size=4, merge_size=2)
 BATCHES = (
     random_images(1, batch=2, height=16, width=24),
@@ -74,7 +75,7 @@ def errors(found, expected):
 
 def test_every_stage_of_images_and_a_video_in_one_call(folder, original):
     expected = run_original(original("float32"), BATCHES)
-    found = nnx.jit(stages)(convert.load_pretrained(folder), BATCHES)
+    found = nnx.jit(stages)(convert.load_pretrained(folder, family=TOWER), BATCHES)
     assert found[0].keys() == expected[0].keys() and len(expected[0]) == 7
     assert errors(found, expected) < 1e-5  # 2e-6 measured
 
@@ -82,7 +83,7 @@ def test_every_stage_of_images_and_a_video_in_one_call(folder, original):
 def test_bfloat16_is_no_further_from_float32_than_transformers_is(folder, original):
     expected = run_original(original("float32"), BATCHES)
     theirs = errors(run_original(original("bfloat16"), BATCHES), expected)
-    tower = convert.load_pretrained(folder, dtype="bfloat16")
+    tower = convert.load_pretrained(folder, dtype="bfloat16", family=TOWER)
     ours = errors(nnx.jit(stages)(tower, BATCHES), expected)
     assert ours < 1.5 * theirs < 0.2
 
@@ -118,7 +119,7 @@ def test_what_transformers_prepared_is_encoded_as_there(folder, original, proces
         )
     batches = images_of(inputs["pixel_values"], grids, **CUT)
     found = nnx.jit(lambda tower, batches: tower.encode(batches))(
-        convert.load_pretrained(folder), tuple(batches)
+        convert.load_pretrained(folder, family=TOWER), tuple(batches)
     )
     merged = np.concatenate([features.merged[0] for features in found])
     assert rel_max_error(merged, expected.pooler_output.numpy()) < 1e-5  # measured: 5e-7

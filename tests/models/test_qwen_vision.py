@@ -41,7 +41,7 @@ forward = nnx.jit(lambda model, images: model(images))
 def tower(tmp_path_factory):
     """Of two blocks and 32 channels, with a deep-stack merger after each."""
     folder = zoo.write("qwen3_vl_hf", tmp_path_factory.mktemp("qwen") / "model")
-    return convert_checkpoint(folder)[0]
+    return convert_checkpoint(folder, family="qwen3_vl_vision")[0]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,10 @@ PUBLISHED_PARAMETERS = {
     "qwen3-vl-2b-vision": 406_957_056,
     "qwen3-vl-4b-vision": 415_347_712,
     "qwen3-vl-8b-vision": 576_388_336,
+    # Of transformers.Qwen3VLForConditionalGeneration with the published sizes, transformers 5.24.0.
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
     # Of transformers.SiglipModel with the published sizes, transformers 5.23.0.
     "siglip-vit-b-16-224": 203_155_970,
     "siglip-vit-b-16-256": 203_202_050,
@@ -165,11 +169,11 @@ def test_parameter_counts_are_the_published_ones(name):
     count = size(model)
     for tower in towers or [""]:
         of_config, of_model = getattr(config, tower, config), getattr(model, tower, model)
+        if hasattr(of_config, "deepstack"):
+            count += (len(of_config.deepstack) - 1) * size(of_model.deepstack_mergers[0])
         of_config = getattr(of_config, "encoder", of_config)
         of_model = getattr(of_model, "encoder", of_model)
         count += (of_config.depth - 1) * size(of_model.blocks[0])
-    if hasattr(config, "deepstack"):
-        count += (len(config.deepstack) - 1) * size(model.deepstack_mergers[0])
     assert count == PUBLISHED_PARAMETERS[name]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
 

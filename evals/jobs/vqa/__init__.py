@@ -1,1 +1,1 @@
-"""Questions about images, answered by a LLaVA with each attention: `--config vqa.py`."""
+"""Questions about images, answered with each attention: `--config vqa.py`."""

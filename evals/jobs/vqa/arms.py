@@ -8,7 +8,6 @@ import jax
 from evals.jobs.arms import INSTEAD, METHOD_NAMES, Arm, blocks_of, make_arms
 from models.image_tokens import ImageDropping
 from models.landmark_cache import LandmarkCache
-from models.llava import LLaVAConfig
 from models.prefill import CentroidPrefill, NystromPrefill
 
 _CACHE = "landmark cache"
@@ -51,7 +50,7 @@ class AnswerArm:
         return None if landmarks is None else landmarks.num_landmarks
 
     def settings(self, prompts) -> dict:
-        """Arguments of `models.llava.generate` for a batch.
+        """Arguments of `Reader.generate` for a batch.
 
         A prompt of fewer tokens than landmarks has as many as tokens.
         """
@@ -71,8 +70,8 @@ class AnswerArm:
         )
 
 
-def make_answer_arms(config, model: LLaVAConfig) -> list[AnswerArm]:
-    """Exact attention, and every arm of a config of `--config vqa.py` for a model.
+def make_answer_arms(config, model) -> list[AnswerArm]:
+    """Exact attention, and every arm of a config of `--config vqa.py` for a model with this config.
 
     Raises:
       ValueError: settings that no model, or this one, could run.

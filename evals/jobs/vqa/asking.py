@@ -1,4 +1,4 @@
-"""A benchmark's questions as batches of prompts, and what a LLaVA answers to them."""
+"""A benchmark's questions as batches of prompts, and what a model answers to them."""
 
 import contextlib
 import dataclasses
@@ -9,10 +9,9 @@ import numpy as np
 from convert.errors import show
 from evals.data import Tolerance, UnreadableImage, read_ahead, read_image
 from evals.data.questions import Questions
+from evals.jobs.vqa.readers import Reader, reader_of
 from evals.running.pretrained import Answering
 from models.chat import Chat
-from models.llava import Prompts, generate
-from models.prompts import lay_out, look
 
 PLACE = "{question}"
 _EXAMPLE = "USER: <image>\n{question} ASSISTANT:"
@@ -60,7 +59,7 @@ def encoded(chat: Chat, prompt) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A LLaVA and the questions that it is asked.
+    """A model and the questions that it is asked.
 
     Attributes:
       backbone: the model, with exact attention.
@@ -75,6 +74,11 @@ class Bench:
     form: str
     batch_size: int
     max_new_tokens: int
+
+    @property
+    def reader(self) -> Reader:
+        """Of the model."""
+        return reader_of(self.backbone.model)
 
     @functools.cached_property
     def token_ids(self) -> list[list[int]]:
@@ -127,19 +131,20 @@ class Bench:
         config, preprocess = self.backbone.model.config, self.backbone.preprocess
         try:
             return read_image(
-                self.questions.images[row], lambda image: look(image, config, preprocess)
+                self.questions.images[row],
+                lambda image: self.reader.look(image, config, preprocess),
             )
         except UnreadableImage as error:
             return error
 
-    def prompts(self, rows, looked) -> Prompts:
-        """The prompts of a batch, of lengths and numbers of tiles that many batches have.
+    def prompts(self, rows, looked):
+        """The prompts of a batch, of shapes that many batches have.
 
         Raises:
           ValueError: more tokens than the model has positions.
         """
         config, ids = self.backbone.model.config, [self.token_ids[row] for row in rows]
-        lengths = [len(x) - 1 + len(packing.index) for x, (_, packing) in zip(ids, looked)]
+        lengths = [len(x) - 1 + self.reader.num_tokens(config, one) for x, one in zip(ids, looked)]
         room = config.decoder.max_positions - self.max_new_tokens + 1
         if (longest := max(lengths)) > room:
             number = self.questions.ids[rows[lengths.index(longest)]]
@@ -149,12 +154,11 @@ class Bench:
                 "positions: take a smaller --config.max_new_tokens, or leave the question out"
             )
         length = min(-(-longest // _STEP) * _STEP, room)
-        prompts = lay_out(ids, [[one] for one in looked], config=config, length=length)
-        spare = -len(prompts.tiles) % self.batch_size
-        tiles = np.pad(prompts.tiles, [(0, spare), (0, 0), (0, 0), (0, 0)])
-        return dataclasses.replace(prompts, tiles=tiles)
+        looked = [[one] for one in looked]
+        prompts = self.reader.lay_out(ids, looked, config=config, length=length)
+        return self.reader.in_few_shapes(prompts, self.batch_size)
 
-    def first_prompts(self) -> Prompts:
+    def first_prompts(self):
         """Those of the first batch whose images open.
 
         Raises:
@@ -185,7 +189,7 @@ class Bench:
 
     def written(self, view, arm, prompts, *, max_new_tokens=None, stop_tokens=()):
         """Tokens int32 `[B, T]` that an arm, with its view of the model, writes behind prompts."""
-        return generate(
+        return self.reader.generate(
             view.model,
             prompts,
             max_new_tokens=max_new_tokens or self.max_new_tokens,

@@ -16,13 +16,12 @@ from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, prompt_form
 from evals.running.cache import data_digest
 from evals.running.journal import Journal
-from evals.running.pretrained import open_llava
+from evals.running.pretrained import open_answering
 from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
 from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
 from models.generation import read_prompt
-from models.llava import embed_prompts, inner_dropping
-from models.registry import vision_tower
+from models.image_tokens import inner_dropping
 
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
 _MAY_BE_EMPTY = (
@@ -73,7 +72,7 @@ def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
 
 def open_bench(config, questions) -> Bench:
     """The model of a config with questions; errors as `answer_questions`."""
-    backbone = open_llava(os.path.expanduser(config.model), config.revision)
+    backbone = open_answering(os.path.expanduser(config.model), config.revision)
     form = prompt_form(
         backbone.chat,
         backbone.model.config.image_token_id,
@@ -89,12 +88,11 @@ def check_arms(bench, arms) -> None:
     """Raises ValueError for an arm that cannot run: its blocks, or more landmarks than tokens."""
     prompts = bench.first_prompts()
     real = int(prompts.key_mask[0].sum())
-    tower = vision_tower(bench.backbone.model)
-    num_tokens = jax.eval_shape(tower.embed, prompts.tiles).shape[1]
+    num_patches = bench.reader.num_patches(bench.backbone, prompts)
     for arm in arms:
         view = arm.tower.view(bench.backbone)
         for fna in arm.tower.fnas:
-            check_num_landmarks(fna.num_landmarks, num_tokens, of="a tile")
+            check_num_landmarks(fna.num_landmarks, num_patches, of=bench.reader.seen)
         if arm.num_landmarks is not None:
             check_num_landmarks(arm.num_landmarks, real, of="the first prompt")
         if (arm.prefill, arm.cache, arm.dropping) != (None, None, None):
@@ -179,9 +177,9 @@ def _cache_bytes(bench, view, arm, prompts) -> int:
     inner = inner_dropping(prompts, arm.dropping)
 
     def left():
-        embeddings, key_mask = embed_prompts(view.model, prompts, **tower)
-        decoder, how = view.model.decoder, settings | dict(dropping=inner)
-        return read_prompt(decoder, embeddings, key_mask, **how)[1]
+        embeddings, others = bench.reader.embed(view.model, prompts, **tower)
+        how = settings | others | dict(dropping=inner)
+        return read_prompt(view.model.decoder, embeddings, **how)[1]
 
     kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)
@@ -198,7 +196,8 @@ def check_settings(config) -> None:
     if not config.model:
         raise ValueError(
             "--config.model is missing: there is no embedded model that answers questions; give a "
-            "converted LLaVA, for instance --config.model=llava-hf/llava-interleave-qwen-0.5b-hf"
+            "converted LLaVA or Qwen3-VL, for instance "
+            "--config.model=llava-hf/llava-interleave-qwen-0.5b-hf"
         )
     for name in ("questions", "images"):
         if not config[name]:

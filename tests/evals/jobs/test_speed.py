@@ -5,9 +5,10 @@ import json
 import pytest
 
 from configs.speed import get_config
-from evals.jobs.speed import advice, break_even, speed_report
+from evals.jobs.speed import advice, break_even, fewest_blocks, speed_report
 from evals.jobs.tuned import write_tuned
 from fna_jax import FNAConfig
+from models.registry import override, published
 
 
 def layer(tokens, **speedups):
@@ -34,6 +35,15 @@ def test_advice_follows_the_best_speedup(gain, says):
 def test_advice_says_when_no_setting_ran():
     record = {"num_tokens": 5, "attention_share": 0.1, "arms": {"exact": {"speedup": 1.0}}}
     assert "No FNA setting fits into the memory" in advice(record)
+
+
+@pytest.mark.parametrize(
+    "name, depth", [("llava-1.5-7b", 1), ("qwen3-vl-2b", 3), ("vit-b-16", None)]
+)
+def test_of_a_language_model_as_few_blocks_are_made_as_there_can_be(name, depth):
+    config = published(name)[1]
+    shallow = override(config, fewest_blocks(config))
+    assert (shallow.decoder.depth if depth else None) == depth
 
 
 def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):

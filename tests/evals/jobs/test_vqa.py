@@ -7,20 +7,25 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from flax import nnx
 
 import models
 from evals.data.notices import say
 from evals.data.questions import read_questions
 from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, encoded, prompt_form
-from evals.jobs.vqa.job import answer_questions, answers_of, check_settings
+from evals.jobs.vqa.job import answer_questions, answers_of, check_arms, check_settings
 from evals.jobs.vqa.report import format_table, table_rows, vqa_report
-from evals.running.pretrained import EMBEDDED_MODEL, Answering, open_llava
+from evals.running.pretrained import EMBEDDED_MODEL, Answering, open_answering
 from models import registry
 from models.chat import load_chat
 from models.llava import LLaVA
+from models.qwen_images import PixelBudget
+from models.qwen_vl import QwenVL
 from tests.evals.conftest import write_image
+from tests.models import tiny_qwen_vl
 from tests.models.test_prompts import PREPROCESSOR
+from tests.models.test_qwen_prompts import PREPROCESSOR as QWEN_PREPROCESSOR
 from tests.models.tiny_llava import IMAGE, SIDE, config_of, tiny_llava
 
 WORDS = ["<s>", "</s>", "<unk>", "USER", "ASSISTANT", "How", "many", "cats", "dogs", "<image>"]
@@ -231,7 +236,7 @@ def test_a_model_that_is_no_llava_is_refused():
     with pytest.raises(
         ValueError, match="is a clip, which does not answer questions: take a LLaVA"
     ):
-        open_llava(str(EMBEDDED_MODEL))
+        open_answering(str(EMBEDDED_MODEL))
 
 
 def test_a_table_has_means_over_seeds():
@@ -288,3 +293,45 @@ def test_the_whole_job(config, companions, tmp_path):
     again = answer_questions(config, tmp_path / "run")
     assert again["points"][0]["score"] == rows[0]["accuracy %"]
     assert (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns == before
+
+
+def tiny_qwen(**decoder):
+    """The config of a Qwen3-VL for batches of 128 tokens."""
+    return registry.override(tiny_qwen_vl.config(), {"decoder": {"max_positions": 400} | decoder})
+
+
+def test_a_qwen_sees_each_image_in_its_own_size(config, bench):
+    model = registry.abstract_model(QwenVL, tiny_qwen())
+    preprocess = dataclasses.replace(QWEN_PREPROCESSOR, budget=PixelBudget(16, 1024, 4096))
+    backbone = dataclasses.replace(bench.backbone, model=model, preprocess=preprocess)
+    bench = dataclasses.replace(bench, backbone=backbone)
+    found = [bench.prompts(*batch) for batch in bench.batches()]
+    assert {prompts.tokens.shape for prompts in found} == {(2, 128)}
+    assert len({image.shape for prompts in found for image in prompts.images}) > 2
+    for prompts in found:
+        num_squares = sum(image[..., 0].size // 16**2 for image in prompts.images)
+        assert np.sum(prompts.tokens == IMAGE) == num_squares
+    for group in (config.prefill, config.landmark_cache):  # whose checks run the model
+        group.num_landmarks = ()
+    config.prefill.run_lengths = config.dropping.methods = ()
+    check_arms(bench, make_answer_arms(config, model.config))
+    config.fna.num_landmarks = (17,)
+    with pytest.raises(ValueError, match="17 is more than the 16 tokens of the smallest image"):
+        check_arms(bench, make_answer_arms(config, model.config))
+
+
+@pytest.mark.slow
+def test_the_whole_job_with_a_qwen(config, companions, tmp_path):
+    model = QwenVL(tiny_qwen(), rngs=nnx.Rngs(0))
+    models.save(model, tmp_path / "model", companions=[*companions.glob("tokenizer*")])
+    values = {"image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": 8}
+    values["size"] = {"shortest_edge": 1024, "longest_edge": 1536}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(values))
+    config.model, config.repeats, config.max_new_tokens = str(tmp_path / "model"), 0, 2
+    config.prefill.run_lengths = ()
+    config.dropping.methods, config.dropping.block = ("attention",), 0
+    results = answer_questions(config, tmp_path / "run")
+    assert results["arms"].keys() == {
+        *("exact", "fps-8", "prefill-fna-6", "cache-4", "attention-kept-50")
+    }
+    assert all(point["num_questions"] == 5 for point in results["points"])
