@@ -101,7 +101,6 @@ def test_generation_is_what_the_logits_say():
 def test_tokens_that_are_left_keep_their_places(prompts):
     model, half = tiny_qwen_vl(), ImageDropping(50, "random")
     embeddings, others = embed_prompts(model, prompts)
-    assert half.length(prompts.key_mask, prompts.is_image) == prompts.tokens.shape[1]
     left, fewer = embed_prompts(model, prompts, dropping=half)
     places, key_mask = half.choose(embeddings, prompts.key_mask, prompts.is_image, left.shape[1])
     np.testing.assert_array_equal(fewer["key_mask"], key_mask)
