@@ -13,7 +13,7 @@ TABLES = {  # of a file of results/: functions of its rows
     "equal_error": [layer_tables.equal_error],
     "gpu": [layer_tables.gpu, model_tables.gpu_towers],
     "landmarks": [layer_tables.landmarks],
-    "language_cost": [model_tables.language_cost],
+    "language_cost": [model_tables.language_cost, model_tables.language_prefill],
     "memory": [layer_tables.memory],
     "models": [model_tables.models, model_tables.models_memory],
     "qwen_tower": [model_tables.qwen_tower],

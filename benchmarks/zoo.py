@@ -118,6 +118,8 @@ def measure(names, library) -> dict:
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
         size = tuple(n * vision.patch_size for n in GRID)
+        if hasattr(vision, "num_frames"):  # of whose places transformers knows squares alone
+            size = size[:1] * 2
         if isinstance(config, LLaVAConfig):  # which sees images of the tower's size alone
             size = image_shape(vision)
     found = {layout.library: (layout, *rest) for layout, *rest in _layouts(config)}
@@ -183,7 +185,7 @@ def as_markdown(rows) -> str:
         by_models.setdefault(row["models"], []).append(row)
     for names, group in by_models.items():
         first = group[0]
-        layouts = ", ".join(row["original"].replace("_torch", "") for row in group)
+        layouts = ", ".join(map(_original, group))
         errors = ", ".join(row["max_error"] for row in group)
         blocks, comma, words = first["blocks"].partition(",")
         part = "" if blocks == "all" else f" ({blocks} blocks{comma}{words})"
@@ -193,6 +195,12 @@ def as_markdown(rows) -> str:
             f"| {first['date']} |"
         )
     return "\n".join(lines)
+
+
+def _original(row):
+    """The library that a row compares with, and what it read if that is not its own."""
+    name = row["original"].replace("_torch", "")
+    return f"{name} (`.npz`)" if row["layout"] in ("vision_transformer", "big_vision") else name
 
 
 def _shortened(names):

@@ -29,9 +29,10 @@ _ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 def load_preprocessor(path) -> Preprocessor:
     """The preprocessing of a checkpoint, by the file of the library that its weights are for.
 
-    That is the first of `processor_config.json` and `preprocessor_config.json` of transformers,
-    `config.json` of timm and `open_clip_config.json`; the last comes first for weights whose name
-    begins with `open_clip_`: the given file's or, of a directory, those that would be converted.
+    That is the first of `processor_config.json`, `preprocessor_config.json` and, for videos,
+    `video_preprocessor_config.json` of transformers, `config.json` of timm and
+    `open_clip_config.json`; the last comes first for weights whose name begins with `open_clip_`:
+    the given file's or, of a directory, those that would be converted.
 
     Args:
       path: the checkpoint's directory, or its file of weights.
@@ -91,6 +92,9 @@ _CLASSES = {
     "ViT": _class(_HALF, [224, 224], resample=2),
     "DeiT": _class(_HALF, [256, 256], do_center_crop=True, crop_size=224),
     "DINOv3ViT": _class(_IMAGENET, [224, 224], resample=2),
+    "VJEPA2": _class(
+        _IMAGENET, {"shortest_edge": 292}, resample=2, do_center_crop=True, crop_size=256
+    ),
     "Qwen2VL": _class(  # of Qwen3-VL, too
         _OPENAI,
         {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
@@ -111,6 +115,7 @@ _CLASS_OF_MODEL_TYPE = {
     "siglip2": "Siglip2",
     "vit": "ViT",
     "vit_mae": "ViT",
+    "vjepa2": "VJEPA2",
     "llava": "Llava",
     "llava_next": "LlavaNext",
     "llava_onevision": "LlavaOnevision",
@@ -191,9 +196,9 @@ _BUDGETS = {"Qwen2VL": _pixel_budget, "Siglip2": _patch_budget}
 
 def _class_of(values, folder):
     """A key of `_CLASSES`; None for a file that names no class and lies beside no config."""
-    for field in ("image_processor_type", "feature_extractor_type"):
+    for field in ("image_processor_type", "feature_extractor_type", "video_processor_type"):
         if field in values:
-            name = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", values[field])
+            name = re.sub("(Image|Video)Processor(Fast|Pil)?$|FeatureExtractor$", "", values[field])
             _expect(name in _CLASSES, field, values[field])
             return name
     if not (config := folder / "config.json").is_file():
@@ -274,6 +279,7 @@ def _from_open_clip(values, folder):
 _READERS = {
     "processor_config.json": _from_processor,
     "preprocessor_config.json": from_preprocessor,
+    "video_preprocessor_config.json": from_preprocessor,
     "config.json": _from_timm,
     _OPEN_CLIP_CONFIG: _from_open_clip,
 }

@@ -52,6 +52,23 @@ class Preprocessor:
         """
         return self.normalised(self.pixels(self.upright(image)))
 
+    def video(self, frames):
+        """float32 `[F, height, width, 3]` of frames, each as an image; errors as in a call.
+
+        Args:
+          frames: an array `[F, height, width, 3]`, or images of one size.
+
+        Raises:
+          ValueError: no frames, or an array of another shape.
+        """
+        if isinstance(frames, np.ndarray) and frames.ndim != 4:
+            raise ValueError(
+                f"an array of a video must be [F, height, width, 3], got {list(frames.shape)}"
+            )
+        if not len(frames):
+            raise ValueError("a video needs at least one frame, got none")
+        return np.stack([self(frame) for frame in frames])
+
     def upright(self, image):
         """The Pillow image that is shown, of 8 bits; arguments and errors as in a call."""
         if isinstance(image, np.ndarray):

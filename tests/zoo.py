@@ -14,7 +14,7 @@ CASES = sorted(folder.name for folder in ZOO.iterdir())
 LANGUAGE = {"llama_hf", "mistral_hf", "qwen2_hf", "qwen3_hf"}  # which read no images
 EVERYDAY = (  # beside which the others are further spellings, and tried by -m slow
     *("clip_hf", "clip_open_clip", "dinov2_registers_hf", "dinov3_hf", "siglip_hf"),
-    *("vit_timm_gap", "llava_hf", "qwen3_hf", "qwen3_vl_hf"),
+    *("vit_timm_gap", "llava_hf", "qwen3_hf", "qwen3_vl_hf", "vjepa2_classifier_hf"),
 )
 CONFIGS = ("config.json", "open_clip_config.json")
 _TO_ORIGINAL = {  # of DINOv2

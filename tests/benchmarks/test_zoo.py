@@ -7,7 +7,7 @@ import pytest
 
 import models.registry
 from benchmarks import conversion, zoo
-from benchmarks.published import layouts_of, random_tensors, write_random_checkpoint
+from benchmarks.published import layouts_of, npz_of, random_tensors, write_random_checkpoint
 from convert.layout import Source
 from convert.tensors import Tensor
 from models.siglip import SigLIPConfig, SigLIPVisionConfig
@@ -52,6 +52,18 @@ def test_parsing_gives_the_published_config_back(name, config):
         if layout.library == "transformers" and layout.family.startswith("siglip"):
             assert parsed.config == config
         assert as_trained(parsed.config, like=config) == config
+
+
+@pytest.mark.parametrize("name", ["vit-ti-16", "siglip-vit-b-16-224"])
+def test_the_shapes_of_an_npz_give_the_config_back(name):
+    encoder = {"encoder": dict(width=32, depth=2, num_heads=4, mlp_dim=64)}
+    _, config = models.registry.published(name)
+    of_towers = dict(vision=encoder, text=encoder) if hasattr(config, "text") else encoder
+    ((layout, config),) = npz_of(models.registry.override(config, of_towers))
+    arrays = random_tensors(layout, config)
+    tensors = {name: Tensor(array.shape, "float32", None) for name, array in arrays.items()}
+    parsed = layout.parse(Source(pathlib.Path("model.npz"), None, tensors))
+    assert parsed.config == config
 
 
 def test_every_model_is_in_one_group_of_those_that_are_measured():

@@ -114,6 +114,15 @@ PUBLISHED_PARAMETERS = {
     "siglip2-vit-so400m-16-384-vision": 428_256_704,
     "siglip2-vit-so400m-16-512-vision": 428_772_800,
     "siglip2-vit-so400m-16-naflex": 1_135_670_962,
+    # Of transformers 5.23.0's classes on torch's meta device, less the predictor's.
+    "vjepa2-vit-l-16-256": 303_885_312,
+    "vjepa2-vit-h-16-256": 631_648_000,
+    "vjepa2-vit-g-16-256": 1_012_173_952,
+    "vjepa2-vit-g-16-384": 1_012_173_952,
+    "vjepa2-vit-l-16-256-ssv2": 353_399_982,
+    "vjepa2-vit-l-16-256-diving48": 353_270_832,
+    "vjepa2-vit-g-16-384-ssv2": 1_105_668_142,
+    "vjepa2-vit-g-16-384-diving48": 1_105_490_608,
     # Of transformers 5.23.0's classes for causal language models, on torch's meta device.
     "llama-2-7b": 6_738_415_616,
     "mistral-7b-v0.1": 7_241_732_096,
