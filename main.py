@@ -32,6 +32,7 @@ TASKS = {  # functions of config and workdir that return the text to print
     "tune": "evals.jobs.tune.job:tune_report",
     "vqa": "evals.jobs.vqa.report:vqa_report",
     "train": "training.contrastive:training_report",
+    "train_vqa": "training.answering:training_report",
 }
 
 

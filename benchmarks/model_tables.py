@@ -83,6 +83,23 @@ def qwen_tower(rows) -> str:
     return markdown_table([*heading, "temporaries, at most GB", "one matrix, GB"], lines)
 
 
+def vjepa2(rows) -> str:
+    """What V-JEPA 2's blocks compute for a video, counted: a line for each encoder."""
+    by_model = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["arm"]] = row
+    lines = []
+    for model, of_arms in by_model.items():
+        exact, *others = of_arms.values()
+        cells = [f"{int(exact['tokens']):,}", ratio(exact["gmacs"], 0)]
+        cells.append(ratio(100 * float(exact["attention_share"]), 0))
+        cells += [ratio(row["times_less"], 2) for row in others]
+        lines.append([model, *cells, ratio(exact["matrix_gb"], 1)])
+    arms = [f"{arm}, times less" for arm in [*of_arms][1:]]
+    heading = ["model", "tokens", "exact, GMAC", "attention's share, %", *arms]
+    return markdown_table([*heading, "one matrix, GB"], lines)
+
+
 def language_cost(rows) -> str:
     """Where a language model's time goes: a line for each model and number of tokens."""
     return _of_language_models(rows, _LANGUAGE)

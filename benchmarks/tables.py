@@ -21,6 +21,7 @@ TABLES = {  # of a file of results/: functions of its rows
     "scaling": [layer_tables.scaling],
     "sharding": [layer_tables.sharding],
     "tpu": [layer_tables.tpu],
+    "vjepa2": [model_tables.vjepa2],
     "waterfall": [model_tables.waterfall],
 }
 

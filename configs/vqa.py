@@ -1,6 +1,7 @@
 """Questions about images, each attention side by side: `python main.py --config vqa.py`.
 
-The model, a LLaVA or a Qwen3-VL, and the files of a benchmark are the user's.
+By default the embedded model is asked about digit scenes. A LLaVA or a Qwen3-VL, and the files of a
+benchmark, are the user's.
 """
 
 import ml_collections
@@ -12,15 +13,20 @@ from configs import eval as eval_config
 def get_config():
     config = ml_collections.ConfigDict()
     config.task = "vqa"
-    # A converted LLaVA or Qwen3-VL, its PyTorch files, or a hub id.
+    # A converted LLaVA or Qwen3-VL, its PyTorch files, or a hub id; empty: the embedded model.
     config.model = ""
     config.revision = config_dict.placeholder(str)
-    config.dataset = "vqav2"  # or "textvqa", "gqa", "pope", "docvqa", "chartqa"
+    # The embedded "digits", or "vqav2", "textvqa", "gqa", "pope", "docvqa", "chartqa".
+    config.dataset = "digits"
     config.questions = config_dict.placeholder(str)  # the json that the authors publish
     config.annotations = config_dict.placeholder(str)  # of VQAv2: the json of the answers, if any
     config.images = config_dict.placeholder(str)  # the folder of the images
-    config.num_questions = config_dict.placeholder(int)  # the first ones; default: all
-    config.instruction = "Answer the question using a single word or phrase."  # behind a question
+    config.num_questions = config_dict.placeholder(int)  # the first; default: all, 100 of digits
+    # Behind a question; default: of digits none, of others to answer with a word or phrase.
+    config.instruction = config_dict.placeholder(str)
+    # Pixels along the side of square images, for models that do not cut them into tiles; 0: the
+    # model's own. The embedded one was trained on 64 and 96.
+    config.image_sizes = (0,)
     # Instead of the checkpoint's chat template, with its image token and {question}.
     config.prompt = config_dict.placeholder(str)
     config.max_new_tokens = 32  # of an answer, at most

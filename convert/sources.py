@@ -15,7 +15,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 LABELS = "labels.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 _PREPROCESSINGS = (
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     CONFIG,
 )
 # Of language models: how a dialogue is written down, and which tokens end an answer.

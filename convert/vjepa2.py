@@ -131,7 +131,7 @@ def parse(source: Source) -> Parsed:
         fields.size("frames_per_clip"),
         encoder,
         shape_of(source.tensors, "classifier.weight", 2)[0] if has_head else 0,
-        fields.integer("num_pooler_layers", most=LARGEST_DEPTH),
+        fields.depth("num_pooler_layers"),
     )
     return Parsed(config, fields.unknown())
 

@@ -14,7 +14,17 @@ from fna_jax import farthest_point_sampling
 from .configs import check_choice
 
 METHODS = ("farthest", "random", "attention")
-_STEP = 64  # M is a multiple of it, or N, so that many batches have one shape
+_LEAST_STEP, _MOST_STEP = 8, 128
+
+
+def common_length(num_tokens) -> int:
+    """The next of few lengths, that many batches have one shape, at most an eighth too long.
+
+    (Up to 64 tokens the next multiple of 8.)
+    """
+    step = 1 << max(num_tokens // 8, 1).bit_length() - 1  # a power of two, at most num_tokens / 8
+    step = min(max(step, _LEAST_STEP), _MOST_STEP)
+    return -(-num_tokens // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,7 @@ class ImageDropping:
         if not is_image.any():
             raise ValueError(f"there are no image tokens to keep {self.kept} % of: drop dropping=")
         left = np.sum(np.asarray(key_mask) & ~is_image, axis=1) + self._number(is_image)
-        return min(-(-int(left.max()) // _STEP) * _STEP, is_image.shape[1])
+        return min(common_length(int(left.max())), is_image.shape[1])
 
     def apply(self, embeddings, key_mask, is_image, length):
         """Embeddings `[B, M, W]` and key mask bool `[B, M]` of what is left, padded on the left.

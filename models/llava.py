@@ -17,6 +17,7 @@ from . import generation
 from .clip import CLIPVisionTower
 from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, position_grid
 from .decoder import Decoder, DecoderConfig
+from .embeddings import resize_positions
 from .image_tokens import inner_dropping
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .tiles import Tiling
@@ -207,6 +208,40 @@ class LLaVA(nnx.Module):
         """Logits float32 `[B, N, V]` of what follows each token; on padding they mean nothing."""
         hidden, _ = self.decoder(self.embed(prompts, rng=rng), key_mask=prompts.key_mask)
         return self.decoder.logits_of(hidden)
+
+
+def at_size(model: LLaVA, image_size) -> LLaVA:
+    """The model for square images of so many pixels, with an image token for each of their patches.
+
+    Positions of the tower are resized once, as the tower resizes them for images of another size
+    than its own; all other weights are shared. Its attention is exact.
+
+    Raises:
+      ValueError: a model that cuts images into tiles, or a size that the patches do not divide.
+    """
+    config = model.config
+    if config.tiling is not None:
+        raise ValueError(
+            "this model cuts images into tiles of one size: other sizes are for models without"
+        )
+    if image_size < 1 or image_size % config.vision.patch_size:
+        raise ValueError(
+            f"image size {image_size} does not divide by the patch size {config.vision.patch_size}"
+        )
+    resized = dataclasses.replace(config.vision, image_size=image_size, image_width=None)
+    config = dataclasses.replace(config, vision=resized)
+    weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    weights["vision"]["positions"] = resize_positions(
+        model.vision.positions[...],
+        position_grid(resized),
+        learned=position_grid(model.config.vision),
+        rule=resized.position_resize,
+        num_prefix=model.vision.num_prefix,
+    )
+    other = nnx.eval_shape(lambda: LLaVA(config, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(other)
+    nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graphdef, state)
 
 
 def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):

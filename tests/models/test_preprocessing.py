@@ -278,3 +278,16 @@ def test_another_size_scales_resizing_with_the_crop():
         CLIP.at_size(0)
     with pytest.raises(ValueError, match="its own size"):
         plain(resize=(32, 32)).at_size(64)
+
+
+def test_a_video_is_prepared_frame_by_frame():
+    preprocess = Preprocessor((8, 8), (6, 6), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 9, 12, 3)).astype(np.uint8)
+    video = preprocess.video(frames)
+    assert video.shape == (3, 6, 6, 3) and video.dtype == np.float32
+    for prepared, frame in zip(video, frames):
+        np.testing.assert_array_equal(prepared, preprocess(frame))
+    np.testing.assert_array_equal(preprocess.video([Image.fromarray(x) for x in frames]), video)
+    for wrong, message in ((frames[0], "F, height, width, 3"), (frames[:0], "at least one frame")):
+        with pytest.raises(ValueError, match=message):
+            preprocess.video(wrong)

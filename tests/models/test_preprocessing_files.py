@@ -268,6 +268,16 @@ def test_a_shorter_side_of_two_lengths_is_refused(tmp_path):
     )
 
 
+def test_videos_have_a_file_of_their_own(tmp_path):
+    """It comes after that of images; by default 256 pixels of 292 are left."""
+    write(tmp_path, video_preprocessor_config={"video_processor_type": "VJEPA2VideoProcessor"})
+    preprocess = load_preprocessor(tmp_path)
+    assert (preprocess.resize, preprocess.crop) == ((292, 292), (256, 256))
+    assert preprocess.resample == 2 and preprocess.mean == (0.485, 0.456, 0.406)
+    write(tmp_path, preprocessor_config=OPENAI)
+    assert load_preprocessor(tmp_path) == CLIP
+
+
 @pytest.mark.parametrize("name", [TRANSFORMERS_FILE, OPEN_CLIP_FILE])
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000, '"a"', "null"])
 def test_damaged_file_is_refused(tmp_path, name, text):

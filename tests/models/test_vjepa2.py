@@ -165,7 +165,7 @@ def test_videos_that_do_not_divide_are_refused(shape, message):
     "changes, message",
     [
         (dict(num_frames=0), "num_frames .* got 0"),
-        (dict(pooler_depth=-1), "pooler_depth .* got -1"),
+        (dict(pooler_depth=0), "pooler_depth .* got 0"),
         (dict(encoder=dict(num_heads=256)), "at least 6, got 4"),
         (dict(encoder=dict(width=21, num_heads=3)), "an even number of channels, .* got 7"),
         (dict(image_size=255), "255 does not divide"),

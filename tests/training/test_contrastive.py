@@ -7,6 +7,7 @@ import pytest
 
 import models
 from evals.data import digit_scenes
+from evals.running.workdir import claim_workdir
 from models.preprocessing import load_preprocessor
 from models.tokenizer import load_tokenizer
 from training import contrastive
@@ -71,7 +72,7 @@ def test_killed_run_continues_to_the_same_loss_and_weights(config, tmp_path, mon
 
 
 def test_workdir_of_other_settings_is_refused(config, tmp_path):
-    contrastive.claim_workdir(config, tmp_path)
+    claim_workdir(config, tmp_path)
     config.learning_rate = 1e-4
     with pytest.raises(ValueError, match="other settings"):
         contrastive.train(config, tmp_path)
@@ -96,7 +97,7 @@ def test_companions_read_captions_and_scenes_as_training_does(config, tmp_path):
 
 def test_contrast_finds_the_ink():
     scenes = digit_scenes.make_scenes("train", 30, seed=0, num_digits=(1, 1))
-    contrast = np.asarray(contrastive._patch_contrast(normalise(scenes.images), 4))
+    contrast = np.asarray(contrastive.patch_contrast(normalise(scenes.images), 4))
     inked = scenes.labels.reshape(30, 16, 4, 16, 4).any(axis=(2, 4)).reshape(30, -1)
     top = np.argsort(-contrast, axis=1)[:, :10]
     assert np.take_along_axis(inked, top, axis=1).mean() > 0.95

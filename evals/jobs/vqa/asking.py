@@ -12,10 +12,10 @@ from evals.data.questions import Questions
 from evals.jobs.vqa.readers import Reader, reader_of
 from evals.running.pretrained import Answering
 from models.chat import Chat
+from models.image_tokens import common_length
 
 PLACE = "{question}"
 _EXAMPLE = "USER: <image>\n{question} ASSISTANT:"
-_STEP = 128  # a batch has a multiple of so many tokens, so that many batches have one shape
 
 
 def prompt_form(chat: Chat, image_token_id, *, form=None, instruction="") -> str:
@@ -67,6 +67,7 @@ class Bench:
       form: of `prompt_form`.
       batch_size: B.
       max_new_tokens: of an answer.
+      pixels: along the side of an image, where it is not the model's own size.
     """
 
     backbone: Answering
@@ -74,6 +75,7 @@ class Bench:
     form: str
     batch_size: int
     max_new_tokens: int
+    pixels: int | None = None
 
     @property
     def reader(self) -> Reader:
@@ -114,7 +116,7 @@ class Bench:
         """
         size, last = self.batch_size, len(self.questions) - 1
         rows = np.minimum(np.arange(start * size, -(-(last + 1) // size) * size), last)
-        tolerance, known = Tolerance(len(set(self.questions.images))), set()
+        tolerance, known = Tolerance(len({id(x) for x in self.questions.images})), set()
         with contextlib.closing(read_ahead(self._look, rows, ahead=2 * size)) as read:
             looked = []
             for image in read:
@@ -153,7 +155,7 @@ class Bench:
                 f"{self.max_new_tokens}, but the model has {config.decoder.max_positions} "
                 "positions: take a smaller --config.max_new_tokens, or leave the question out"
             )
-        length = min(-(-longest // _STEP) * _STEP, room)
+        length = min(common_length(longest), room)
         looked = [[one] for one in looked]
         prompts = self.reader.lay_out(ids, looked, config=config, length=length)
         return self.reader.in_few_shapes(prompts, self.batch_size)

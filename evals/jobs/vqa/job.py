@@ -1,5 +1,6 @@
 """Answers to a benchmark's questions with every arm, batch by batch, resumable."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -9,6 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from evals.data.embedded import asked_digit_scenes
+from evals.data.question_files import READERS
 from evals.data.questions import Questions, read_questions
 from evals.jobs.opening import check_num_landmarks, run_jobs
 from evals.jobs.settings import check_choice, check_counts
@@ -16,13 +19,15 @@ from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, prompt_form
 from evals.running.cache import data_digest
 from evals.running.journal import Journal
-from evals.running.pretrained import open_answering
+from evals.running.pretrained import EMBEDDED_LLAVA, open_answering
 from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
-from evals.tasks.answers.benchmarks import BENCHMARKS, predictions, score
+from evals.tasks.answers.benchmarks import BENCHMARKS, DIGITS, predictions, score
 from models.generation import read_prompt
 from models.image_tokens import inner_dropping
 
+_INSTRUCTION = "Answer the question using a single word or phrase."
+_NUM_QUESTIONS = 100  # of the embedded ones
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
 _MAY_BE_EMPTY = (
     "fna.methods",
@@ -48,36 +53,75 @@ def answer_questions(config: ml_collections.ConfigDict, workdir) -> dict:
         of a run with other settings.
     """
     check_settings(config)
-    questions = read_questions(
+    questions = questions_of(config)
+    bench = open_bench(config, questions)
+    arms = make_answer_arms(config, bench.backbone.model.config)
+    jobs = []
+    for sized in benches(bench, config):
+        check_arms(sized, arms)
+        jobs += _jobs(sized, arms, config, workdir)
+    results = run_jobs(jobs, bench.backbone, config, workdir, questions=_digest(questions))
+    told = {arm.name: {"label": arm.label, "strength": arm.strength} for arm in arms}
+    return results | {"arms": told, "prompt": bench.form}
+
+
+def questions_of(config) -> Questions:
+    """What a config asks; errors as `answer_questions`."""
+    if config.dataset == DIGITS:
+        return asked_digit_scenes(config.num_questions or _NUM_QUESTIONS)
+    return read_questions(
         config.dataset,
         config.questions,
         images=config.images,
         annotations=config.annotations,
         limit=config.num_questions,
     )
-    bench = open_bench(config, questions)
-    arms = make_answer_arms(config, bench.backbone.model.config)
-    check_arms(bench, arms)
-    answers = answers_of(bench, config.dataset, workdir)
-    jobs = [
-        (arm.name, config.dataset, functools.partial(_record, bench, arm, answers, config.dataset))
-        for arm in arms
-    ]
+
+
+def benches(bench, config) -> list[Bench]:
+    """The bench for each size of images; errors as `answer_questions`."""
+    sizes = config.image_sizes
+    if sizes == (0,):
+        return [bench]
+    try:
+        return [
+            dataclasses.replace(bench, backbone=bench.backbone.at_size(pixels), pixels=pixels)
+            for pixels in sizes
+        ]
+    except ValueError as error:
+        raise ValueError(f"--config.image_sizes={sizes}: {error}") from None
+
+
+def _jobs(bench, arms, config, workdir):
+    """Those of a bench, as `run_jobs` takes them."""
+    at = "" if bench.pixels is None else f"-{bench.pixels}px"
+    size = {} if bench.pixels is None else {"pixels": bench.pixels}
+    answers = answers_of(bench, config.dataset, pathlib.Path(workdir), at)
+    runs = {
+        arm.name: functools.partial(_record, bench, arm, answers, config.dataset) for arm in arms
+    }
+    jobs = [(name, f"{config.dataset}{at}", run) for name, run in runs.items()]
     if config.repeats:
-        jobs.append(("all", "speed", functools.partial(speeds, bench, arms, config.repeats)))
-    results = run_jobs(jobs, bench.backbone, config, workdir, questions=_digest(questions))
-    told = {arm.name: {"label": arm.label, "strength": arm.strength} for arm in arms}
-    return results | {"arms": told, "prompt": bench.form}
+        jobs.append(("all", f"speed{at}", functools.partial(speeds, bench, arms, config.repeats)))
+    return [(arm, task, functools.partial(_with, size, run)) for arm, task, run in jobs]
+
+
+def _with(size, run):
+    return run() | size
 
 
 def open_bench(config, questions) -> Bench:
     """The model of a config with questions; errors as `answer_questions`."""
-    backbone = open_answering(os.path.expanduser(config.model), config.revision)
+    source = os.path.expanduser(config.model) or str(EMBEDDED_LLAVA)
+    backbone = open_answering(source, config.revision)
+    instruction = config.instruction
+    if instruction is None:
+        instruction = "" if config.dataset == DIGITS else _INSTRUCTION
     form = prompt_form(
         backbone.chat,
         backbone.model.config.image_token_id,
         form=config.prompt,
-        instruction=config.instruction,
+        instruction=instruction,
     )
     bench = Bench(backbone, questions, form, config.batch_size, config.max_new_tokens)
     _ = bench.token_ids  # whose errors belong here
@@ -99,12 +143,19 @@ def check_arms(bench, arms) -> None:
             _cache_bytes(bench, view, arm, prompts)  # knows the blocks
 
 
-def answers_of(bench, dataset, workdir):
-    """A function of an arm that gives all its answers, kept in a folder and found there again."""
+def answers_of(bench, dataset, workdir, at=""):
+    """A function of an arm that gives all its answers, kept in a folder and found there again.
+
+    Args:
+      bench: whom it asks.
+      dataset: of `BENCHMARKS`.
+      workdir: where `answers` and `predictions` are, with `at` behind their names.
+      at: a suffix.
+    """
 
     @functools.cache
     def answers(arm: AnswerArm) -> list:
-        journal = Journal(_folder(workdir, "answers") / f"{arm.name}.jsonl")
+        journal = Journal(_folder(workdir, f"answers{at}") / f"{arm.name}.jsonl")
         batches = journal.read()
         if len(batches) * bench.batch_size < len(bench.questions):
             for texts in bench.answers(arm, start=len(batches)):
@@ -113,7 +164,7 @@ def answers_of(bench, dataset, workdir):
         found = [text for texts in batches for text in texts]
         suffix = "jsonl" if BENCHMARKS[dataset].by_line else "json"
         content = predictions(dataset, found, bench.questions)
-        write_atomically(_folder(workdir, "predictions") / f"{arm.name}.{suffix}", content)
+        write_atomically(_folder(workdir, f"predictions{at}") / f"{arm.name}.{suffix}", content)
         return found
 
     return answers
@@ -193,20 +244,20 @@ def _digest(questions: Questions):
 
 def check_settings(config) -> None:
     """Raises ValueError for what is missing, a number out of range, or a repetition."""
-    if not config.model:
-        raise ValueError(
-            "--config.model is missing: there is no embedded model that answers questions; give a "
-            "converted LLaVA or Qwen3-VL, for instance "
-            "--config.model=llava-hf/llava-interleave-qwen-0.5b-hf"
-        )
-    for name in ("questions", "images"):
-        if not config[name]:
+    for name in ("questions", "images", "annotations"):
+        if config.dataset == DIGITS and config[name]:
+            raise ValueError(
+                f"--config.{name} was given, but the questions of digits are embedded: drop it, or "
+                f"name the benchmark, --config.dataset=… ({', '.join(READERS)})"
+            )
+        if config.dataset != DIGITS and name != "annotations" and not config[name]:
             raise ValueError(
                 f"--config.{name} is missing: give what {config.dataset}'s authors publish"
             )
     if jax.process_count() > 1:
         raise ValueError("vqa.py runs in one process: start it on one host")
     check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
+    check_choice(config.image_sizes, "image_sizes")
     if config.repeats < 0:
         raise ValueError(f"--config.repeats must be at least 0, got {config.repeats}")
     for name in _CHOICES:

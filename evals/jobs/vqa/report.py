@@ -8,9 +8,11 @@ import numpy as np
 from evals.jobs.arms import without_seed
 from evals.jobs.tables import csv_text, headline, markdown_table
 from evals.jobs.vqa.job import answer_questions
+from evals.jobs.vqa.picture import answer_examples, draw_answers
 from evals.running.workdir import write_atomically
-from evals.tasks.answers.benchmarks import BENCHMARKS
+from evals.tasks.answers.benchmarks import BENCHMARKS, DIGITS
 
+PICTURE = "answers.png"
 _IDENTICAL = "as exact %"
 _SPEEDS = {  # heading: field of the speeds, what one of it is, digits
     "first token ms": ("first_token_ms", 1, 1),
@@ -28,29 +30,35 @@ def vqa_report(config, workdir) -> str:
     workdir, rows = pathlib.Path(workdir), table_rows(results)
     write_atomically(workdir / "results.json", json.dumps(results | {"table": rows}, indent=2))
     write_atomically(workdir / "results.csv", csv_text(rows, results))
+    if config.dataset == DIGITS:
+        draw_answers(*answer_examples(config, results, workdir), workdir / PICTURE)
     count = results["points"][0]["num_questions"]
     said = (
         f"{count:,} questions of {config.dataset}; {_IDENTICAL}: answers that are exact "
         f"attention's, letter for letter; times are of a batch of {config.batch_size}, images and "
         "prompt first; MB of keys and values that a prompt leaves."
     )
-    written = f"Written to {workdir}: results.json, results.csv, predictions/"
+    picture = f", {PICTURE}" if config.dataset == DIGITS else ""
+    written = f"Written to {workdir}: results.json, results.csv, predictions/{picture}"
     return "\n\n".join([headline(results), format_table(rows), said, written])
 
 
 def table_rows(results) -> list[dict]:
-    """One row per arm: `attention`, `S`, and in each column with data the mean over seeds.
+    """One row per size of images and arm: `attention`, `S`, and in each column with data the mean
+    over seeds; `px`, where sizes were set.
 
     Under a score's name with `spread` behind it is the standard deviation; None for one seed.
     """
-    (speed,) = [p for p in results["points"] if p["task"] == "speed"] or [None]
+    speeds = {p.get("pixels"): p for p in results["points"] if p["task"] == "speed"}
     rows, groups = [], {}
     for point in results["points"]:
-        if point is not speed:
-            groups.setdefault(without_seed(point["arm"]), []).append(point)
-    for points in groups.values():
+        if point["task"] != "speed":
+            groups.setdefault((point.get("pixels"), without_seed(point["arm"])), []).append(point)
+    for (pixels, _), points in groups.items():
         told, names = results["arms"][points[0]["arm"]], [point["arm"] for point in points]
-        row = {"attention": told["label"], "S": told["strength"]}
+        speed = speeds.get(pixels)
+        row = {} if pixels is None else {"px": pixels}
+        row |= {"attention": told["label"], "S": told["strength"]}
         for heading, values in _scores(points, results["config"]["dataset"]).items():
             row[heading] = float(np.mean(values))
             several = len(values) > 1
@@ -64,10 +72,12 @@ def table_rows(results) -> list[dict]:
 
 def format_table(rows) -> str:
     """The rows as a markdown table; spreads after ±."""
-    named = ("attention", "S")
+    named = [name for name in ("px", "attention", "S") if name in rows[0]]
     headings = dict.fromkeys(heading for row in rows for heading in row)
     headings = [h for h in headings if h not in named and not h.endswith(" spread")]
-    lines = [[row["attention"], row["S"], *(_cell(row, h) for h in headings)] for row in rows]
+    lines = [
+        [*(str(row[name]) for name in named), *(_cell(row, h) for h in headings)] for row in rows
+    ]
     return markdown_table([*named, *headings], lines)
 
 

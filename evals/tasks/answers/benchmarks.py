@@ -7,7 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from evals.data.questions import Questions
-from evals.tasks.answers.matching import anls, gqa_accuracy, plain_answer, relaxed_accuracy
+from evals.tasks.answers.matching import (
+    anls,
+    exact_match,
+    gqa_accuracy,
+    plain_answer,
+    relaxed_accuracy,
+)
 from evals.tasks.answers.vqa_accuracy import textvqa_accuracy, vqav2_accuracy
 from evals.tasks.answers.yes_no import pope_scores
 
@@ -46,7 +52,9 @@ def _lower(answer):
     return answer.strip().lower()
 
 
+DIGITS = "digits"  # the embedded questions about digit scenes
 BENCHMARKS = {
+    DIGITS: Benchmark("exact match %", _mean_of(exact_match), ("question_id", "answer")),
     "vqav2": Benchmark(
         "VQA accuracy %", _mean_of(vqav2_accuracy), ("question_id", "answer"), _lower
     ),

@@ -13,6 +13,11 @@ def plain_answer(text) -> str:
     return text.lower().strip(_AROUND)
 
 
+def exact_match(answer, references) -> float:
+    """1 for one of the references, letter for letter, else 0."""
+    return float(answer in references)
+
+
 def gqa_accuracy(answer, references) -> float:
     """1 for the reference answer, else 0 (1902.09506)."""
     return float(plain_answer(answer) in map(plain_answer, references))

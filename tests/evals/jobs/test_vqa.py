@@ -14,7 +14,15 @@ from evals.data.notices import say
 from evals.data.questions import read_questions
 from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, encoded, prompt_form
-from evals.jobs.vqa.job import answer_questions, answers_of, check_arms, check_settings
+from evals.jobs.vqa.job import (
+    answer_questions,
+    answers_of,
+    benches,
+    check_arms,
+    check_settings,
+    questions_of,
+)
+from evals.jobs.vqa.picture import answer_examples, draw_answers
 from evals.jobs.vqa.report import format_table, table_rows, vqa_report
 from evals.running.pretrained import EMBEDDED_MODEL, Answering, open_answering
 from models import registry
@@ -148,7 +156,7 @@ def test_a_form_without_image_or_question_is_refused(chat, form, template, messa
 def test_batches_have_few_shapes_and_all_questions(bench):
     found = [(rows.tolist(), bench.prompts(rows, looked)) for rows, looked in bench.batches()]
     assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4, 4]]
-    assert {prompts.tokens.shape for _, prompts in found} == {(2, 128)}
+    assert {prompts.tokens.shape for _, prompts in found} == {(2, 24)}
     assert {len(prompts.tiles) for _, prompts in found} == {2}
     assert np.sum(found[0][1].tokens[0] == IMAGE) == 16
     later = [rows.tolist() for rows, _ in bench.batches(start=2)]
@@ -218,7 +226,8 @@ def test_arms_of_a_config(config):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("model", "", "there is no embedded model that answers questions; give a converted LLaVA"),
+        ("dataset", "digits", r"questions was given, but the questions of digits are embedded: dr"),
+        ("image_sizes", (), r"--config\.image_sizes must be some values, all different"),
         ("questions", None, r"--config\.questions is missing"),
         ("batch_size", 0, r"--config\.batch_size must be at least 1, got 0"),
         ("repeats", -1, r"--config\.repeats must be at least 0, got -1"),
@@ -284,9 +293,9 @@ def test_the_whole_job(config, companions, tmp_path):
         "image tokens, most attended to",
     ]
     assert rows[0]["as exact %"] == 100 and "5 questions of pope" in text
-    # Keys and values of float32, two heads of 8, in 128 slots and two layers.
+    # Keys and values of float32, two heads of 8, in 32 slots and two layers.
     slot = 2 * 4 * 2 * 8 / 1e6
-    expected = [slot * slots for slots in (256, 256, 256, 128 + 4, 128, 128 + 64)]
+    expected = [slot * slots for slots in (64, 64, 64, 32 + 4, 2 * 24, 32 + 24)]
     assert [row["cache MB"] for row in rows] == pytest.approx(expected)
     assert len(list((tmp_path / "run" / "predictions").iterdir())) == 6
     before = (tmp_path / "run" / "answers" / "exact.jsonl").stat().st_mtime_ns
@@ -296,7 +305,7 @@ def test_the_whole_job(config, companions, tmp_path):
 
 
 def tiny_qwen(**decoder):
-    """The config of a Qwen3-VL for batches of 128 tokens."""
+    """The config of a Qwen3-VL for batches of up to 128 tokens."""
     return registry.override(tiny_qwen_vl.config(), {"decoder": {"max_positions": 400} | decoder})
 
 
@@ -306,7 +315,7 @@ def test_a_qwen_sees_each_image_in_its_own_size(config, bench):
     backbone = dataclasses.replace(bench.backbone, model=model, preprocess=preprocess)
     bench = dataclasses.replace(bench, backbone=backbone)
     found = [bench.prompts(*batch) for batch in bench.batches()]
-    assert {prompts.tokens.shape for prompts in found} == {(2, 128)}
+    assert len({prompts.tokens.shape for prompts in found}) == 1
     assert len({image.shape for prompts in found for image in prompts.images}) > 2
     for prompts in found:
         num_squares = sum(image[..., 0].size // 16**2 for image in prompts.images)
@@ -335,3 +344,64 @@ def test_the_whole_job_with_a_qwen(config, companions, tmp_path):
         *("exact", "fps-8", "prefill-fna-6", "cache-4", "attention-kept-50")
     }
     assert all(point["num_questions"] == 5 for point in results["points"])
+
+
+def test_a_table_has_rows_for_each_size():
+    points = [
+        {"arm": "e", "task": "digits", "score": 50.0, "identical": 100.0, "pixels": px}
+        for px in (64, 96)
+    ]
+    speeds = [
+        {"arm": "all", "task": "speed", "pixels": px, "first_token_ms": {"e": px / 10}}
+        | {"next_token_ms": {}, "cache_bytes": {}}
+        for px in (64, 96)
+    ]
+    arms, config = {"e": {"label": "exact", "strength": ""}}, {"dataset": "digits"}
+    table = format_table(table_rows({"points": points + speeds, "arms": arms, "config": config}))
+    assert table.splitlines()[2:] == [
+        "| 64 | exact |  | 50.0 | 100.0 | 6.4 |",
+        "| 96 | exact |  | 50.0 | 100.0 | 9.6 |",
+    ]
+
+
+def test_a_size_that_the_model_cannot_have_is_one_line(bench, config):
+    config.image_sizes = (41, 28)
+    message = r"--config\.image_sizes=\(41, 28\): image size 41 does not divide by the patch size 7"
+    with pytest.raises(ValueError, match=message):
+        benches(bench, config)
+
+
+def test_a_picture_shows_first_where_both_answers_differ(config, tmp_path):
+    config.dataset, config.num_questions = "digits", 14
+    questions = questions_of(config)
+    exact = [answer for (answer,) in questions.answers]
+    wrong = [*exact[:-1], "wrong"]
+    for name, answers in (("exact", exact), ("random", wrong)):
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        entries = [{"question_id": i, "answer": answer} for i, answer in enumerate(answers)]
+        (tmp_path / "predictions" / f"{name}.json").write_text(json.dumps(entries))
+    points = [{"arm": "exact", "identical": 100.0}, {"arm": "random", "identical": 92.0}]
+    results = {
+        "points": [point | {"task": "digits"} for point in points],
+        "arms": {"random": {"label": "at random", "strength": "25 %"}},
+    }
+    examples, name = answer_examples(config, results, tmp_path, num_images=2)
+    assert name == "at random 25 %" and len(examples) == 2
+    np.testing.assert_array_equal(examples[0].image, questions.images[-1])
+    assert examples[0].asked[-1] == (questions.texts[-1], exact[-1], exact[-1], "wrong")
+    draw_answers(examples, name, tmp_path / "answers.png")
+    assert (tmp_path / "answers.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_digits_are_asked_at_each_size(config, companions, tmp_path):
+    models.save(tiny_llava("1.5"), tmp_path / "model", companions=[*companions.iterdir()])
+    config.model, config.dataset, config.image_sizes = str(tmp_path / "model"), "digits", (28, 42)
+    config.questions = config.images = None
+    config.num_questions, config.max_new_tokens, config.repeats = 5, 2, 0
+    config.fna.methods, config.dropping.methods = (), ()
+    config.prefill.num_landmarks = config.prefill.run_lengths = ()
+    text = vqa_report(config, tmp_path / "run")
+    assert "answers.png" in text and (tmp_path / "run" / "answers.png").is_file()
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
+    assert [(row["px"], row["S"]) for row in rows] == [(28, ""), (28, "4"), (42, ""), (42, "4")]

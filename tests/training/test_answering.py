@@ -1,0 +1,116 @@
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+from evals.data.digit_scenes import make_scenes
+from evals.data.scene_questions import all_questions, all_words
+from evals.running.pretrained import EMBEDDED_MODEL
+from models.chat import load_chat
+from models.preprocessing import load_preprocessor
+from tests.models.tiny_llava import tiny_llava
+from training import answering
+from training.companions import IMAGE_TOKEN, normalise, write_chat_companions
+
+
+@pytest.fixture
+def config():
+    """A run of a few steps of a very small decoder."""
+    config = importlib.import_module("configs.train_vqa").get_config()
+    config.num_steps, config.warmup_steps, config.decay_from, config.save_every = 8, 1, 6, 2
+    config.batch_size, config.large_every = 6, 4
+    config.kept, config.whole_images_from, config.whole_images_every = 5, 5, 3
+    config.model.vision.encoder.depth = 1
+    config.model.decoder.update(width=16, depth=1, num_heads=2, num_kv_heads=1)
+    config.model.decoder.update(head_dim=8, mlp_dim=16)
+    return config
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("companions")
+    files = {file.name for file in write_chat_companions(folder)}
+    assert files == {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"}
+    return load_chat(folder, vocab_size=48)
+
+
+def test_every_word_of_questions_and_answers_has_a_token(chat):
+    unknown = chat.tokenizer.token_to_id("[UNK]")
+    for text in all_words():
+        (ids,), _ = chat.encode([text], special_tokens=False)
+        assert unknown not in ids
+    for digits in make_scenes("train", 20, seed=0).digits:
+        for _, _, answer in all_questions(digits):
+            assert chat.decode(chat.encode([answer])[0]) == [answer]
+
+
+def test_the_template_puts_the_image_in_front_of_the_question(chat):
+    content = [{"type": "image"}, {"type": "text", "text": "is there a two?"}]
+    written = chat.prompt([{"role": "user", "content": content}])
+    assert written == f"[BOS]{IMAGE_TOKEN}is there a two?"
+    tokens = chat.encode([written], special_tokens=False)[0][0]
+    assert chat.tokenizer.id_to_token(tokens[1]) == IMAGE_TOKEN and len(tokens) == 7
+    assert chat.stop_tokens == (chat.tokenizer.token_to_id("[EOS]"),)
+
+
+def test_scenes_are_read_as_the_tower_was_trained_to(chat):
+    image = make_scenes("train", 1, seed=0).images[0]
+    preprocess = load_preprocessor(chat.folder)
+    np.testing.assert_allclose(preprocess(image), normalise(image), atol=1e-6)
+    assert preprocess.at_size(96)(image).shape == (96, 96, 3)
+
+
+def test_rounded_weights_are_the_nearest_in_bfloat16():
+    model = tiny_llava("1.5")
+    rounded = answering.rounded(model)
+    assert rounded.config.dtype == model.config.dtype == "float32"
+    leaves = (jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (model, rounded))
+    for leaf, nearest in zip(*leaves, strict=True):
+        assert nearest.dtype == jax.numpy.bfloat16
+        np.testing.assert_allclose(np.asarray(nearest, np.float32), leaf, rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("batch_size", 5, "batch_size must be at least 6"),
+        ("kept", 101, "kept must be percent of the patches, got 101"),
+        ("large_size", 97, "large_size=97 does not divide by the patch size 4"),
+        ("large_every", 0, "large_every must be at least 1, got 0"),
+        ("learning_rate", 0.0, "learning_rate must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be_used(config, field, value, message):
+    config[field] = value
+    with pytest.raises(ValueError, match=message):
+        answering.check_settings(config)
+
+
+@pytest.mark.slow
+def test_a_few_steps_lower_the_loss_and_a_killed_run_goes_on(config, tmp_path, monkeypatch):
+    real_step, losses = answering._train_step, []
+
+    def killed_at_step_5(*args):
+        if args[-1] == 5 and len(losses) == 5:
+            raise KeyboardInterrupt
+        state, loss = real_step(*args)
+        losses.append(float(loss))
+        return state, loss
+
+    monkeypatch.setattr(answering, "_train_step", killed_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        answering.train(config, tmp_path / "killed")
+    continued = answering.train(config, tmp_path / "killed")
+    assert continued["steps_of_this_run"] == 4
+    undisturbed = answering.train(config, tmp_path / "undisturbed")
+    assert continued["final_loss"] == undisturbed["final_loss"] == losses[-1] < losses[-8]
+    assert json.loads((tmp_path / "killed" / "train.json").read_text()) == continued
+
+    model, tower = models.load(continued["model"]), models.load(EMBEDDED_MODEL).vision
+    kernel = lambda tower: tower.encoder.blocks[0].mlp.fc1.kernel[...]
+    nearest = kernel(tower).astype(jax.numpy.bfloat16)
+    np.testing.assert_array_equal(kernel(model.vision), nearest)  # frozen

@@ -1,0 +1,205 @@
+"""Training of a small LLaVA on questions about digit scenes, its tower frozen (2304.08485)."""
+
+import dataclasses
+import functools
+import json
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import models
+from evals.data.digit_scenes import CANVAS, PLACES, make_scenes
+from evals.data.scene_questions import draw_questions
+from evals.jobs.settings import check_counts
+from evals.running.devices import AXIS, own_slots, put
+from evals.running.pretrained import EMBEDDED_MODEL
+from models.chat import load_chat
+from models.llava import LLaVA
+from models.preprocessing import load_preprocessor
+from training import steps
+from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, write_chat_companions
+from training.contrastive import patch_contrast
+from training.packing import NO_TARGET, pack, packed_states
+
+_LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What is learned from a step on.
+
+    Attributes:
+      first_step: its first.
+      counts: how many questions of each kind an image has.
+      alone_every: one in so many steps has scenes of one digit, the others of one to four; None for
+        none.
+    """
+
+    first_step: int
+    counts: dict[str, int]
+    alone_every: int | None = None
+
+
+_FIRST = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}
+# What a digit is shows soonest where it is alone; where it is, among others. To compare what was
+# found with what is asked comes last, and needs most examples.
+_PHASES = (
+    Phase(0, _FIRST, alone_every=1),
+    Phase(100, _FIRST),
+    Phase(750, _FIRST | {"place": 1, "presence": 4, "larger": 2}),
+    Phase(1025, _FIRST | {"place": 1, "presence": 8, "larger": 2}, alone_every=3),
+)
+_ROOM = 100  # tokens, for all questions of an image
+_LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such images a step has
+
+
+def training_report(config, workdir) -> str:
+    """Trains, and returns the record of `train` as text."""
+    return json.dumps(train(config, workdir), indent=2)
+
+
+def train(config: ml_collections.ConfigDict, workdir) -> dict:
+    """Trains the model of `config`, saves it to `workdir/model`, and returns the record.
+
+    The data of a step depend on the seed and the step alone, so that a run that was killed goes on
+    as `steps.run` says. What is saved is rounded to bfloat16, and computes in float32.
+
+    Raises:
+      ValueError: settings out of range, or `workdir` holds a run with others.
+    """
+    check_settings(config)
+    with tempfile.TemporaryDirectory() as folder:
+        companions = write_chat_companions(folder)
+        chat = load_chat(folder, vocab_size=config.model.decoder.vocab_size)
+        model = _new_model(config, chat.tokenizer.token_to_id(IMAGE_TOKEN))
+        optimizer = nnx.Optimizer(model, steps.adamw(config), wrt=_LEARNED)
+        graphdef, state = nnx.split((model, optimizer))
+
+        def save(state, path):
+            model, _ = nnx.merge(graphdef, state)
+            models.save(rounded(model), path, companions=companions)
+
+        read = load_preprocessor(folder), chat
+        update = functools.partial(_train_step, config, graphdef, *read)
+        return steps.run(config, workdir, update, state, save)
+
+
+def check_settings(config) -> None:
+    """Raises ValueError for a setting out of range that no step or only a late one would refuse."""
+    steps.check_steps(config)
+    check_counts(config, ("large_every", "whole_images_every"))
+    if config.batch_size < _LARGE_COSTS * _WHOLE_COSTS:
+        raise ValueError(
+            f"--config.batch_size must be at least {_LARGE_COSTS * _WHOLE_COSTS}, so that one is "
+            f"left of large and whole images, got {config.batch_size}"
+        )
+    if not 0 < config.kept <= 100:
+        raise ValueError(f"--config.kept must be percent of the patches, got {config.kept}")
+    if config.large_size % config.model.vision.patch_size:
+        raise ValueError(
+            f"--config.large_size={config.large_size} does not divide by the patch size "
+            f"{config.model.vision.patch_size}"
+        )
+
+
+def _num_patches(config) -> int:
+    """Of a scene at its own size."""
+    return (CANVAS // config.model.vision.patch_size) ** 2
+
+
+def _new_model(config, image_token_id) -> LLaVA:
+    """A LLaVA with the first blocks of the embedded tower, and otherwise random weights."""
+    fields = config.model.to_dict()
+    model = models.create(
+        config.name, rngs=nnx.Rngs(config.seed), image_token_id=image_token_id, **fields
+    )
+    tower = models.load(EMBEDDED_MODEL).vision
+    known = dict(nnx.to_flat_state(nnx.state(tower, nnx.Param)))
+    own = nnx.to_flat_state(nnx.state(model.vision, nnx.Param))
+    nnx.update(model.vision, nnx.from_flat_state((path, known[path]) for path, _ in own))
+    return model
+
+
+def rounded(model: LLaVA) -> LLaVA:
+    """The same model with weights in bfloat16, which computes in the same dtype as before."""
+    config = dataclasses.replace(model.config, param_dtype="bfloat16")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: LLaVA(config, rngs=nnx.Rngs(0))))
+    weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    weights = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), weights)
+    nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graphdef, state)
+
+
+def _train_step(config, graphdef, preprocess, chat, state, step):
+    size, patches = config.batch_size, _num_patches(config)
+    if (step + 1) % config.large_every == 0:
+        preprocess = preprocess.at_size(config.large_size)
+        patches = patches * config.large_size**2 // CANVAS**2
+        size //= _LARGE_COSTS
+    keep = patches * config.kept // 100
+    if step >= config.whole_images_from and step % config.whole_images_every == 0:
+        keep, size = None, size // _WHOLE_COSTS
+    phase = max((p for p in _PHASES if p.first_step <= step), key=lambda p: p.first_step)
+    alone = phase.alone_every is not None and step % phase.alone_every == 0
+    num_digits = (1, 1 if alone else len(PLACES))
+    scenes = make_scenes("train", size, seed=(config.seed, step), num_digits=num_digits)
+    pixels = np.stack([preprocess(image) for image in scenes.images])
+    rng = np.random.default_rng((config.seed, step))
+    drawn = [draw_questions(digits, rng, phase.counts) for digits in scenes.digits]
+    asked = [_token_pairs(chat, questions) for questions in drawn]
+    batch = put(own_slots((pixels, pack(asked, _ROOM))), P(AXIS))
+    return _update(
+        graphdef, state, *batch, begins=chat.tokenizer.token_to_id(BEGIN_TOKEN), keep=keep
+    )
+
+
+def _token_pairs(chat, questions):
+    ids = lambda text: chat.tokenizer.encode(text, add_special_tokens=False).ids
+    return [(ids(q.text), [*ids(q.answer), *chat.stop_tokens]) for q in questions]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("begins", "keep"))
+def _update(graphdef, state, pixels, packed, *, begins, keep):
+    """The state after one step, and its loss."""
+    model, optimizer = nnx.merge(graphdef, state)
+    features, positions = _features(model.vision, pixels, keep)
+
+    def loss_of(model: LLaVA):
+        states = _states(model, features, positions, packed, begins)
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+            model.decoder.logits_of(states), jnp.maximum(packed.target, 0)
+        )
+        learned = packed.target != NO_TARGET
+        return jnp.sum(losses * learned) / jnp.sum(learned)
+
+    loss, gradients = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, _LEARNED))(model)
+    optimizer.update(model, gradients)
+    return nnx.state((model, optimizer)), loss
+
+
+def _features(vision, pixels, keep):
+    """Those of `keep` patches of most contrast `[B, F, C]`, and which they are, int `[B, F]`.
+
+    None keeps all.
+    """
+    features = jax.lax.stop_gradient(vision(pixels).tokens[:, vision.num_prefix :])
+    if keep is None:
+        return features, jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
+    contrast = patch_contrast(pixels, vision.patch_embedding.patch_size)
+    kept = jnp.sort(jax.lax.top_k(contrast, keep)[1], axis=1)
+    return jnp.take_along_axis(features, kept[..., None], axis=1), kept
+
+
+def _states(model, features, patches, packed, begins):
+    """`packed_states` of questions behind features `[B, F, C]` of these patches, int `[B, F]`."""
+    begin = model.decoder.embed(jnp.full((len(features), 1), begins))
+    prefix = jnp.concatenate([begin, model.projector(features)], axis=1)
+    positions = jnp.pad(patches + 1, ((0, 0), (1, 0)))
+    start = 1 + model.config.num_features
+    return packed_states(model.decoder, prefix, positions, packed, start=start)
