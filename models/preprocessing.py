@@ -278,8 +278,8 @@ def _from_open_clip(values, folder):
 
 _READERS = {
     "processor_config.json": _from_processor,
-    "video_preprocessor_config.json": from_preprocessor,
     "preprocessor_config.json": from_preprocessor,
+    "video_preprocessor_config.json": from_preprocessor,
     "config.json": _from_timm,
     _OPEN_CLIP_CONFIG: _from_open_clip,
 }
