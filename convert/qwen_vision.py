@@ -187,11 +187,16 @@ def has_tower(names) -> bool:
     return any(f"{x}deepstack_merger_list.0.norm.weight" in names for x in PREFIXES)
 
 
+def has_language_model(names) -> bool:
+    """Whether tensors of these names have a whole model's embeddings of words among them."""
+    return any(name.endswith("language_model.embed_tokens.weight") for name in names)
+
+
 LAYOUT = Layout(
     family="qwen3_vl_vision",
     library="transformers",
     describes=of_model_type(TOWER),
-    has_keys=has_tower,
+    has_keys=lambda names: has_tower(names) and not has_language_model(names),
     parse=lambda source: parse_config(source.config),
     tables=tables,
 )

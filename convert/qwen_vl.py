@@ -5,7 +5,7 @@ import dataclasses
 from convert.fields import Fields
 from convert.hf_decoder import PLACED, decoder_table, parse_decoder
 from convert.layout import Layout, Parsed, of_model_type
-from convert.qwen_vision import WHOLE, has_tower, parse_tower, tower_rows
+from convert.qwen_vision import WHOLE, has_language_model, has_tower, parse_tower, tower_rows
 from convert.table import Table
 from models.qwen_vl import QwenVLConfig
 
@@ -51,15 +51,11 @@ def parse_config(values: dict) -> Parsed:
     return Parsed(config, [*whole.unknown(), *unknown, *unknown_of_text])
 
 
-def _has_language_model(names):
-    return any(f"{x}language_model.embed_tokens.weight" in names for x in _PREFIXES)
-
-
 LAYOUT = Layout(
     family="qwen3_vl",
     library="transformers",
     describes=of_model_type(WHOLE),
-    has_keys=lambda names: has_tower(names) and _has_language_model(names),
+    has_keys=lambda names: has_tower(names) and has_language_model(names),
     parse=lambda source: parse_config(source.config),
     tables=tables,
     refused=_REFUSED,
