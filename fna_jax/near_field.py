@@ -156,7 +156,8 @@ def _window_means(query, real, windows, *, by_product):
     kept = [place for place in places if place not in windows.within]
     operands = weights, places, x, [*places, x.ndim], [*kept, x.ndim]  # "brlcm,brlcmd->brcd"
     means = jnp.einsum(*operands, precision=_HIGHEST).astype(query.dtype)
-    return means.reshape(means.shape[0], -1, *query.shape[2:])
+    means = means.reshape(means.shape[0], -1, means.shape[-1])  # explicit meshes want one by one
+    return means.reshape(*means.shape[:2], *query.shape[2:])
 
 
 def _in_kernel(*states, **options):
