@@ -35,6 +35,7 @@ def test_with_each_token_its_own_cluster_every_family_is_exact(family):
     assert isinstance(output.landmarks, Clusters)
 
 
+@pytest.mark.slow
 def test_blocks_have_settings_of_their_own():
     model = tiny("dinov2")
     near = FNAConfig((0,), 15, approximation="centroid", partition="windows", windows=4, near=1)
@@ -47,6 +48,7 @@ def test_blocks_have_settings_of_their_own():
         np.testing.assert_allclose(errors[row], alone[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_clusters_are_handed_on_as_they_are_or_refined():
     model, settings = tiny("clip"), dict(num_landmarks=6, partition="kmeans", **CENTROID)
     clusters = {

@@ -217,6 +217,7 @@ def test_compare_reports_the_error_of_each_block_and_runs_exactly(clip):
     assert everything.attention_error.max() < 5e-4
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_the_weights_through_fna(clip):
     @nnx.jit
     def gradient(model):

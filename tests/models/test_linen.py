@@ -60,6 +60,7 @@ def test_the_door_gives_the_same_bits(clip, method, inputs, fna):
     np.testing.assert_array_equal(apply(variables_of(model), inputs), direct)
 
 
+@pytest.mark.slow
 def test_the_door_runs_fna(clip):
     outputs = [
         jax.jit(lambda v, x, door=door: door.apply(v, x).tokens)(variables_of(clip), IMAGES)

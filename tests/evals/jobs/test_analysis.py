@@ -145,6 +145,7 @@ def test_each_masked_sink_promotes_the_next(planted):
         assert example["received"].sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_size_of_batches_changes_nothing(planted):
     other = measured(8)
     assert len(planted.examples) == len(other.examples) == 9

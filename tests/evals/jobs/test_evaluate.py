@@ -57,6 +57,7 @@ def test_every_arm_runs_every_task(finished):
     assert all(done == {"zero_shot", "retrieval", "fidelity"} for done in tasks.values())
 
 
+@pytest.mark.slow
 def test_fewer_tokens_are_evaluated_where_they_have_a_meaning(short_config, tmp_path):
     short_config.tasks = ("zero_shot", "fidelity")
     short_config.fna.methods, short_config.fna.kept = ("tome", "drop", "smaller"), (50,)
@@ -80,6 +81,7 @@ def test_massive_tokens_are_no_landmarks_where_asked(short_config):
     assert {arm.fna.exclude for arm in arms} == {"massive_by_norm"}
 
 
+@pytest.mark.slow
 def test_killed_run_continues_and_ends_with_the_same_points(finished, tmp_path, monkeypatch):
     config, results, _ = finished
     real_run, count = table.run_task, 0
@@ -205,6 +207,7 @@ def test_the_legend_covers_no_panel(finished, monkeypatch):
     assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes)
 
 
+@pytest.mark.slow
 def test_fidelity_vanishes_when_every_token_is_a_landmark(short_config):
     pretrained = open_pretrained(short_config.model)
     images = open_data("images", short_config)

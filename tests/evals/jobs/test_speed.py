@@ -46,6 +46,7 @@ def test_of_a_language_model_as_few_blocks_are_made_as_there_can_be(name, depth)
     assert (shallow.decoder.depth if depth else None) == depth
 
 
+@pytest.mark.slow
 def test_a_report_has_a_row_for_every_arm_and_size(small_model, tmp_path):
     config = get_config()
     config.model, config.grids, config.repeats = str(small_model), (2, 9), 1

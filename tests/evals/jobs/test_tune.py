@@ -76,6 +76,7 @@ def test_bisection_finds_what_a_scan_finds(length):
         assert found == min(int(budget), length - 1) and counted.calls <= 4
 
 
+@pytest.mark.slow
 def test_block_by_block_is_the_view_as_a_whole():
     """Of a model with rotary positions, which blocks alone know nothing of."""
     model, images = tiny("dinov3"), random_images(batch=3)
