@@ -1,8 +1,8 @@
 """The near field of centroid attention: tokens near to a query's window are attended exactly.
 
-Shape letters: B batch, N tokens, S clusters, P prefix tokens, W windows of the grid, L patches of a
-window, n windows near to one, T queries of a window, F far keys, H heads, K key and value heads (a
-divisor of H), D head dimension.
+Shape letters: B batch, N tokens, S clusters, P prefix tokens, h · w patches (of a video t · h · w),
+W windows of the grid, L patches of a window, n windows near to one, T queries of a window, F far
+keys, H heads, K key and value heads (a divisor of H), D head dimension.
 """
 
 import functools
