@@ -213,8 +213,9 @@ def test_a_near_field_in_a_kernel_is_the_same(monkeypatch):
     ("windows", "num_heads", "head_dim", "residual", "dtype", "tolerance"),
     few(
         [
-            (Windows((16, 16), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
+            (Windows((4, 64), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
             (Windows((8, 16), (2, 2), near=1), 4, 32, False, "float32", 4e-6),
+            # 4e-3: the plain form's means, weights and output are rounded by 2⁻⁹ elsewhere.
             (Windows((8, 32), (1, 2), num_prefix=1), 1, 128, True, "bfloat16", 2**-6),
         ]
     ),
