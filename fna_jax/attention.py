@@ -58,8 +58,8 @@ class FastNystromAttention:
         known not to be of padding.
       approximation, partition, windows, near, residual: as in `FNAConfig`; clusters are chosen in
         every layer, and the tokens of `guarantee`, the first ones, are alone in theirs.
-      grid: patches down and across, which follow them, of a video with those in time in front;
-        windows and k-means need it.
+      grid: how many patches, which follow these tokens, there are down and across; of a video in
+        time, down and across. Windows and k-means need it.
 
     Raises:
       ValueError: a field outside its range, or one that nothing would use; the message names it.
@@ -109,7 +109,7 @@ class FastNystromAttention:
         if needed and self.grid is None:
             raise ValueError(
                 f"windows={self.windows}, partition={self.partition!r} need the patches down and "
-                "across: pass grid=(h, w)"
+                "across: pass grid=(h, w), of a video (t, h, w)"
             )
         if self.grid is not None:
             if not needed:
@@ -154,35 +154,27 @@ class FastNystromAttention:
         # Honoured by construction: without dropout its key and shape mean nothing, and the softmax
         # is float32 with or without force_fp32_for_softmax.
         del dropout_rng, broadcast_dropout, force_fp32_for_softmax
-        dropped = dropout_is_active(dropout_rate, deterministic)
-        refused = {
-            "dropout_rate (set deterministic=True)": dropped,
-            "module (sow_weights: FNA forms no attention matrix)": module is not None,
-            "input_positions": input_positions is not None,
-            "qk_attn_weights_einsum": qk_attn_weights_einsum is not None,
-            "attn_weights_value_einsum": attn_weights_value_einsum is not None,
-            "scale (FastNystromAttention.scale is set too: drop one)": (
-                scale is not None and self.scale is not None
-            ),
-            **{name: argument is not None for name, argument in unknown.items()},
-        }
-        if refused := [name for name, given in refused.items() if given]:
-            raise ValueError(
-                f"FastNystromAttention cannot honour {', '.join(refused)}; "
-                "keep exact attention in this layer"
-            )
+        _refuse(
+            {
+                "dropout_rate (set deterministic=True)": dropout_is_active(
+                    dropout_rate, deterministic
+                ),
+                "module (sow_weights: FNA forms no attention matrix)": module is not None,
+                "input_positions": input_positions is not None,
+                "qk_attn_weights_einsum": qk_attn_weights_einsum is not None,
+                "attn_weights_value_einsum": attn_weights_value_einsum is not None,
+                "scale (FastNystromAttention.scale is set too: drop one)": (
+                    scale is not None and self.scale is not None
+                ),
+                **{name: argument is not None for name, argument in unknown.items()},
+            }
+        )
         scale = self.scale if scale is None else scale
         implementation = check_implementation(implementation or self.implementation)
         is_causal = is_causal or causal
         dtype = dtype or jnp.result_type(query, key, value)
         query, key, value = (x.astype(dtype) for x in (query, key, value))
-        obstacle, key_mask = self._obstacle(query, key, bias, is_causal), None
-        if obstacle is None:
-            key_mask, obstacle = read_mask(mask, query, is_padding=self.mask_is_padding)
-        if obstacle is not None and self.otherwise == "raise":
-            raise ValueError(
-                f"{obstacle}; keep exact attention in this layer, with only= or otherwise='exact'"
-            )
+        key_mask, obstacle = self._read(query, key, bias, mask, is_causal)
         with matmul_precision(precision):
             if obstacle is not None:
                 options = dict(bias=bias, mask=mask, is_causal=is_causal, scale=scale)
@@ -217,6 +209,21 @@ class FastNystromAttention:
             implementation=implementation,
         )
 
+    def _read(self, query, key, bias, mask, is_causal):
+        """The key mask bool `[*B, N]` or None, and why FNA cannot run here or None.
+
+        Raises:
+          ValueError: it cannot, and `otherwise` is "raise"; or a mask that is none.
+        """
+        key_mask, obstacle = None, self._obstacle(query, key, bias, is_causal)
+        if obstacle is None:
+            key_mask, obstacle = read_mask(mask, query, is_padding=self.mask_is_padding)
+        if obstacle is not None and self.otherwise == "raise":
+            raise ValueError(
+                f"{obstacle}; keep exact attention in this layer, with only= or otherwise='exact'"
+            )
+        return key_mask, obstacle
+
     def _obstacle(self, query, key, bias, is_causal):
         """Why FNA cannot run here, whatever the mask, or None."""
         num_queries, num_keys = query.shape[-3], key.shape[-3]
@@ -235,3 +242,12 @@ class FastNystromAttention:
         if bias is not None:
             return "FastNystromAttention cannot honour bias"
         return "FastNystromAttention cannot honour is_causal" if is_causal else None
+
+
+def _refuse(given):
+    """Raises ValueError for arguments, by their names, that are given and cannot be honoured."""
+    if refused := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"FastNystromAttention cannot honour {', '.join(refused)}; "
+            "keep exact attention in this layer"
+        )

@@ -9,12 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fna_jax.kernels import (
-    chosen_device,
-    compute_capability,
-    gpu_obstacle,
-    tpu_obstacle,
-)
+from fna_jax.kernels import chosen_device, gpu_obstacle, nvidia_obstacle, tpu_obstacle
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Of fewer keys, or logits of a head, a TPU takes XLA's form as fast (estimated on v5e).
@@ -32,7 +27,7 @@ def fused_attention(query, key, value, scale, removed, *, insisted=False):
       insisted: that it need not pay.
     """
     if chosen_device().platform == "tpu":
-        form, obstacle = _rows, rows_obstacle(query, key, value, scale, removed)
+        form, obstacle = _rows, _rows_obstacle(query, key, value, scale, removed)
         if obstacle is None and not insisted and _is_small(query, key):
             obstacle = "it does not pay for so few logits"
     else:
@@ -66,17 +61,10 @@ def _is_small(query, key):
     return num_keys < _LEAST_KEYS or num_queries * num_keys < _LEAST_LOGITS
 
 
-def rows_obstacle(query, key, value, scale, removed):
+def _rows_obstacle(query, key, value, scale, removed):
     """Why the kernel for TPUs cannot run here, or None."""
-    if obstacle := tpu_obstacle(query, key, value):
+    if obstacle := tpu_obstacle(query, key, value) or special_obstacle(scale, removed):
         return obstacle
-    if obstacle := _is_special(scale, removed):
-        return obstacle
-    dtypes = {x.dtype.name for x in (query, key, value)}
-    if dtypes not in ({"bfloat16"}, {"float32"}):
-        return f"it needs bfloat16 or float32, got {', '.join(sorted(dtypes))}"
-    if dtypes == {"float32"} and jax.config.jax_default_matmul_precision is not None:
-        return "it makes products of float32 in one pass, whatever is asked for"
     from fna_jax.kernels.rows import program_rows  # Pallas takes long to import
 
     num_dims = key.shape[-1] + value.shape[-1]
@@ -87,9 +75,7 @@ def rows_obstacle(query, key, value, scale, removed):
 
 def flash_obstacle(query, key, value, scale, removed):
     """Why the kernel for NVIDIA GPUs cannot run here, or None."""
-    if obstacle := gpu_obstacle(query, key, value):
-        return obstacle
-    if obstacle := _is_special(scale, removed):
+    if obstacle := gpu_obstacle(query, key, value) or special_obstacle(scale, removed):
         return obstacle
     if not {x.dtype for x in (query, key, value)} <= {*map(jnp.dtype, _DTYPES)}:
         return f"it needs {', '.join(_DTYPES)}, got {query.dtype}"
@@ -98,7 +84,7 @@ def flash_obstacle(query, key, value, scale, removed):
     return None
 
 
-def _is_special(scale, removed):
+def special_obstacle(scale, removed=None):
     """Why no kernel has this scale or leaves entries out, or None."""
     if removed is not None:
         return "no entries of the matrix can be left out"
@@ -109,8 +95,8 @@ def _is_special(scale, removed):
 
 def cudnn_obstacle(query, value, key_mask):
     """Why cuDNN's flash attention cannot run here, or None."""
-    if (compute_capability(device := chosen_device()) or 0) < 8.0:
-        return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
+    if obstacle := nvidia_obstacle():
+        return obstacle
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {query.dtype}"
     if query.shape[-1] % 8 or query.shape[-1] > 128:

@@ -1,8 +1,8 @@
 """The near field of centroid attention: tokens near to a query's window are attended exactly.
 
-Shape letters: B batch, N tokens, S clusters, P prefix tokens, W windows of the grid, L patches of a
-window, n windows near to one, T queries of a window, F far keys, H heads, K key and value heads (a
-divisor of H), D head dimension.
+Shape letters: B batch, N tokens, S clusters, P prefix tokens, h · w patches (of a video t · h · w),
+W windows of the grid, L patches of a window, n windows near to one, T queries of a window, F far
+keys, H heads, K key and value heads (a divisor of H), D head dimension.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fna_jax.clusters import Clusters, token_means
-from fna_jax.fused import flash_obstacle
+from fna_jax.fused import flash_obstacle, special_obstacle
 from fna_jax.kernels import differentiated_as, tpu_obstacle
 from fna_jax.softmax import (
     image_by_image,
@@ -204,19 +204,12 @@ def window_attention(
 
 def _kernel_obstacle(query, key, value, num_far, scale, windows):
     """Why the kernel for TPUs cannot run here, or None."""
-    if obstacle := tpu_obstacle(query, key, value):
+    if obstacle := tpu_obstacle(query, key, value) or special_obstacle(scale):
         return obstacle
     if len(windows.grid) != 2:
         return "it reads windows of images, and these are boxes of a video"
-    if isinstance(scale, jax.Array):
-        return "the scale must be a number, and is an array"
     if key.shape != value.shape:
         return "values must have the head dimension of keys"
-    dtypes = {x.dtype.name for x in (query, key, value)}
-    if dtypes not in ({"bfloat16"}, {"float32"}):
-        return f"it needs bfloat16 or float32, got {', '.join(sorted(dtypes))}"
-    if dtypes == {"float32"} and jax.config.jax_default_matmul_precision is not None:
-        return "it makes products of float32 in one pass, whatever is asked for"
     from fna_jax.kernels.near import program_width  # Pallas takes long to import
 
     if program_width(*query.shape[-2:], num_far, query.dtype, windows) is None:

@@ -113,7 +113,8 @@ def exact_attention(query, key, value, *, scale=None, key_mask=None, implementat
       scale: c, multiplies the logits; `1/sqrt(D)` by default.
       key_mask: bool `[*B, M]`, True on keys that take part. Without any the output is zero.
       implementation: "xla", blocks of queries; on NVIDIA GPUs and TPUs "pallas", our kernel; on
-        NVIDIA GPUs "cudnn", its for half precision without `key_mask`; None, the best that runs.
+        NVIDIA GPUs "cudnn", NVIDIA's for half precision without `key_mask`; None, the best that
+        runs.
 
     Raises:
       ValueError: shapes or dtypes that do not fit, or an implementation that cannot run.

@@ -20,10 +20,10 @@ _AXES = (2, 3)  # of an image, and of a video
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The patch grid cut into rectangles as even as they go, the larger ones first.
+    """The patch grid cut into rectangles, of a video boxes, as even as they go, larger ones first.
 
-    Of a video the grid has three axes, of which time is the first, and the windows are boxes. Every
-    prefix token is a window of its own, in front of the others and near to all.
+    Of a video the grid has three axes, of which time is the first. Every prefix token is a window
+    of its own, in front of the others and near to all.
 
     Attributes:
       grid: patches down and across, (h, w); of a video (t, h, w).
@@ -101,7 +101,8 @@ class Windows:
 
     def cut_up(self, patches):
         """Patches `[B, h·w, …]` where they are, `[B, rows, l, columns, l', …]`: row l and column l'
-        of a window; zeros where one is smaller. Of a video two more axes come in front."""
+        of a window; zeros where one is smaller. Of a video, `[B, t·h·w, …]`, the two axes of time
+        come in front of these."""
         cut = patches.reshape(patches.shape[0], *self.grid, *patches.shape[2:])
         for i, parts in enumerate(self.cut):
             cut = _cut(cut, 1 + 2 * i, parts)

@@ -1,8 +1,8 @@
 """Kernels in Pallas for where XLA's own are measured to be slower, and when they can run.
 
-On TPUs that is estimated from the compiler's instructions. They compute what `fna_jax.softmax`,
-`near_field`, `landmarks` and `nystrom` do in jax.numpy, which is what they are tested against, and
-what they are differentiated as.
+On TPUs that is estimated from the compiler's instructions. The kernels compute what
+`fna_jax.softmax`, `near_field`, `landmarks` and `nystrom` do in jax.numpy, which is what they are
+tested against, and what they are differentiated as.
 """
 
 import re
@@ -15,22 +15,35 @@ def gpu_obstacle(*arrays):
 
     A kernel does not know how to be split over devices, so it runs where there is one.
     """
+    return nvidia_obstacle() or _obstacle(*arrays)
+
+
+def nvidia_obstacle():
+    """Why the chosen device runs no kernel for NVIDIA GPUs, also of others' making, or None."""
     if (compute_capability(device := chosen_device()) or 0) < 8.0:
         return f"it needs an NVIDIA GPU of compute capability 8.0, this is {device}"
-    return _obstacle(*arrays)
+    return None
 
 
 def tpu_obstacle(*arrays):
-    """Why no kernel for TPUs can run on these arrays, or None.
+    """Why no kernel for TPUs can run on these arrays, queries, keys and values, or None.
 
     It runs where there is one device, or inside a `jax.shard_map` over all axes of the mesh, where
-    arrays are what one device has.
+    arrays are what one device has. Its products are exact in bfloat16, and of float32 take one pass
+    of bfloat16, as everywhere on a TPU unless more is asked for.
     """
     if (device := chosen_device()).platform != "tpu":
         return f"it needs a TPU, this is {device}"
     mesh = jax.sharding.get_abstract_mesh()
     of_one = mesh.manual_axes and {*mesh.manual_axes} == {*mesh.axis_names}
-    return _obstacle(*arrays, of_one=of_one)
+    if obstacle := _obstacle(*arrays, of_one=of_one):
+        return obstacle
+    dtypes = {x.dtype.name for x in arrays}
+    if dtypes not in ({"bfloat16"}, {"float32"}):
+        return f"it needs bfloat16 or float32, got {', '.join(sorted(dtypes))}"
+    if dtypes == {"float32"} and jax.config.jax_default_matmul_precision is not None:
+        return "it makes products of float32 in one pass, whatever is asked for"
+    return None
 
 
 def chosen_device():
@@ -38,14 +51,6 @@ def chosen_device():
     default = jax.config.jax_default_device  # a device, or the name of a platform
     named = default is None or isinstance(default, str)
     return jax.local_devices(backend=default)[0] if named else default
-
-
-def vector_memory():
-    """Bytes of vector memory that a program may have on the chosen TPU; the rest is for XLA."""
-    kind = chosen_device().device_kind
-    if re.match(r"TPU v[234]\b", kind):
-        return 14 * 2**20
-    return (100 if kind in ("TPU v5 lite", "TPU v6 lite") else 48) * 2**20
 
 
 def _obstacle(*arrays, of_one=False):
@@ -68,11 +73,6 @@ def compute_capability(device):
     """As of NVIDIA's GPUs, such as 9.0; None of other devices, also AMD's "gfx90a"."""
     capability = str(getattr(device, "compute_capability", ""))
     return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else None
-
-
-def output_like(x, shape, dtype):
-    """What a kernel gives of such a shape, on the axes of a mesh that x varies over."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def differentiated_as(plain, fused):

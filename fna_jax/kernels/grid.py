@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fna_jax.kernels import output_like, vector_memory
-from fna_jax.kernels.near import LANES, PACKED, attend_window, filled, masses_of, num_logits
+from fna_jax.kernels.near import attend_window, filled, masses_of, num_logits
+from fna_jax.kernels.tpu import LANES, PACKED, ROWS, output_like, vector_memory, whole
 
 # That are worked on together: tiles of 128 × 128, and logits of windows.
 _TILES, _LOGITS = 8, 2**18 + 2**16
@@ -61,7 +61,7 @@ def grid_attention(
     far = [filled(joined(x), 1, PACKED) for x in (far_key, far_value)]
     mass = masses_of(windows.cut_up(present), far_mass, windows)
     at_means = [] if at_means is None else [joined(x).astype(jnp.float32) for x in at_means]
-    size = pl.cdiv(num_tokens, LANES) * LANES
+    size = whole(num_tokens, LANES)
     along = pl.BlockSpec((None, LANES, size), lambda image, lanes: (image, lanes, 0))
     of_lanes = lambda x: pl.BlockSpec(
         (None, x.shape[1], LANES), lambda image, lanes: (image, 0, lanes)
@@ -96,8 +96,8 @@ def fits(query, key, num_far, windows):
     """
     (height, width), (down, across) = windows.grid, windows.cut
     num_heads, head_dim = query.shape[-2:]
-    whole = height % down == 0 and width % (8 * across) == 0 and height * width % LANES == 0
-    if not whole or LANES % head_dim or num_heads * head_dim % LANES or key.shape[-2] != num_heads:
+    even = height % down == 0 and width % (ROWS * across) == 0 and height * width % LANES == 0
+    if not even or LANES % head_dim or num_heads * head_dim % LANES or key.shape[-2] != num_heads:
         return False
     # Rows, and what is read and written for this program and the next one.
     states = LANES * query.shape[-3] * (3 * 4 + 8 * query.dtype.itemsize)
@@ -133,7 +133,7 @@ def _kernel(query, key, value, far_key, far_value, mass, front, *refs, scale, he
         """Where the tokens of a window are among the rows, for each of its lines."""
         for line in range(size[0]):
             start = (row * size[0] + line) * width + column * size[1]
-            yield pl.ds(pl.multiple_of(start, 8), size[1])
+            yield pl.ds(pl.multiple_of(start, ROWS), size[1])
 
     def attend(index, carry):
         row, column, one = index // across, index % across, pl.ds(index, 1)

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from fna_jax.kernels import output_like
+from fna_jax.kernels.tpu import LANES, PACKED, ROWS, output_like, product, whole
 from fna_jax.windows import take_windows
 
-LANES, _ROWS, PACKED = 128, 8, 16  # of a register; its rows in half precision
 _WIDTH = 1024  # lanes of a program, at most
 _VMEM = 14 * 2**20  # bytes of a program, of the 16 MiB that it may have
 _UNROLLED = 2**17  # logits of p heads; a step of more keeps the units busy by itself
@@ -38,7 +37,7 @@ def window_attention(
     width = program_width(num_heads, head_dim, far_key.shape[1], query.dtype, windows)
     joined = lambda x: x.reshape(*x.shape[:-2], -1)
     of_all = lambda x: joined(jnp.repeat(x.reshape(*x.shape[:2], -1, head_dim), shared, axis=2))
-    of_grid = lambda x: filled(windows.cut_up(x), 4, _ROWS)  # [B, r, l, c, l', C]
+    of_grid = lambda x: filled(windows.cut_up(x), 4, ROWS)  # [B, r, l, c, l', C]
     query, key, value = of_grid(query), of_grid(of_all(key)), of_grid(of_all(value))
     far_key, far_value = (filled(of_all(x), 1, PACKED) for x in (far_key, far_value))
     mass = masses_of(of_grid(present), far_mass, windows)[:, :, None]  # [B, W, 1, F + n · L]
@@ -73,11 +72,11 @@ def program_width(num_heads, head_dim, num_far, dtype, windows):
       windows: `Windows`.
     """
     lanes, size = max(head_dim, LANES), num_heads * head_dim
-    if lanes % head_dim or lanes % LANES or size % lanes or lanes // head_dim > _ROWS:
+    if lanes % head_dim or lanes % LANES or size % lanes or lanes // head_dim > ROWS:
         return None
     down, across = _window_shape(windows)
-    num_rows = down * _whole(across, _ROWS)
-    num_keys = windows.neighbours().shape[1] * num_rows + _whole(num_far, PACKED)
+    num_rows = down * whole(across, ROWS)
+    num_keys = windows.neighbours().shape[1] * num_rows + whole(num_far, PACKED)
     of_lane = 4 * dtype.itemsize * (num_rows + num_keys)  # of all blocks, the next ones, too
     room = _VMEM - 8 * num_logits(num_rows, num_keys, lanes // head_dim)  # and their weights
     for width in range(size, 0, -lanes):
@@ -96,14 +95,10 @@ def _window_shape(windows):
     return [-(-size // parts) for size, parts in zip(windows.grid, windows.cut)]
 
 
-def _whole(size, rows):
-    return -(-size // rows) * rows
-
-
 def filled(x, axis, rows, fill=0):
     """x with an axis of whole registers."""
     padding = [(0, 0)] * x.ndim
-    padding[axis] = 0, _whole(x.shape[axis], rows) - x.shape[axis]
+    padding[axis] = 0, whole(x.shape[axis], rows) - x.shape[axis]
     return jnp.pad(x, padding, constant_values=fill)
 
 
@@ -181,11 +176,6 @@ def attend_window(query, key, value, mass, at_means, *, scale, head_dim):
     num_heads = lanes // head_dim
     head = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // head_dim
     row = jax.lax.broadcasted_iota(jnp.int32, (PACKED, lanes), 0)
-    product = functools.partial(
-        jax.lax.dot_general,
-        precision=jax.lax.Precision.DEFAULT,  # exact in half precision
-        preferred_element_type=jnp.float32,
-    )
     rows = [jnp.where(head == i, query, 0) for i in range(num_heads)]
     if at_means:
         mean, exact = at_means

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fna_jax.kernels import output_like, vector_memory
+from fna_jax.kernels.tpu import LANES, PACKED, output_like, product, vector_memory, whole
 
-_LANES, _PACKED = 128, 16  # of a register; its rows in half precision
 _ROWS, _KEYS = 12, 16  # registers of lanes that queries of a program, and keys of a step, take
 _UNROLLED = 2**23  # logits of a program; more take the compiler minutes
 _TO_BITS = math.log2(math.e)  # powers of two are what there is an instruction for
@@ -39,7 +38,7 @@ def row_attention(query, key, value, log_mass=None, *, scale, **how):
     num_groups, num_dims, num_keys = value.shape[1:]
     most = program_rows(num_keys, query.shape[2] + num_dims, value.dtype)
     rows, keys = _block(num_queries, most), _block(num_keys, _KEYS)
-    size = pl.cdiv(num_keys, keys) * keys
+    size = whole(num_keys, keys)
     block = lambda x, size, index: pl.BlockSpec((None, None, x.shape[2], size), index)
     of_head = lambda image, head, index: (image, head, 0, index)
     of_group = lambda image, head, index: (image, head * num_groups // num_heads, 0, 0)
@@ -72,20 +71,20 @@ def program_rows(num_keys, num_dims, dtype):
       dtype: of both.
     """
     keys = _block(num_keys, _KEYS)
-    size = pl.cdiv(num_keys, keys) * keys
+    size = whole(num_keys, keys)
     taken = 2 * size * (num_dims * dtype.itemsize + 8 * 4)  # with masses, and those to come
-    of_row = 10 * keys + 2 * num_dims * dtype.itemsize + 3 * 4 * (num_dims + _LANES)
-    most = (vector_memory() - taken) // (_LANES * of_row)
+    of_row = 10 * keys + 2 * num_dims * dtype.itemsize + 3 * 4 * (num_dims + LANES)
+    most = (vector_memory() - taken) // (LANES * of_row)
     return min(most, _ROWS) if most > 0 else None
 
 
 def _block(size, most):
     """Lanes of a block, so that blocks of so many registers at most are filled up little."""
-    registers = pl.cdiv(size, _LANES)
+    registers = pl.cdiv(size, LANES)
     if registers <= most:
-        return registers * _LANES
-    some = min(range(most, most // 2, -1), key=lambda some: pl.cdiv(registers, some) * some)
-    return some * _LANES
+        return registers * LANES
+    some = min(range(most, most // 2, -1), key=lambda some: whole(registers, some))
+    return some * LANES
 
 
 def _kernel(query, key, value, *refs, scale, sizes, keys):
@@ -93,14 +92,9 @@ def _kernel(query, key, value, *refs, scale, sizes, keys):
     *mass, out = refs
     num_queries, num_keys = sizes
     num_dims, num_steps = value.shape[0], key.shape[1] // keys
-    rows = min(query.shape[1], pl.cdiv(num_queries, _PACKED) * _PACKED)
+    rows = min(query.shape[1], whole(num_queries, PACKED))
     turned = lambda x: jnp.swapaxes(x.astype(jnp.float32), 0, 1)
     states = turned(query[...])[:rows].astype(query.dtype)  # [R, D]
-    product = functools.partial(
-        jax.lax.dot_general,
-        precision=jax.lax.Precision.DEFAULT,  # exact in half precision
-        preferred_element_type=jnp.float32,
-    )
 
     def step(index, carry, last=False):
         sums, peak = carry
@@ -114,7 +108,7 @@ def _kernel(query, key, value, *refs, scale, sizes, keys):
             logits = jnp.where(known, logits, -jnp.inf)
             values = jnp.where(known, values, jnp.zeros_like(values))
         # The weights' sum is one more row of the product, which has room for it.
-        values = jnp.concatenate([values, jnp.ones((_PACKED, keys), values.dtype)], axis=0)
+        values = jnp.concatenate([values, jnp.ones((PACKED, keys), values.dtype)], axis=0)
         new = jnp.maximum(peak, jnp.max(logits, axis=1, keepdims=True))
         weights = jnp.exp2(logits - new).astype(values.dtype)
         sums = jnp.exp2(peak - new) * sums + product(weights, values, (((1,), (1,)), ((), ())))
@@ -122,7 +116,7 @@ def _kernel(query, key, value, *refs, scale, sizes, keys):
 
     # A finite peak, for differences of infinite ones are NaN.
     lowest = jnp.full((rows, 1), jnp.finfo(jnp.float32).min)
-    carry = jnp.zeros((rows, num_dims + _PACKED), jnp.float32), lowest
+    carry = jnp.zeros((rows, num_dims + PACKED), jnp.float32), lowest
     unroll = rows * key.shape[1] <= _UNROLLED
     carry = jax.lax.fori_loop(0, num_steps - 1, step, carry, unroll=unroll)
     sums, _ = step(num_steps - 1, carry, last=True)

@@ -72,14 +72,15 @@ def test_row_attention(
     log_mass = None
     if masses:
         log_mass = random(3, 2, num_keys)
-        log_mass[0] = -np.inf  # all
+        log_mass[0] = -np.inf
         log_mass[1, ::3] = -np.inf
     kernel = jax.jit(functools.partial(row_attention, scale=0.3, interpret=True))
     out = kernel(query, key, value, log_mass)
     right = plain_attention(query, key, value, log_mass=log_mass)
     assert out.dtype == right.dtype and np.isfinite(np.asarray(out, np.float32)).all()
     assert rel_max_error(out, right) < tolerance
-    np.testing.assert_array_equal(out[0] if masses else 0, 0)
+    if masses:  # of the first image no key has any
+        np.testing.assert_array_equal(out[0], 0)
 
 
 class Chip:
@@ -212,8 +213,9 @@ def test_a_near_field_in_a_kernel_is_the_same(monkeypatch):
     ("windows", "num_heads", "head_dim", "residual", "dtype", "tolerance"),
     few(
         [
-            (Windows((16, 16), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
+            (Windows((4, 64), (2, 2), num_prefix=3), 2, 64, True, "float32", 4e-6),  # two tiles
             (Windows((8, 16), (2, 2), near=1), 4, 32, False, "float32", 4e-6),
+            # 4e-3: the plain form's means, weights and output are rounded by 2⁻⁹ elsewhere.
             (Windows((8, 32), (1, 2), num_prefix=1), 1, 128, True, "bfloat16", 2**-6),
         ]
     ),
