@@ -24,7 +24,6 @@ from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
 from evals.tasks.answers.benchmarks import BENCHMARKS, DIGITS, predictions, score
 from models.generation import read_prompt
-from models.image_tokens import inner_dropping
 
 _INSTRUCTION = "Answer the question using a single word or phrase."
 _NUM_QUESTIONS = 100  # of the embedded ones
@@ -225,12 +224,10 @@ def _cache_bytes(bench, view, arm, prompts) -> int:
     """Of keys and values that a prompt of the batch leaves for its answer."""
     settings = arm.settings(prompts)
     tower = dict(rng=settings.pop("rng"), dropping=settings.pop("dropping"))
-    inner = inner_dropping(prompts, arm.dropping)
 
     def left():
         embeddings, others = bench.reader.embed(view.model, prompts, **tower)
-        how = settings | others | dict(dropping=inner)
-        return read_prompt(view.model.decoder, embeddings, **how)[1]
+        return read_prompt(view.model.decoder, embeddings, **others, **settings)[1]
 
     kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)
