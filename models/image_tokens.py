@@ -72,23 +72,26 @@ class ImageDropping:
         left = np.sum(np.asarray(key_mask) & ~is_image, axis=1) + self._number(is_image)
         return min(common_length(int(left.max())), is_image.shape[1])
 
-    def apply(self, embeddings, key_mask, is_image, length):
-        """Embeddings `[B, M, W]` and key mask bool `[B, M]` of what is left, padded on the left.
+    def apply(self, embeddings, others, is_image, length):
+        """Embeddings `[B, M, W]` of what is left, padded on the left, and the other arguments.
 
         Args:
           embeddings: `[B, N, W]`.
-          key_mask, is_image: bool `[B, N]`.
+          others: further arguments of a decoder's call by name, `[B, N, …]`; "key_mask" is there.
+          is_image: bool `[B, N]`.
           length: M, of `length`.
         """
-        places, left = self.choose(embeddings, key_mask, is_image, length)
-        return take(embeddings, places), left
+        places, left = self.choose(embeddings, others["key_mask"], is_image, length)
+        embeddings, others = jax.tree.map(lambda x: take(x, places), (embeddings, others))
+        return embeddings, others | {"key_mask": left}
 
     def choose(self, x, key_mask, is_image, length, *, received=None):
         """Places int `[B, M]` of what is left, ascending behind padding, and its key mask.
 
         Args:
           x: `[B, N, W]`.
-          key_mask, is_image, length: as in `apply`.
+          key_mask, is_image: bool `[B, N]`.
+          length: M, of `length`.
           received: float32 `[B, N]`, of the last token's attention; "attention" needs it.
         """
         if self.method == "farthest":
@@ -173,17 +176,21 @@ class InnerDropping:
         return x, before + behind
 
 
-def inner_dropping(prompts, dropping) -> InnerDropping | None:
-    """What a language model is told of a dropping, of prompts with a key mask and image tokens.
+def dropped(prompts, dropping: ImageDropping | None):
+    """The image tokens of prompts that go in front of the language model, and those inside it.
 
-    None where nothing is dropped, or in front of it.
+    The first as the last arguments of `ImageDropping.apply`, its settings and M, the second as an
+    `InnerDropping`; None where none go there.
 
     Raises:
       ValueError: image tokens to be dropped where there are none.
     """
-    if dropping is None or dropping.block is None:
-        return None
-    return dropping.inside(prompts.key_mask, prompts.is_image)
+    if dropping is None:
+        return None, None
+    masks = prompts.key_mask, prompts.is_image
+    if dropping.block is None:
+        return (dropping, dropping.length(*masks)), None
+    return None, dropping.inside(*masks)
 
 
 def take(x, places):

@@ -18,7 +18,7 @@ from .clip import CLIPVisionTower
 from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, position_grid
 from .decoder import Decoder, DecoderConfig
 from .embeddings import resize_positions
-from .image_tokens import inner_dropping
+from .image_tokens import dropped
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
 from .tiles import Tiling
 from .vit import VisionOutput
@@ -245,25 +245,24 @@ def at_size(model: LLaVA, image_size) -> LLaVA:
 
 
 def embed_prompts(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None):
-    """What the language model reads of prompts: embeddings `[B, M, W]`, and its other argument.
+    """What the decoder takes: embeddings `[B, M, W]`, and its other arguments by name.
 
-    That is `key_mask`, bool `[B, M]`: the positions of tokens that are left are counted anew.
+    Positions are not among these: those of tokens that are left are counted anew.
 
     Args:
       model: a LLaVA, or a view of one.
       prompts: of `prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
       dropping: an `image_tokens.ImageDropping`; None to keep all image tokens. What goes behind a
-        block of the language model is still here.
+        block of the language model is still here, and goes by the argument `dropping`.
 
     Raises:
       ValueError: image tokens to be dropped where there are none.
     """
+    in_front, inside = dropped(prompts, dropping)
     graphdef, state = nnx.split(model)
-    if dropping is None or dropping.block is not None:
-        return _embed(graphdef, None, state, prompts, rng), dict(key_mask=prompts.key_mask)
-    length = dropping.length(prompts.key_mask, prompts.is_image)
-    return _embed(graphdef, (dropping, length), state, prompts, rng)
+    embeddings, others = _embed(graphdef, in_front, state, prompts, rng)
+    return embeddings, others | {"dropping": inside}
 
 
 def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **settings):
@@ -274,17 +273,15 @@ def generate(model: LLaVA, prompts: Prompts, *, rng=None, dropping=None, **setti
       **settings: of `generation.generate`, with its errors.
     """
     embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
-    others["dropping"] = inner_dropping(prompts, dropping)
     return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
 # nnx.jit would copy the weights.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _embed(graphdef, dropping, state, prompts, rng):
-    model = nnx.merge(graphdef, state)
-    embeddings = model.embed(prompts, rng=rng)
-    if dropping is None:
-        return embeddings
-    dropping, length = dropping
-    left, key_mask = dropping.apply(embeddings, prompts.key_mask, prompts.is_image, length)
-    return left, dict(key_mask=key_mask)
+def _embed(graphdef, in_front, state, prompts, rng):
+    embeddings = nnx.merge(graphdef, state).embed(prompts, rng=rng)
+    others = dict(key_mask=prompts.key_mask)
+    if in_front is None:
+        return embeddings, others
+    dropping, length = in_front
+    return dropping.apply(embeddings, others, prompts.is_image, length)

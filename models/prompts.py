@@ -41,9 +41,7 @@ def make_prompts(token_ids, images, *, config: LLaVAConfig, preprocessor, length
       ValueError: image tokens and images that do not match, tokens that the model does not have,
         more of them than it has positions, no or an empty prompt, or images that cannot be read.
     """
-    check_batch(token_ids, images)
-    for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
-        check_tokens(number, ids, _marks(number, of_prompt, config), config, videos="videos")
+    check_prompts(token_ids, images, config, marks=_marks, videos="videos")
 
     def look_at(image, of_prompt):
         alone = sum(not isinstance(x, Video) for x in of_prompt) == 1
@@ -175,37 +173,36 @@ def key_mask(rows, length):
     return np.arange(length) >= length - lengths[:, None]
 
 
-def check_batch(token_ids, images):
-    """Raises ValueError for no prompts, or other images than prompts."""
+def _marks(image, config):
+    """The token that stands for an image or a video."""
+    return [config.video_token_id if isinstance(image, Video) else config.image_token_id]
+
+
+def check_prompts(token_ids, images, config, *, marks, videos):
+    """Raises ValueError for prompts that are none, empty, or do not fit the images or the model.
+
+    Args:
+      token_ids, images, config: as in `make_prompts`.
+      marks: a function of an image or a video, and the config, that gives the tokens that stand
+        for it; None is one that the model does not have.
+      videos: what video tokens stand for, one each.
+    """
     if not len(token_ids):
         raise ValueError("there are no prompts")
     if len(token_ids) != len(images):
         raise ValueError(f"{len(token_ids)} prompts, but images for {len(images)} of them")
+    for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
+        wanted = [mark for image in of_prompt for mark in marks(image, config)]
+        _check_tokens(number, ids, wanted, config, videos)
 
 
-def _marks(number, images, config):
-    """The tokens that stand for images and videos, in their order."""
-    marks = [
-        config.video_token_id if isinstance(x, Video) else config.image_token_id for x in images
-    ]
+def _check_tokens(number, ids, marks, config, videos):
+    """Of one prompt, whose images and videos have these marks, in their order."""
     if None in marks:
         raise ValueError(
             f"prompt {number} has a video, and this model has no token for videos: give its frames "
             "as images"
         )
-    return marks
-
-
-def check_tokens(number, ids, marks, config, *, videos):
-    """Raises ValueError for a prompt that is empty, or whose tokens are not the model's.
-
-    Args:
-      number: of the prompt.
-      ids: its tokens.
-      marks: those that stand for its images and videos, in their order.
-      config: of the model.
-      videos: what its video tokens stand for, one each.
-    """
     if not len(ids):
         raise ValueError(f"prompt {number} is empty")
     for token in ids:

@@ -7,15 +7,7 @@ import math
 
 import numpy as np
 
-from .prompts import (
-    Video,
-    check_batch,
-    check_length,
-    check_tokens,
-    key_mask,
-    padded,
-    stretched,
-)
+from .prompts import Video, check_length, check_prompts, key_mask, padded, stretched
 from .qwen_images import FRAMES, frame_pairs
 from .qwen_vl import QwenPrompts, QwenVLConfig
 
@@ -60,21 +52,11 @@ def make_prompts(
         one video token for each pair of frames of a video, as `timed` writes them.
       images: for each prompt its images in that order, as `Preprocessor` takes them, or
         `prompts.Video`s.
-      config: of the model.
-      preprocessor: the checkpoint's, of `preprocessing.load_preprocessor`.
+      config, preprocessor, length: as in `prompts.make_prompts`, with its errors.
       video_preprocessor: that of videos, of `video_preprocessing.load_video_preprocessor`; by
         default as of images.
-      length: to how many tokens prompts are padded, so that many batches have one shape; by default
-        as many as the longest has.
-
-    Raises:
-      ValueError: image tokens and images that do not match, tokens that the model does not have,
-        more of them than it has positions, no or an empty prompt, or images that cannot be read.
     """
-    check_batch(token_ids, images)
-    for number, (ids, of_prompt) in enumerate(zip(token_ids, images)):
-        marks = [mark for image in of_prompt for mark in _marks(image, config)]
-        check_tokens(number, ids, marks, config, videos="pairs of frames of videos")
+    check_prompts(token_ids, images, config, marks=_marks, videos="pairs of frames of videos")
 
     def look_at(image):
         of_video = isinstance(image, Video) and video_preprocessor is not None

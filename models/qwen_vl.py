@@ -18,7 +18,7 @@ from . import generation
 from .configs import ModelConfig
 from .decoder import VARIANTS as DECODERS
 from .decoder import Decoder, DecoderConfig
-from .image_tokens import inner_dropping, take
+from .image_tokens import dropped
 from .qwen_vision import VARIANTS as TOWERS
 from .qwen_vision import ImageFeatures, QwenVision, QwenVisionConfig
 from .vit import VisionOutput
@@ -168,21 +168,18 @@ def embed_prompts(model: QwenVL, prompts: QwenPrompts, *, rng=None, dropping=Non
       prompts: of `qwen_prompts.make_prompts`.
       rng: key of random landmarks, if the tower's attention draws them.
       dropping: an `image_tokens.ImageDropping`; None to keep all image tokens. What goes behind a
-        block of the language model is still here.
+        block of the language model is still here, and goes by the argument `dropping`.
 
     Raises:
       ValueError: image tokens to be dropped where there are none.
     """
+    in_front, inside = dropped(prompts, dropping)
     graphdef, state = nnx.split(model.vision)
     features = [_encode(graphdef, state, image, rng) for image in prompts.images]
     graphdef, state = nnx.split(model)
-    if dropping is not None and dropping.block is not None:
-        dropping = None  # by the decoder
-    length = None
-    if dropping is not None:
-        length = dropping.length(prompts.key_mask, prompts.is_image)
     texts = dataclasses.replace(prompts, images=())
-    return _place(graphdef, (dropping, length), state, texts, features)
+    embeddings, others = _place(graphdef, in_front, state, texts, features)
+    return embeddings, others | {"dropping": inside}
 
 
 def generate(model: QwenVL, prompts: QwenPrompts, *, rng=None, dropping=None, **settings):
@@ -193,7 +190,6 @@ def generate(model: QwenVL, prompts: QwenPrompts, *, rng=None, dropping=None, **
       **settings: of `generation.generate`, with its errors.
     """
     embeddings, others = embed_prompts(model, prompts, rng=rng, dropping=dropping)
-    others["dropping"] = inner_dropping(prompts, dropping)
     return generation.generate(model.decoder, embeddings, **others, **settings)
 
 
@@ -205,12 +201,9 @@ def _encode(graphdef, state, image, rng):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _place(graphdef, dropping, state, prompts, features):
+def _place(graphdef, in_front, state, prompts, features):
     embeddings, others = nnx.merge(graphdef, state).place(prompts, features)
-    dropping, length = dropping
-    if dropping is None:
+    if in_front is None:
         return embeddings, others
-    key_mask = others.pop("key_mask")
-    places, key_mask = dropping.choose(embeddings, key_mask, prompts.is_image, length)
-    embeddings, others = jax.tree.map(lambda x: take(x, places), (embeddings, others))
-    return embeddings, others | {"key_mask": key_mask}
+    dropping, length = in_front
+    return dropping.apply(embeddings, others, prompts.is_image, length)

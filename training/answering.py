@@ -108,11 +108,6 @@ def check_settings(config) -> None:
         )
 
 
-def _num_patches(config) -> int:
-    """Of a scene at its own size."""
-    return (CANVAS // config.model.vision.patch_size) ** 2
-
-
 def _new_model(config, image_token_id) -> LLaVA:
     """A LLaVA with the first blocks of the embedded tower, and otherwise random weights."""
     fields = config.model.to_dict()
@@ -129,7 +124,7 @@ def _new_model(config, image_token_id) -> LLaVA:
 def rounded(model: LLaVA) -> LLaVA:
     """The same model with weights in bfloat16, which computes in the same dtype as before."""
     config = dataclasses.replace(model.config, param_dtype="bfloat16")
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: LLaVA(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(models.registry.abstract_model(LLaVA, config))
     weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     weights = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), weights)
     nnx.replace_by_pure_dict(state, weights)
@@ -137,12 +132,11 @@ def rounded(model: LLaVA) -> LLaVA:
 
 
 def _train_step(config, graphdef, preprocess, chat, state, step):
-    size, patches = config.batch_size, _num_patches(config)
+    size, side = config.batch_size, CANVAS
     if (step + 1) % config.large_every == 0:
-        preprocess = preprocess.at_size(config.large_size)
-        patches = patches * config.large_size**2 // CANVAS**2
-        size //= _LARGE_COSTS
-    keep = patches * config.kept // 100
+        size, side = size // _LARGE_COSTS, config.large_size
+        preprocess = preprocess.at_size(side)
+    keep = (side // config.model.vision.patch_size) ** 2 * config.kept // 100
     if step >= config.whole_images_from and step % config.whole_images_every == 0:
         keep, size = None, size // _WHOLE_COSTS
     phase = max((p for p in _PHASES if p.first_step <= step), key=lambda p: p.first_step)

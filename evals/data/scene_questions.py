@@ -7,7 +7,7 @@ import numpy as np
 
 from evals.data.digit_scenes import DIGIT_NAMES, EMPTY, PLACES
 
-NONE = "none"  # at a place without a digit
+_NONE = "none"  # at a place without a digit
 
 
 class Question(typing.NamedTuple):
@@ -20,7 +20,7 @@ class Question(typing.NamedTuple):
 
 def _place(digits):
     for place, digit in zip(PLACES, digits, strict=True):
-        answer = NONE if digit == EMPTY else DIGIT_NAMES[digit]
+        answer = _NONE if digit == EMPTY else DIGIT_NAMES[digit]
         yield f"which digit is at the {place}?", answer
 
 

@@ -110,7 +110,13 @@ class Answering(Backbone):
     chat: Chat
 
     def at_size(self, pixels) -> "Answering":
-        """The same for square images of so many pixels; errors as of `models.llava.at_size`."""
+        """The same for square images of so many pixels.
+
+        Raises:
+          ValueError: a Qwen3-VL, whose images have sizes of their own; as `models.llava.at_size`.
+        """
+        if not isinstance(self.model, LLaVA):
+            raise ValueError("this model reads each image in its own size: leave it at (0,)")
         model, preprocess = at_size(self.model, pixels), self.preprocess.at_size(pixels)
         return dataclasses.replace(self, model=model, preprocess=preprocess)
 

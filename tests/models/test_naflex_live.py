@@ -19,6 +19,8 @@ from tests.models.test_preprocessing_live import LEVEL, images
 
 pytestmark = pytest.mark.reference
 
+BOUND = 5e-6  # measured: 2e-7 to 7e-7
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -58,7 +60,7 @@ def largest_error(model, original, packed):
 
 def test_every_stage_of_a_padded_batch(folder, original):
     model = convert.load_pretrained(folder)
-    assert largest_error(model, original, patches()) < 1e-5
+    assert largest_error(model, original, patches()) < BOUND
 
 
 def test_sizes_are_those_of_transformers(transformers):
@@ -94,7 +96,7 @@ def test_images_are_prepared_and_encoded_as_by_transformers(
         inputs["pixel_attention_mask"].astype(bool),
         inputs["spatial_shapes"].astype(np.int32),
     )
-    assert largest_error(convert.load_pretrained(folder), original, packed) < 1e-5
+    assert largest_error(convert.load_pretrained(folder), original, packed) < BOUND
 
 
 def test_logits_are_those_of_transformers(folder, original):
@@ -110,4 +112,4 @@ def test_logits_are_those_of_transformers(folder, original):
     model = convert.load_pretrained(folder)
     images = model.encode_patches(packed).pooled
     logits = model.logits(images, model.encode_text(token_ids))
-    assert rel_max_error(logits, expected.numpy()) < 1e-5
+    assert rel_max_error(logits, expected.numpy()) < BOUND

@@ -57,6 +57,11 @@ def encoded(chat: Chat, prompt) -> list[int]:
     return chat.encode([prompt], special_tokens=special)[0][0].tolist()
 
 
+def suffix_of(pixels) -> str:
+    """Of what a run at this size of images is called; none for the model's own, None."""
+    return "" if pixels is None else f"-{pixels}px"
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """A model and the questions that it is asked.
@@ -76,6 +81,11 @@ class Bench:
     batch_size: int
     max_new_tokens: int
     pixels: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of tasks and folders."""
+        return suffix_of(self.pixels)
 
     @property
     def reader(self) -> Reader:

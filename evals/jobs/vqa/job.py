@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 
@@ -17,14 +16,12 @@ from evals.jobs.opening import check_num_landmarks, run_jobs
 from evals.jobs.settings import check_choice, check_counts
 from evals.jobs.vqa.arms import AnswerArm, make_answer_arms
 from evals.jobs.vqa.asking import Bench, prompt_form
+from evals.jobs.vqa.speeds import cache_bytes, speeds
 from evals.running.cache import data_digest
 from evals.running.journal import Journal
 from evals.running.pretrained import EMBEDDED_LLAVA, open_answering
-from evals.running.timing import time_in_turns
 from evals.running.workdir import write_atomically
 from evals.tasks.answers.benchmarks import BENCHMARKS, DIGITS, predictions, score
-from models.generation import read_prompt
-from models.image_tokens import inner_dropping
 
 _INSTRUCTION = "Answer the question using a single word or phrase."
 _NUM_QUESTIONS = 100  # of the embedded ones
@@ -94,20 +91,20 @@ def benches(bench, config) -> list[Bench]:
 
 def _jobs(bench, arms, config, workdir):
     """Those of a bench, as `run_jobs` takes them."""
-    at = "" if bench.pixels is None else f"-{bench.pixels}px"
-    size = {} if bench.pixels is None else {"pixels": bench.pixels}
-    answers = answers_of(bench, config.dataset, pathlib.Path(workdir), at)
-    runs = {
-        arm.name: functools.partial(_record, bench, arm, answers, config.dataset) for arm in arms
-    }
-    jobs = [(name, f"{config.dataset}{at}", run) for name, run in runs.items()]
+    answers = answers_of(bench, config.dataset, workdir)
+    jobs = [
+        (arm.name, config.dataset, functools.partial(_record, bench, arm, answers, config.dataset))
+        for arm in arms
+    ]
     if config.repeats:
-        jobs.append(("all", f"speed{at}", functools.partial(speeds, bench, arms, config.repeats)))
-    return [(arm, task, functools.partial(_with, size, run)) for arm, task, run in jobs]
+        jobs.append(("all", "speed", functools.partial(speeds, bench, arms, config.repeats)))
+    sized = lambda run: functools.partial(_of_size, bench.pixels, run)
+    return [(name, f"{task}{bench.suffix}", sized(run)) for name, task, run in jobs]
 
 
-def _with(size, run):
-    return run() | size
+def _of_size(pixels, run):
+    """A run's record, with the size of images where it is not the model's own."""
+    return run() | ({} if pixels is None else {"pixels": pixels})
 
 
 def open_bench(config, questions) -> Bench:
@@ -140,22 +137,26 @@ def check_arms(bench, arms) -> None:
         if arm.num_landmarks is not None:
             check_num_landmarks(arm.num_landmarks, real, of="the first prompt")
         if (arm.prefill, arm.cache, arm.dropping) != (None, None, None):
-            _cache_bytes(bench, view, arm, prompts)  # knows the blocks
+            cache_bytes(bench, view, arm, prompts)  # knows the blocks
 
 
-def answers_of(bench, dataset, workdir, at=""):
+def answers_of(bench, dataset, workdir):
     """A function of an arm that gives all its answers, kept in a folder and found there again.
 
     Args:
       bench: whom it asks.
       dataset: of `BENCHMARKS`.
-      workdir: where `answers` and `predictions` are, with `at` behind their names.
-      at: a suffix.
+      workdir: where `answers` and `predictions` are, with the bench's suffix behind their names.
     """
+
+    def folder(name):
+        path = pathlib.Path(workdir, f"{name}{bench.suffix}")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     @functools.cache
     def answers(arm: AnswerArm) -> list:
-        journal = Journal(_folder(workdir, f"answers{at}") / f"{arm.name}.jsonl")
+        journal = Journal(folder("answers") / f"{arm.name}.jsonl")
         batches = journal.read()
         if len(batches) * bench.batch_size < len(bench.questions):
             for texts in bench.answers(arm, start=len(batches)):
@@ -164,16 +165,10 @@ def answers_of(bench, dataset, workdir, at=""):
         found = [text for texts in batches for text in texts]
         suffix = "jsonl" if BENCHMARKS[dataset].by_line else "json"
         content = predictions(dataset, found, bench.questions)
-        write_atomically(_folder(workdir, f"predictions{at}") / f"{arm.name}.{suffix}", content)
+        write_atomically(folder("predictions") / f"{arm.name}.{suffix}", content)
         return found
 
     return answers
-
-
-def _folder(workdir, name):
-    folder = pathlib.Path(workdir, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _record(bench, arm, answers, dataset):
@@ -186,54 +181,6 @@ def _record(bench, arm, answers, dataset):
     if bench.questions.answers is not None:
         record |= score(dataset, mine, bench.questions)
     return record | {"identical": 100 * sum(a == b for a, b in asked) / len(asked)}
-
-
-def speeds(bench, arms, repeats) -> dict:
-    """By arm, for the first batch: milliseconds to its first tokens, the images' part among them,
-    and then for each token more; and bytes of the cache that a prompt leaves.
-
-    What does not fit into the memory has no time.
-    """
-    prompts, most = bench.first_prompts(), bench.max_new_tokens
-    views = {arm.name: arm.tower.view(bench.backbone) for arm in arms}
-
-    def writing(arm, number):
-        run = functools.partial(bench.written, views[arm.name], arm, prompts)
-        return lambda: jax.block_until_ready(run(max_new_tokens=number))
-
-    numbers = (1, most) if most > 1 else (1,)
-    runs = {f"{arm.name} {n}": writing(arm, n) for arm in arms for n in numbers}
-    timings = time_in_turns(runs, repeats=repeats, progress="speed")
-    first, following = {}, {}
-    for arm in arms:
-        times = [timings[run].seconds for n in numbers if (run := f"{arm.name} {n}") in timings]
-        if times:
-            first[arm.name] = 1000 * float(np.median(times[0]))
-        if len(times) > 1:
-            following[arm.name] = 1000 * float(np.median(times[1] - times[0])) / (most - 1)
-    return {
-        "task": "speed",
-        "first_token_ms": first,
-        "next_token_ms": following,
-        "cache_bytes": {
-            arm.name: _cache_bytes(bench, views[arm.name], arm, prompts) for arm in arms
-        },
-    }
-
-
-def _cache_bytes(bench, view, arm, prompts) -> int:
-    """Of keys and values that a prompt of the batch leaves for its answer."""
-    settings = arm.settings(prompts)
-    tower = dict(rng=settings.pop("rng"), dropping=settings.pop("dropping"))
-    inner = inner_dropping(prompts, arm.dropping)
-
-    def left():
-        embeddings, others = bench.reader.embed(view.model, prompts, **tower)
-        how = settings | others | dict(dropping=inner)
-        return read_prompt(view.model.decoder, embeddings, **how)[1]
-
-    kept = [x for layer in jax.eval_shape(left).layers for x in (layer.key, layer.value)]
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in kept) // len(prompts.tokens)
 
 
 def _digest(questions: Questions):

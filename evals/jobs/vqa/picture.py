@@ -7,6 +7,7 @@ import typing
 import matplotlib
 import numpy as np
 
+from evals.jobs.vqa.asking import suffix_of
 from evals.jobs.vqa.job import questions_of
 from evals.running.workdir import save_figure
 
@@ -32,8 +33,9 @@ def answer_examples(config, results, workdir, *, num_images=8):
     points = [p for p in results["points"] if p["task"] == first["task"]]
     points = [p for p in points if p.get("pixels") == first.get("pixels")]
     other = min(points, key=lambda point: point["identical"])
-    told, at = results["arms"][other["arm"]], _suffix(first)
-    exact, approximate = (_answers(workdir, at, p["arm"]) for p in (first, other))
+    told = results["arms"][other["arm"]]
+    folder = pathlib.Path(workdir, f"predictions{suffix_of(first.get('pixels'))}")
+    exact, approximate = (_answers(folder / f"{p['arm']}.json") for p in (first, other))
     questions, images = questions_of(config), {}
     for row, image in enumerate(questions.images):
         images.setdefault(id(image), []).append(row)
@@ -48,12 +50,7 @@ def answer_examples(config, results, workdir, *, num_images=8):
     return examples, " ".join(filter(None, (told["label"], told["strength"])))
 
 
-def _suffix(point):
-    return f"-{point['pixels']}px" if "pixels" in point else ""
-
-
-def _answers(workdir, at, arm):
-    file = pathlib.Path(workdir, f"predictions{at}", f"{arm}.json")
+def _answers(file):
     return [entry["answer"] for entry in json.loads(file.read_text())]
 
 
