@@ -8,6 +8,7 @@ from convert.errors import ConversionError
 from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import (
+    TIMM_DINO_REST,
     TIMM_MLP,
     TIMM_NORMS_AND_ATTENTION,
     TIMM_SCALES,
@@ -18,7 +19,6 @@ from convert.rows import (
 from convert.table import (
     BATCHED,
     BATCHED_WITHOUT_FIRST,
-    CONVOLUTION,
     LINEAR_OF_FIRST_HALF,
     SAME,
     Row,
@@ -59,14 +59,8 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
     class token alone.
     """
     positions = BATCHED_WITHOUT_FIRST if config.num_registers else BATCHED
-    rows = [
-        Row("cls_token", "class_token", BATCHED),
-        Row("pos_embed", "positions", positions),
-        Row("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-        Row("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-        Row("norm.weight", "final_norm.scale", SAME),
-        Row("norm.bias", "final_norm.bias", SAME),
-    ]
+    rows = [Row(*row) for row in TIMM_DINO_REST]
+    rows.append(Row("pos_embed", "positions", positions))
     if config.num_registers:
         rows.append(Row("reg_token", "registers", BATCHED))
     if config.num_classes:

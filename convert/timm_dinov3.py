@@ -5,8 +5,16 @@ import re
 from convert.fields import Fields
 from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
-from convert.rows import QKV, TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
-from convert.table import BATCHED, CONVOLUTION, FLAT, LINEAR, SAME, Row, Table
+from convert.rows import (
+    QKV,
+    TIMM_DINO_REST,
+    TIMM_MLP,
+    TIMM_NORMS_AND_ATTENTION,
+    block_rows,
+    gated_mlp,
+    with_biases,
+)
+from convert.table import BATCHED, FLAT, SAME, Row, Table
 from convert.tensors import shape_of
 from convert.timm_fields import (
     BOOKKEEPING,
@@ -72,34 +80,19 @@ _IRRELEVANT = (
     "global_pool",  # of timm, which pools the patches; here it is the class token, as in training
 )
 
-_REST = (
-    ("cls_token", "class_token", BATCHED),
-    ("reg_token", "registers", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-    ("norm.weight", "final_norm.scale", SAME),
-    ("norm.bias", "final_norm.bias", SAME),
-)
+_REST = (*TIMM_DINO_REST, ("reg_token", "registers", BATCHED))
 _BLOCK = (
     *with_biases(TIMM_NORMS_AND_ATTENTION, ""),
     *((f"attn.{name[0]}_bias", f"attention.{name}.bias", FLAT) for name in QKV),
     ("gamma_1", "scale1.scale", SAME),
     ("gamma_2", "scale2.scale", SAME),
 )
-_GATED_MLP = (
-    ("mlp.fc1_g.weight", "mlp.gate.kernel", LINEAR),
-    ("mlp.fc1_g.bias", "mlp.gate.bias", SAME),
-    ("mlp.fc1_x.weight", "mlp.fc1.kernel", LINEAR),
-    ("mlp.fc1_x.bias", "mlp.fc1.bias", SAME),
-    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
-    ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
-)
 
 
 def tables(config: DINOv3Config) -> tuple[Table, ...]:
     """The one key layout."""
     encoder = config.encoder
-    mlp = _GATED_MLP if encoder.gated_mlp else TIMM_MLP
+    mlp = gated_mlp("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2") if encoder.gated_mlp else TIMM_MLP
     block = with_biases(_BLOCK, encoder.biases) + mlp
     rest = (Row(*row) for row in _REST)
     return (Table((*rest, *block_rows("blocks", "encoder.blocks", block, encoder.depth)), {}),)

@@ -3,10 +3,9 @@
 import re
 
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows
+from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, TIMM_PATCHES, block_rows
 from convert.table import (
     BATCHED,
-    CONVOLUTION,
     FLAT,
     LINEAR,
     MERGE_HEADS,
@@ -42,8 +41,7 @@ _WITH_TANH = re.compile(".*(base_patch32|large_.*_512|so400m_patch16|giantopt).*
 
 _REST = (
     ("pos_embed", "positions", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+    *TIMM_PATCHES,
     ("norm.weight", "post_norm.scale", SAME),
     ("norm.bias", "post_norm.bias", SAME),
     ("attn_pool.latent", "pooling.probe", BATCHED),

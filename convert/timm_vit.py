@@ -6,8 +6,14 @@ from convert import mae
 from convert.errors import ConversionError
 from convert.guesses import OPTIONS, Guesses
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
-from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.rows import (
+    TIMM_MLP,
+    TIMM_NORMS_AND_ATTENTION,
+    TIMM_PATCHES,
+    block_rows,
+    with_biases,
+)
+from convert.table import BATCHED, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
 from convert.timm_fields import (
     Names,
@@ -64,8 +70,7 @@ def tables(config: ViTConfig) -> tuple[Table, ...]:
     norm = "norm" if config.norm == "tokens" else "fc_norm"
     rows = [
         Row("pos_embed", "positions", BATCHED),
-        Row("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-        Row("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+        *(Row(*row) for row in TIMM_PATCHES),
         Row(f"{norm}.weight", "norm.scale", SAME),
         Row(f"{norm}.bias", "norm.bias", SAME),
     ]
