@@ -179,9 +179,8 @@ def draw(rows, file):
         for row in mine:
             _draw_row(axis, row)
         below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, handlelength=0)
-        reported = (
-            axis.get_legend_handles_labels()
-        )  # none before the half that is chosen on is done
+        # There are none before the half that is chosen on is done.
+        reported = axis.get_legend_handles_labels()
         axis.legend(*reported, title="first half | second half", fontsize=7, **below)
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -103,7 +103,7 @@ def measure(names, library) -> dict:
 
     Args:
       names: of a group of `groups_of_models`.
-      done: libraries whose layouts are not measured again.
+      library: one of `libraries_of` them.
     """
     family, config = models.registry.published(names[0])
     num_parameters = count_parameters(family, config)

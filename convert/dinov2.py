@@ -9,6 +9,7 @@ from convert.rows import (
     HF_DINO_NORMS,
     HF_VIT_ATTENTION,
     HF_VIT_HEAD,
+    TIMM_DINO_REST,
     TIMM_MLP,
     TIMM_NORMS_AND_ATTENTION,
     TIMM_SCALES,
@@ -47,13 +48,9 @@ _HF_REST = (
     ("layernorm.bias", "final_norm.bias", SAME),
 )
 _ORIGINAL_REST = (
-    ("cls_token", "class_token", BATCHED),
+    *TIMM_DINO_REST,
     ("register_tokens", "registers", BATCHED),
     ("pos_embed", "positions", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-    ("norm.weight", "final_norm.scale", SAME),
-    ("norm.bias", "final_norm.bias", SAME),
 )
 
 
@@ -202,7 +199,6 @@ LAYOUT = Layout(
 ORIGINAL = Layout(
     family="dinov2",
     library="original",
-    describes=lambda values: False,  # comes without
     has_keys=lambda names: {"pos_embed", "mask_token", "blocks.0.ls1.gamma"} <= set(names),
     parse=parse_original,
     tables=original_tables,

@@ -7,13 +7,15 @@ import numpy as np
 from convert.errors import ConversionError, show
 from convert.layout import Layout, Parsed, Source
 from convert.rows import (
+    TIMM_DINO_REST,
     TIMM_MLP,
     TIMM_NORMS_AND_ATTENTION,
     TIMM_SCALES,
     block_rows,
+    gated_mlp,
     with_biases,
 )
-from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.table import BATCHED, Row, Table
 from convert.tensors import shape_of
 from models.configs import EncoderConfig
 from models.dinov3 import DINOv3Config
@@ -23,22 +25,7 @@ _EPSILON = 1e-5
 _NOMINAL_GRID = 14  # nothing depends on it
 
 _PERIODS = "rope_embed.periods"
-_GATED_MLP = (
-    ("mlp.w1.weight", "mlp.gate.kernel", LINEAR),
-    ("mlp.w1.bias", "mlp.gate.bias", SAME),
-    ("mlp.w2.weight", "mlp.fc1.kernel", LINEAR),
-    ("mlp.w2.bias", "mlp.fc1.bias", SAME),
-    ("mlp.w3.weight", "mlp.fc2.kernel", LINEAR),
-    ("mlp.w3.bias", "mlp.fc2.bias", SAME),
-)
-_REST = (
-    ("cls_token", "class_token", BATCHED),
-    ("storage_tokens", "registers", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-    ("norm.weight", "final_norm.scale", SAME),
-    ("norm.bias", "final_norm.bias", SAME),
-)
+_REST = (*TIMM_DINO_REST, ("storage_tokens", "registers", BATCHED))
 _LOCAL = "the norm of class tokens of small crops, in training only"
 _IGNORED = {
     "mask_token": "stands for masked patches in training",
@@ -51,7 +38,7 @@ _IGNORED = {
 def tables(config: DINOv3Config) -> tuple[Table, ...]:
     """The one key layout."""
     encoder = config.encoder
-    mlp = _GATED_MLP if encoder.gated_mlp else TIMM_MLP
+    mlp = gated_mlp("mlp.w1", "mlp.w2", "mlp.w3") if encoder.gated_mlp else TIMM_MLP
     block = with_biases(TIMM_NORMS_AND_ATTENTION + TIMM_SCALES + mlp, encoder.biases)
     rows = (
         *(Row(*row) for row in _REST),
@@ -147,7 +134,6 @@ def _biases(tensors, width, depth):
 LAYOUT = Layout(
     family="dinov3",
     library="original",
-    describes=lambda values: False,  # comes without
     has_keys=lambda names: {"storage_tokens", _PERIODS, "blocks.0.ls1.gamma"} <= set(names),
     parse=parse,
     tables=tables,

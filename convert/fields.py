@@ -107,6 +107,10 @@ class Fields:
             raise self._error(field, f"a number in {least}..{most}")
         return value
 
+    def mlp_dim(self, width) -> int:
+        """The width of an MLP in blocks of this width, by the field mlp_ratio."""
+        return int(width * self.number("mlp_ratio", least=0.01, most=100))
+
     def epsilon(self, field) -> float:
         """A number between 0 and 1."""
         value = self._get(field)

@@ -36,22 +36,23 @@ class Layout:
 
     Attributes:
       family: one of `models.registry.FAMILIES`.
-      library: whose files these are: "transformers", "timm", "open_clip" or "original".
-      describes: whether a config, as read from JSON, is of this layout.
+      library: whose files these are: "transformers", "timm", "open_clip", "vision_transformer",
+        "big_vision", or "original" of their authors'.
       has_keys: whether names of tensors are; they tell the family where there is no config.
       parse: the config of the model; raises ConversionError. The source's may be None only if
         `needs_config` is false.
       tables: the key tables that such files may have.
+      describes: whether a config, as read from JSON, is of this layout; of one without, none is.
       needs_config: whether the tensors alone leave something open.
       refused: relatives by their `model_type` that are not supported, and why.
     """
 
     family: str
     library: str
-    describes: Callable[[Mapping], bool]
     has_keys: Callable[[Mapping], bool]
     parse: Callable[[Source], Parsed]
     tables: Callable[[typing.Any], tuple[Table, ...]]
+    describes: Callable[[Mapping], bool] = lambda values: False
     needs_config: bool = True
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -13,6 +13,7 @@ import scipy.ndimage
 
 from convert import npz_siglip, npz_vit
 from convert.layout import Source
+from convert.timm_fields import mlp_ratio
 from models.configs import EncoderConfig, image_shape, position_grid
 
 _STACKED = re.compile(r"(?P<start>.*/encoderblock)(?P<end>/.*)")
@@ -63,7 +64,7 @@ def _timm_tower(timm, config, arrays, size, **pool):
             embed_dim=encoder.width,
             depth=encoder.depth,
             num_heads=encoder.num_heads,
-            mlp_ratio=(encoder.mlp_dim + 0.5) / encoder.width,  # which timm rounds down
+            mlp_ratio=mlp_ratio(encoder.mlp_dim, encoder.width),
             act_layer="gelu_tanh",
             **pool,
         ).eval()

@@ -89,7 +89,6 @@ def parse(source: Source) -> Parsed:
 LAYOUT = Layout(
     family="siglip",
     library="big_vision",
-    describes=lambda values: False,  # comes without
     has_keys=lambda names: {_PROBE, _TOKENS, "t", "b"} <= set(names),
     parse=parse,
     tables=tables,

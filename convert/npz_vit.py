@@ -68,7 +68,6 @@ def parse(source: Source) -> Parsed:
 LAYOUT = Layout(
     family="vit",
     library="vision_transformer",
-    describes=lambda values: False,  # comes without
     has_keys=lambda names: _POSITIONS in names,
     parse=parse,
     tables=tables,

@@ -137,7 +137,6 @@ def _check_resize(graph: Graph):
 LAYOUT = Layout(
     family="dinov2",
     library="onnx",
-    describes=lambda values: False,  # comes without
     has_keys=lambda names: "encoder.layer.0.layer_scale1.lambda1" in names,
     parse=parse,
     tables=onnx_tables,

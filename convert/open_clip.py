@@ -232,7 +232,7 @@ def _encoder(section, heads, quick):
         width,
         section.depth("layers"),
         heads,
-        int(width * section.number("mlp_ratio", least=0.01, most=100)),
+        section.mlp_dim(width),
         _QUICK[quick],
         _EPSILON,
     )

@@ -88,7 +88,7 @@ def _text_encoder(text):
         width,
         text.depth("layers"),
         text.size("heads"),
-        int(width * text.number("mlp_ratio", least=0.01, most=100)),
+        text.mlp_dim(width),
         _GELUS[gelu.choice("approximate", _GELUS)],
         norm.epsilon("eps"),
     )

@@ -200,7 +200,7 @@ def _run_transformers(model, pixels, token_ids):
 
 
 def _run_naflex(model, pixels, token_ids):
-    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
+    images = _channels_last(pixels)
     patch_size = model.config.vision_config.patch_size
     grid = [side // patch_size for side in images.shape[1:3]]
     patches = pack_patches(images, patch_size=patch_size, num_patches=math.prod(grid))
@@ -212,18 +212,21 @@ def _run_naflex(model, pixels, token_ids):
 
 def _run_qwen_tower(tower, pixels, token_ids):
     del token_ids
-    batches = [np.transpose(pixels.numpy(), (0, 2, 3, 1))]
-    (stages,) = qwen_original.run_tower(tower, batches)
+    (stages,) = qwen_original.run_tower(tower, [_channels_last(pixels)])
     return stages
 
 
 def _run_qwen(model, pixels, token_ids):
     stages = _run_qwen_tower(model.model.visual, pixels, token_ids)
-    images = np.transpose(pixels.numpy(), (0, 2, 3, 1))
-    inputs = qwen_original.inputs_of(model.config, token_ids, [*images])
+    inputs = qwen_original.inputs_of(model.config, token_ids, [*_channels_last(pixels)])
     with recording(model.model.language_model, stages, "text "):
         stages["logits"] = model(input_ids=token_ids, **inputs).logits
     return stages
+
+
+def _channels_last(pixels):
+    """Of pixels `[B, 3, height, width]` the images, in numpy."""
+    return np.transpose(pixels.numpy(), (0, 2, 3, 1))
 
 
 def _run_language_model(model, token_ids):

@@ -1,6 +1,7 @@
 """The rows of a transformer block in the layouts that several families share."""
 
 from convert.table import (
+    BATCHED,
     CONVOLUTION,
     FLAT,
     LINEAR,
@@ -26,6 +27,19 @@ def fused_qkv(source, target):
         for row in (
             (f"{source}weight", f"{target}.{name}.kernel", part(SPLIT_HEADS, i, 3)),
             (f"{source}bias", f"{target}.{name}.bias", part(FLAT, i, 3)),
+        )
+    )
+
+
+def gated_mlp(gate, first, out):
+    """The rows of a gated MLP whose layers have these names."""
+    layers = (gate, "gate"), (first, "fc1"), (out, "fc2")
+    return tuple(
+        row
+        for source, target in layers
+        for row in (
+            (f"{source}.weight", f"mlp.{target}.kernel", LINEAR),
+            (f"{source}.bias", f"mlp.{target}.bias", SAME),
         )
     )
 
@@ -95,6 +109,17 @@ TIMM_MLP = (
     ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
 )
+# What is outside the blocks: of all, and of DINO beside positions and registers.
+TIMM_PATCHES = (
+    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
+    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+)
+TIMM_DINO_REST = (
+    ("cls_token", "class_token", BATCHED),
+    *TIMM_PATCHES,
+    ("norm.weight", "final_norm.scale", SAME),
+    ("norm.bias", "final_norm.bias", SAME),
+)
 TIMM_SCALES = (("ls1.gamma", "scale1.scale", SAME), ("ls2.gamma", "scale2.scale", SAME))
 # DINOv2 and DINOv3 in transformers: the norms and what follows attention and MLP.
 HF_DINO_NORMS = (
@@ -122,11 +147,7 @@ HF_DINO_MLP = (
     ("mlp.down_proj.weight", "mlp.fc2.kernel", LINEAR),
     ("mlp.down_proj.bias", "mlp.fc2.bias", SAME),
 )
-HF_DINO_GATED_MLP = (
-    ("mlp.gate_proj.weight", "mlp.gate.kernel", LINEAR),
-    ("mlp.gate_proj.bias", "mlp.gate.bias", SAME),
-    *HF_DINO_MLP,
-)
+HF_DINO_GATED_MLP = gated_mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 def fused_mlp(fused, out):

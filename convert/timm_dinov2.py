@@ -1,12 +1,14 @@
 """DINOv2, without and with registers, as timm writes it: `config.json` and key table."""
 
+import dataclasses
 import math
 import re
 
-from convert.errors import ConversionError, show
+from convert.errors import ConversionError
 from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
 from convert.rows import (
+    TIMM_DINO_REST,
     TIMM_MLP,
     TIMM_NORMS_AND_ATTENTION,
     TIMM_SCALES,
@@ -17,20 +19,30 @@ from convert.rows import (
 from convert.table import (
     BATCHED,
     BATCHED_WITHOUT_FIRST,
-    CONVOLUTION,
     LINEAR_OF_FIRST_HALF,
     SAME,
     Row,
     Table,
 )
 from convert.tensors import shape_of
-from convert.timm_fields import of_kind, open_config
-from models.configs import EncoderConfig
+from convert.timm_fields import (
+    Names,
+    classes_of,
+    encoder_of,
+    mlp_ratio,
+    of_kind,
+    open_config,
+    sizes,
+)
 from models.dinov2 import DINOv2Config
 
 _EPSILON = 1e-6  # of all; timm has no field for it
-_ARCHITECTURE = re.compile(
-    r"(?P<today>vit_(?P<size>small|base|large|giant)_patch14(?P<registers>_reg4)?_dinov2)(\.\w+)?"
+NAMES = Names(
+    re.compile(
+        r"(?P<today>vit_(?P<size>small|base|large|giant)_patch14(?P<registers>_reg4)?_dinov2)"
+        r"(\.\w+)?"
+    ),
+    "of DINOv2 in timm, such as vit_small_patch14_dinov2 or vit_giant_patch14_reg4_dinov2",
 )
 _SIZES = {  # width, blocks, heads, MLP ratio: of giant that of gate and first layer together
     "small": (384, 12, 6, 4.0),
@@ -47,14 +59,8 @@ def tables(config: DINOv2Config) -> tuple[Table, ...]:
     class token alone.
     """
     positions = BATCHED_WITHOUT_FIRST if config.num_registers else BATCHED
-    rows = [
-        Row("cls_token", "class_token", BATCHED),
-        Row("pos_embed", "positions", positions),
-        Row("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-        Row("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-        Row("norm.weight", "final_norm.scale", SAME),
-        Row("norm.bias", "final_norm.bias", SAME),
-    ]
+    rows = [Row(*row) for row in TIMM_DINO_REST]
+    rows.append(Row("pos_embed", "positions", positions))
     if config.num_registers:
         rows.append(Row("reg_token", "registers", BATCHED))
     if config.num_classes:
@@ -74,7 +80,7 @@ def parse(source: Source) -> Parsed:
     """
     guesses = Guesses(source.given)
     values = config_of(source.tensors, guesses) if source.config is None else source.config
-    match = _match(values.get("architecture"))
+    match = NAMES.match(values.get("architecture"))
     whole, args, num_classes = open_config(values, _defaults(match))
     num_registers = args.integer("reg_tokens", most=2**20)
     args.fix(
@@ -102,36 +108,12 @@ def parse(source: Source) -> Parsed:
     return Parsed(config, whole.unknown(), tuple(guesses.made))
 
 
-def name_of_today(architecture) -> str:
-    """What timm calls this architecture, without the name of weights behind a dot.
-
-    Raises:
-      ConversionError: no DINOv2 of timm.
-    """
-    return _match(architecture)["today"]
-
-
-def _match(architecture):
-    match = _ARCHITECTURE.fullmatch(architecture) if isinstance(architecture, str) else None
-    if match is None:
-        raise ConversionError(
-            f"architecture {show(architecture)} is not among the names of DINOv2 in timm, such as "
-            "vit_small_patch14_dinov2 or vit_giant_patch14_reg4_dinov2: if it computes the same, "
-            "put that name into the config"
-        )
-    return match
-
-
 def _defaults(match):
     """The arguments with which timm builds the architecture of this name."""
-    width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
     return {
+        **sizes(*_SIZES[match["size"]]),
         "img_size": 518,
         "patch_size": 14,
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
         "init_values": 1e-5,
         "qkv_bias": True,
         "reg_tokens": 4 if match["registers"] else 0,
@@ -139,19 +121,15 @@ def _defaults(match):
 
 
 def _encoder(args, *, gated):
-    width = args.size("embed_dim")
-    mlp_dim = int(width * args.number("mlp_ratio", least=0.01, most=100))
-    return EncoderConfig(
-        width,
-        args.depth("depth"),
-        args.size("num_heads"),
-        mlp_dim // 2 if gated else mlp_dim,
+    encoder = encoder_of(
+        args,
         "silu" if gated else "gelu",
         _EPSILON,
         biases="qkv" if args.flag("qkv_bias") else "",
         gated_mlp=gated,
         layer_scale=True,
     )
+    return dataclasses.replace(encoder, mlp_dim=encoder.mlp_dim // 2) if gated else encoder
 
 
 def config_of(tensors, guesses: Guesses) -> dict:
@@ -176,14 +154,14 @@ def config_of(tensors, guesses: Guesses) -> dict:
     registers = "_reg4" if num_registers else ""
     return {
         "architecture": f"vit_{'giant' if gated else 'small'}_patch14{registers}_dinov2",
-        "num_classes": shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
+        "num_classes": classes_of(tensors),
         "model_args": {
             "img_size": [patches * patch_size for patches in grid],
             "patch_size": patch_size,
             "embed_dim": width,
             "depth": sum(name.endswith(".ls1.gamma") for name in tensors),
             "num_heads": heads,
-            "mlp_ratio": (mlp_dim + 0.5) / width,  # which timm rounds down
+            "mlp_ratio": mlp_ratio(mlp_dim, width),
             "reg_tokens": num_registers,
         },
     }

@@ -2,21 +2,39 @@
 
 import re
 
-from convert.errors import ConversionError, show
 from convert.fields import Fields
 from convert.guesses import Guesses
 from convert.layout import Layout, Parsed, Source
-from convert.rows import QKV, TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
-from convert.table import BATCHED, CONVOLUTION, FLAT, LINEAR, SAME, Row, Table
+from convert.rows import (
+    QKV,
+    TIMM_DINO_REST,
+    TIMM_MLP,
+    TIMM_NORMS_AND_ATTENTION,
+    block_rows,
+    gated_mlp,
+    with_biases,
+)
+from convert.table import BATCHED, FLAT, SAME, Row, Table
 from convert.tensors import shape_of
-from convert.timm_fields import BOOKKEEPING, DROPPED, of_kind
-from models.configs import EncoderConfig
+from convert.timm_fields import (
+    BOOKKEEPING,
+    DROPPED,
+    Names,
+    classes_of,
+    encoder_of,
+    mlp_ratio,
+    of_kind,
+    sizes,
+)
 from models.dinov3 import DINOv3Config
 
 _EPSILON = 1e-5  # of all; timm has no field for it
-_ARCHITECTURE = re.compile(
-    r"(?P<today>vit_(?P<size>tiny|small|small_plus|base|large|huge_plus|7b)_patch16_dinov3"
-    r"(?P<biases>_qkvb)?)(\.\w+)?"
+NAMES = Names(
+    re.compile(
+        r"(?P<today>vit_(?P<size>tiny|small|small_plus|base|large|huge_plus|7b)_patch16_dinov3"
+        r"(?P<biases>_qkvb)?)(\.\w+)?"
+    ),
+    "of DINOv3 in timm, such as vit_small_patch16_dinov3 or vit_huge_plus_patch16_dinov3_qkvb",
 )
 _SIZES = {  # width, blocks, heads, MLP ratio, whether gated
     "tiny": (192, 12, 3, 4.0, False),
@@ -62,34 +80,19 @@ _IRRELEVANT = (
     "global_pool",  # of timm, which pools the patches; here it is the class token, as in training
 )
 
-_REST = (
-    ("cls_token", "class_token", BATCHED),
-    ("reg_token", "registers", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
-    ("norm.weight", "final_norm.scale", SAME),
-    ("norm.bias", "final_norm.bias", SAME),
-)
+_REST = (*TIMM_DINO_REST, ("reg_token", "registers", BATCHED))
 _BLOCK = (
     *with_biases(TIMM_NORMS_AND_ATTENTION, ""),
     *((f"attn.{name[0]}_bias", f"attention.{name}.bias", FLAT) for name in QKV),
     ("gamma_1", "scale1.scale", SAME),
     ("gamma_2", "scale2.scale", SAME),
 )
-_GATED_MLP = (
-    ("mlp.fc1_g.weight", "mlp.gate.kernel", LINEAR),
-    ("mlp.fc1_g.bias", "mlp.gate.bias", SAME),
-    ("mlp.fc1_x.weight", "mlp.fc1.kernel", LINEAR),
-    ("mlp.fc1_x.bias", "mlp.fc1.bias", SAME),
-    ("mlp.fc2.weight", "mlp.fc2.kernel", LINEAR),
-    ("mlp.fc2.bias", "mlp.fc2.bias", SAME),
-)
 
 
 def tables(config: DINOv3Config) -> tuple[Table, ...]:
     """The one key layout."""
     encoder = config.encoder
-    mlp = _GATED_MLP if encoder.gated_mlp else TIMM_MLP
+    mlp = gated_mlp("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2") if encoder.gated_mlp else TIMM_MLP
     block = with_biases(_BLOCK, encoder.biases) + mlp
     rest = (Row(*row) for row in _REST)
     return (Table((*rest, *block_rows("blocks", "encoder.blocks", block, encoder.depth)), {}),)
@@ -105,7 +108,7 @@ def parse(source: Source) -> Parsed:
     values = config_of(source.tensors, guesses) if source.config is None else source.config
     whole = Fields("config.json", values, {})
     whole.ignore(*BOOKKEEPING, "global_pool")
-    args = whole.section("model_args", _defaults(_match(values.get("architecture"))))
+    args = whole.section("model_args", _defaults(NAMES.match(values.get("architecture"))))
     whole.fix(num_classes=0)
     args.fix(num_classes=0, **_FIXED)
     args.ignore(*DROPPED, *_IRRELEVANT)
@@ -123,36 +126,13 @@ def parse(source: Source) -> Parsed:
     return Parsed(config, whole.unknown(), tuple(guesses.made))
 
 
-def name_of_today(architecture) -> str:
-    """What timm calls this architecture, without the name of weights behind a dot.
-
-    Raises:
-      ConversionError: no DINOv3 of timm.
-    """
-    return _match(architecture)["today"]
-
-
-def _match(architecture):
-    match = _ARCHITECTURE.fullmatch(architecture) if isinstance(architecture, str) else None
-    if match is None:
-        raise ConversionError(
-            f"architecture {show(architecture)} is not among the names of DINOv3 in timm, such as "
-            "vit_small_patch16_dinov3 or vit_huge_plus_patch16_dinov3_qkvb: if it computes the "
-            "same, put that name into the config"
-        )
-    return match
-
-
 def _defaults(match):
     """The arguments with which timm builds the architecture of this name."""
-    width, depth, num_heads, mlp_ratio, gated = _SIZES[match["size"]]
+    *own, gated = _SIZES[match["size"]]
     return {
+        **sizes(*own),
         "img_size": 256,
         "patch_size": 16,
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
         "swiglu_mlp": gated,
         "qkv_bias": match["biases"] is not None,
         "num_reg_tokens": 4,
@@ -162,12 +142,9 @@ def _defaults(match):
 
 
 def _encoder(args):
-    width, gated = args.size("embed_dim"), args.flag("swiglu_mlp")
-    return EncoderConfig(
-        width,
-        args.depth("depth"),
-        args.size("num_heads"),
-        int(width * args.number("mlp_ratio", least=0.01, most=100)),
+    gated = args.flag("swiglu_mlp")
+    return encoder_of(
+        args,
         "silu" if gated else "gelu",
         _EPSILON,
         biases="qv" if args.flag("qkv_bias") else "",
@@ -189,14 +166,14 @@ def config_of(tensors, guesses: Guesses) -> dict:
     reason = f"the width {width}, as in all DINOv3"
     return {
         "architecture": f"vit_small{'_plus' * gated}_patch16_dinov3",
-        "num_classes": shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
+        "num_classes": classes_of(tensors),
         "model_args": {
             "img_size": 16 * patch_size,  # nothing depends on it
             "patch_size": patch_size,
             "embed_dim": width,
             "depth": sum(name.endswith(".gamma_1") for name in tensors),
             "num_heads": guesses.heads("heads", width, heads_of.get(width, 0), reason),
-            "mlp_ratio": (mlp_dim + 0.5) / width,  # which timm rounds down
+            "mlp_ratio": mlp_ratio(mlp_dim, width),
             "qkv_bias": "blocks.0.attn.q_bias" in tensors,
             "num_reg_tokens": shape_of(tensors, "reg_token", 3)[1],
         },

@@ -20,7 +20,7 @@ def open_model(timm, source, state):
     if values is None:
         values = module.config_of(source.tensors, Guesses(source.given))
     args = values.get("model_args", {}) | {"num_classes": values["num_classes"]}
-    architecture = module.name_of_today(values["architecture"])
+    architecture = module.NAMES.today(values["architecture"])
     model = timm.create_model(architecture, **args, dynamic_img_size=True).eval()
     model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
     pools = module is not timm_dinov3

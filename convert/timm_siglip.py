@@ -2,12 +2,10 @@
 
 import re
 
-from convert.errors import ConversionError, show
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows
+from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, TIMM_PATCHES, block_rows
 from convert.table import (
     BATCHED,
-    CONVOLUTION,
     FLAT,
     LINEAR,
     MERGE_HEADS,
@@ -17,14 +15,19 @@ from convert.table import (
     Table,
     part,
 )
-from convert.timm_fields import of_kind, open_config
+from convert.timm_fields import Names, encoder_of, of_kind, open_config, sizes
 from models.configs import EncoderConfig
 from models.siglip_vision import SigLIPVisionModelConfig
 
 _EPSILON = 1e-6  # of all; timm has no field for it
-_ARCHITECTURE = re.compile(
-    r"(?P<today>vit_(?P<size>base|large|so400m|giantopt)_patch(?P<patch_size>\d+)"
-    r"_siglip_(?P<image_size>\d+))(\.\w+)?"
+NAMES = Names(
+    re.compile(
+        r"(?P<today>vit_(?P<size>base|large|so400m|giantopt)_patch(?P<patch_size>\d+)"
+        r"_siglip_(?P<image_size>\d+))(\.\w+)?"
+    ),
+    "by which a SigLIP of timm that pools by attention is known here, such as "
+    "vit_base_patch16_siglip_224 or vit_so400m_patch14_siglip_384",
+    "take the whole SigLIP in Hugging Face's layout",
 )
 _SIZES = {  # width, blocks, heads, MLP ratio
     "base": (768, 12, 12, 4.0),
@@ -38,8 +41,7 @@ _WITH_TANH = re.compile(".*(base_patch32|large_.*_512|so400m_patch16|giantopt).*
 
 _REST = (
     ("pos_embed", "positions", BATCHED),
-    ("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-    ("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+    *TIMM_PATCHES,
     ("norm.weight", "post_norm.scale", SAME),
     ("norm.bias", "post_norm.bias", SAME),
     ("attn_pool.latent", "pooling.probe", BATCHED),
@@ -78,7 +80,7 @@ def parse(source: Source) -> Parsed:
     Raises:
       ConversionError: a value that is not of its type, or a model that computes anything else.
     """
-    match = _match(source.config.get("architecture"))
+    match = NAMES.match(source.config.get("architecture"))
     whole, args, num_classes = open_config(source.config, _defaults(match))
     args.fix(
         init_values=None,
@@ -96,7 +98,7 @@ def parse(source: Source) -> Parsed:
         height,
         args.side("patch_size"),
         "bicubic_antialias",
-        _encoder(args),
+        encoder_of(args, ACTIVATIONS[args.choice("act_layer", ACTIVATIONS)], _EPSILON),
         width,
         num_classes=num_classes,
     )
@@ -104,56 +106,19 @@ def parse(source: Source) -> Parsed:
     return Parsed(config, whole.unknown())
 
 
-def name_of_today(architecture) -> str:
-    """What timm calls this architecture, without the name of weights behind a dot.
-
-    Raises:
-      ConversionError: no SigLIP of timm that pools by attention.
-    """
-    return _match(architecture)["today"]
-
-
 def published(architecture) -> SigLIPVisionModelConfig:
-    """The config of this architecture as timm builds it; errors as for `name_of_today`."""
+    """The config of this architecture as timm builds it; errors as for `NAMES.match`."""
     return parse(Source(None, {"architecture": architecture, "num_classes": 0}, {})).config
-
-
-def _match(architecture):
-    match = _ARCHITECTURE.fullmatch(architecture) if isinstance(architecture, str) else None
-    if match is None:
-        raise ConversionError(
-            f"architecture {show(architecture)} is not among the names by which a SigLIP of timm "
-            "that pools by attention is known here, such as vit_base_patch16_siglip_224 or "
-            "vit_so400m_patch14_siglip_384: if it computes the same, put that name into the "
-            "config; otherwise take the whole SigLIP in Hugging Face's layout"
-        )
-    return match
 
 
 def _defaults(match):
     """The arguments with which timm builds the architecture of this name."""
-    width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
     return {
+        **sizes(*_SIZES[match["size"]]),
         "img_size": int(match["image_size"]),
         "patch_size": int(match["patch_size"]),
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
         "act_layer": "gelu_tanh" if _WITH_TANH.fullmatch(match["today"]) else "gelu",
     }
-
-
-def _encoder(args):
-    width = args.size("embed_dim")
-    return EncoderConfig(
-        width,
-        args.depth("depth"),
-        args.size("num_heads"),
-        int(width * args.number("mlp_ratio", least=0.01, most=100)),
-        ACTIVATIONS[args.choice("act_layer", ACTIVATIONS)],
-        _EPSILON,
-    )
 
 
 def _has_keys(names):

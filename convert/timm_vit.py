@@ -3,25 +3,43 @@
 import re
 
 from convert import mae
-from convert.errors import ConversionError, show
+from convert.errors import ConversionError
 from convert.guesses import OPTIONS, Guesses
 from convert.layout import Layout, Parsed, Source
-from convert.rows import TIMM_MLP, TIMM_NORMS_AND_ATTENTION, block_rows, with_biases
-from convert.table import BATCHED, CONVOLUTION, LINEAR, SAME, Row, Table
+from convert.rows import (
+    TIMM_MLP,
+    TIMM_NORMS_AND_ATTENTION,
+    TIMM_PATCHES,
+    block_rows,
+    with_biases,
+)
+from convert.table import BATCHED, LINEAR, SAME, Row, Table
 from convert.tensors import shape_of
-from convert.timm_fields import of_kind, open_config
-from models.configs import EncoderConfig
+from convert.timm_fields import (
+    Names,
+    classes_of,
+    encoder_of,
+    mlp_ratio,
+    of_kind,
+    open_config,
+    sizes,
+)
 from models.plain_vit import POOLS, ViTConfig
 
 _EPSILON = 1e-6  # of all that are supported; timm has no field for it
 
 # What timm calls an architecture today, inside what it was called before version 0.8, when the name
 # told of the training too, and inside a name of weights, which tells it behind a dot.
-_ARCHITECTURE = re.compile(
-    r"(?:vit_(?=deit_))?"
-    r"(?P<today>(?:vit|deit)_(?P<size>tiny|small|base|large|huge|giant|gigantic)"
-    r"_patch(?P<patch_size>\d+)(?P<gap>_gap)?_(?P<image_size>\d+)(?P<miil>_miil)?)"
-    r"(?:_in21k|_sam|_dino|_mae|_(?:augreg|orig)\w*|\.\w+)?"
+NAMES = Names(
+    re.compile(
+        r"(?:vit_(?=deit_))?"
+        r"(?P<today>(?:vit|deit)_(?P<size>tiny|small|base|large|huge|giant|gigantic)"
+        r"_patch(?P<patch_size>\d+)(?P<gap>_gap)?_(?P<image_size>\d+)(?P<miil>_miil)?)"
+        r"(?:_in21k|_sam|_dino|_mae|_(?:augreg|orig)\w*|\.\w+)?"
+    ),
+    "by which a plain ViT of timm is known here, such as vit_base_patch16_224, "
+    "vit_base_patch16_gap_224 or deit_base_patch16_224",
+    "take the checkpoint in Hugging Face's layout, or its authors'",
 )
 _SIZES = {  # width, blocks, heads, MLP ratio
     "tiny": (192, 12, 3, 4.0),
@@ -52,8 +70,7 @@ def tables(config: ViTConfig) -> tuple[Table, ...]:
     norm = "norm" if config.norm == "tokens" else "fc_norm"
     rows = [
         Row("pos_embed", "positions", BATCHED),
-        Row("patch_embed.proj.weight", "patch_embedding.conv.kernel", CONVOLUTION),
-        Row("patch_embed.proj.bias", "patch_embedding.conv.bias", SAME),
+        *(Row(*row) for row in TIMM_PATCHES),
         Row(f"{norm}.weight", "norm.scale", SAME),
         Row(f"{norm}.bias", "norm.bias", SAME),
     ]
@@ -88,7 +105,7 @@ def parse(source: Source) -> Parsed:
         height,
         args.side("patch_size"),
         "bicubic_antialias",
-        _encoder(args),
+        encoder_of(args, "gelu", _EPSILON, biases="qkv" if args.flag("qkv_bias") else ""),
         class_token=class_token,
         pool=pool,
         norm="pooled" if _norms_pooled(args, pool) else "tokens",
@@ -99,58 +116,25 @@ def parse(source: Source) -> Parsed:
     return Parsed(config, whole.unknown(), tuple(guesses.made))
 
 
-def name_of_today(architecture) -> str:
-    """What timm calls this architecture; raises ConversionError if it may not be a plain ViT."""
-    return _match(architecture)["today"]
-
-
-def _match(architecture):
-    match = isinstance(architecture, str) and _ARCHITECTURE.fullmatch(architecture)
-    if not match:
-        raise ConversionError(
-            f"architecture {show(architecture)} is not among the names by which a plain ViT of "
-            "timm is known here, such as vit_base_patch16_224, vit_base_patch16_gap_224 or "
-            "deit_base_patch16_224: if it computes the same, put that name into the config; "
-            "otherwise take the checkpoint in Hugging Face's layout, or its authors'"
-        )
-    return match
-
-
 def _defaults(architecture):
     """The arguments with which timm builds the architecture of this name.
 
     Raises:
       ConversionError: a name of an architecture that may compute anything else.
     """
-    match = _match(architecture)
-    width, depth, num_heads, mlp_ratio = _SIZES[match["size"]]
+    match = NAMES.match(architecture)
+    own = sizes(*_SIZES[match["size"]])
     if match["size"] == "base" and match["gap"]:
-        num_heads = 16  # sic
+        own["num_heads"] = 16  # sic
     return {
+        **own,
         "img_size": int(match["image_size"]),
         "patch_size": int(match["patch_size"]),
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": mlp_ratio,
         "qkv_bias": not match["miil"],
         "class_token": not match["gap"],
         "global_pool": "avg" if match["gap"] else "token",
         "fc_norm": False if match["gap"] else None,
     }
-
-
-def _encoder(args):
-    width = args.size("embed_dim")
-    return EncoderConfig(
-        width,
-        args.depth("depth"),
-        args.size("num_heads"),
-        int(width * args.number("mlp_ratio", least=0.01, most=100)),
-        "gelu",
-        _EPSILON,
-        biases="qkv" if args.flag("qkv_bias") else "",
-    )
 
 
 def _norms_pooled(args, pool):
@@ -186,7 +170,7 @@ def config_of(tensors, guesses: Guesses) -> dict:
     reason = f"the name of the last norm, {'fc_norm' if norms_pooled else 'norm'}"
     return {
         "architecture": architecture,
-        "num_classes": shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else 0,
+        "num_classes": classes_of(tensors),
         "model_args": {
             "img_size": [patches * patch_size for patches in grid],
             "patch_size": patch_size,
@@ -202,8 +186,7 @@ def _sizes_of(tensors, width):
     """Arguments of a ViT of no published width, from the shapes."""
     mlp_dim, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)
     depth = sum(name.endswith(".attn.qkv.weight") for name in tensors)
-    ratio = (mlp_dim + 0.5) / width  # which timm rounds down
-    return {"embed_dim": width, "depth": depth, "mlp_ratio": ratio}
+    return {"embed_dim": width, "depth": depth, "mlp_ratio": mlp_ratio(mlp_dim, width)}
 
 
 def _has_keys(names):

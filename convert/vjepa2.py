@@ -120,7 +120,7 @@ def parse(source: Source) -> Parsed:
         width,
         fields.depth("num_hidden_layers"),
         fields.size("num_attention_heads"),
-        int(width * fields.number("mlp_ratio", least=0.01, most=100)),
+        fields.mlp_dim(width),
         fields.activation("hidden_act"),
         fields.epsilon("layer_norm_eps"),
     )

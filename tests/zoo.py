@@ -9,6 +9,9 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from convert.verify import name_of, random_inputs, stages
+from tests.conftest import rel_max_error
+
 ZOO = pathlib.Path(__file__).parent / "references" / "zoo"
 CASES = sorted(folder.name for folder in ZOO.iterdir())
 LANGUAGE = {"llama_hf", "mistral_hf", "qwen2_hf", "qwen3_hf"}  # which read no images
@@ -84,6 +87,18 @@ def assert_same_leaves(model, other, rtol=0):
     assert leaves.keys() == others.keys()
     for path, leaf in leaves.items():
         np.testing.assert_allclose(leaf[...], others[path][...], rtol, err_msg=str(path))
+
+
+def assert_computes(model, expected, bound):
+    """That a model has all the expected stages on the inputs of `verify`, to less than `bound`."""
+    compared = set()
+    for inputs in random_inputs(model.config):
+        for stage, actual in stages(model, *inputs).items():
+            name = f"{name_of(*inputs)} {stage}"
+            if name in expected:
+                assert rel_max_error(actual, expected[name]) < bound, name
+                compared.add(name)
+    assert compared == expected.keys()
 
 
 def expected(case) -> dict[str, np.ndarray]:

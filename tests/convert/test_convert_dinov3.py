@@ -172,8 +172,8 @@ def test_the_authors_files_compute_what_timm_does_with_their_periods(theirs, tmp
         expected = theirs.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     model = convert.load_pretrained(save(arrays, tmp_path))
     tokens = lambda model: stages(model, images, np.zeros((2, 1), np.int64))["tokens"]
-    assert rel_max_error(tokens(model), expected.numpy()) < BOUND / 10
+    assert rel_max_error(tokens(model), expected.numpy()) < BOUND / 10  # 1.1e-6 measured
     exact = dataclasses.replace(model.config, rope_periods="float32")
     graphdef = nnx.split(abstract_model(DINOv3, exact))[0]
     change = rel_max_error(tokens(nnx.merge(graphdef, nnx.state(model))), tokens(model))
-    assert (change == 0) if dtype == "float32" else (BOUND < change < 0.01)
+    assert (change == 0) if dtype == "float32" else (BOUND < change < 5e-3)  # 5.9e-4 measured

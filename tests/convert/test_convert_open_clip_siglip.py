@@ -179,7 +179,7 @@ def test_every_stage_agrees_live(open_clip, monkeypatch, tmp_path):
     assert {"block 1", "projected", "text block 1", "text projected"} <= {
         comparison.stage for comparison in comparisons
     }
-    assert max(comparison.error for comparison in comparisons) < BOUND / 10
+    assert max(comparison.error for comparison in comparisons) < BOUND / 10  # 6.1e-7 measured
 
 
 @pytest.mark.reference

@@ -260,7 +260,7 @@ def test_a_file_alone_computes_what_timm_does(timm, tmp_path, case):
     heads = convert.load_pretrained(file).config.encoder.num_heads
     (file.parent / "config.json").unlink()
     comparisons = verify(file, given=Given(heads=heads))
-    assert max(comparison.error for comparison in comparisons) < BOUND / 10
+    assert max(comparison.error for comparison in comparisons) < BOUND / 10  # 9.5e-7 measured
 
 
 @pytest.mark.reference

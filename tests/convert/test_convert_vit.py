@@ -144,7 +144,7 @@ OLD_NAMES = {
 @pytest.mark.parametrize("old", OLD_NAMES)
 def test_old_names_of_timm_mean_what_they_meant(old):
     old, new = ({"architecture": x, "num_classes": 7} for x in (old, OLD_NAMES[old]))
-    assert timm_vit.name_of_today(old["architecture"]) == new["architecture"]
+    assert timm_vit.NAMES.today(old["architecture"]) == new["architecture"]
     assert parse_timm(old) == parse_timm(new)
 
 

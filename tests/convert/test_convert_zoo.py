@@ -9,7 +9,7 @@ from flax import nnx
 import models
 from convert.families import LAYOUTS
 from convert.loading import convert_checkpoint
-from convert.verify import BOUND, name_of, random_inputs, stages, verify
+from convert.verify import BOUND, random_inputs, stages, verify
 from fna_jax import FNAConfig
 from tests import zoo
 from tests.conftest import few, rel_max_error
@@ -63,14 +63,7 @@ def test_every_layout_has_a_case(loaded):
 @pytest.mark.parametrize("case", few(zoo.CASES, zoo.EVERYDAY))
 def test_outputs_are_the_originals(loaded, case):
     model, report = loaded(case)
-    expected, compared = zoo.expected(case), set()
-    for inputs in random_inputs(model.config):
-        for stage, actual in stages(model, *inputs).items():
-            name = f"{name_of(*inputs)} {stage}"
-            if name in expected:
-                assert rel_max_error(actual, expected[name]) < MEASURED, name
-                compared.add(name)
-    assert compared == expected.keys()
+    zoo.assert_computes(model, zoo.expected(case), MEASURED)
     assert not report.unknown_fields and not report.not_finite
 
 
@@ -95,11 +88,8 @@ def test_a_saved_model_is_the_converted_one(loaded, tmp_path, case):
     model, _ = loaded(case)
     models.save(model, tmp_path / "saved")
     again = models.load(tmp_path / "saved")
-    assert again.config == model.config
-    actual, expected = (dict(nnx.to_flat_state(nnx.state(m))) for m in (again, model))
-    assert type(again) is type(model) and actual.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(actual[path][...], leaf[...], err_msg=str(path))
+    assert again.config == model.config and type(again) is type(model)
+    zoo.assert_same_leaves(again, model)
 
 
 @pytest.mark.reference

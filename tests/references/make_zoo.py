@@ -75,6 +75,19 @@ def save_new(folder, scratch):
             save_transformers(folder, values, scratch)
 
 
+def computed(file) -> dict[str, np.ndarray]:
+    """The last stages of a checkpoint's original, named as `zoo.expected` has them."""
+    source = Source(file, read_config(file), open_tensors(file))
+    layout, parsed = read_layout(file, source.tensors)
+    original = open_original(layout, source)
+    return {
+        f"{name_of(*inputs)} {stage}": array
+        for inputs in random_inputs(parsed.config)
+        for stage, array in original(*inputs).items()
+        if stage in KEPT
+    }
+
+
 def write_case(case):
     """Writes `tensors.json`, then `expected.npz` from the weights that follow from the names."""
     folder = zoo.ZOO / case
@@ -85,14 +98,7 @@ def write_case(case):
         shapes = {name: list(tensors[name].shape) for name in sorted(tensors)}
         (folder / "tensors.json").write_text(json.dumps(shapes, indent=0) + "\n")
         file = find_weights(zoo.write(case, scratch / "checkpoint"))
-        source = Source(file, read_config(file), open_tensors(file))
-        layout, parsed = read_layout(file, source.tensors)
-        original = open_original(layout, source)
-        expected = {}
-        for inputs in random_inputs(parsed.config):
-            for stage, array in original(*inputs).items():
-                if stage in KEPT:
-                    expected[f"{name_of(*inputs)} {stage}"] = array
+        expected = computed(file)
     np.savez_compressed(folder / "expected.npz", **expected)
     print(case, *expected, sep=", ")
 
