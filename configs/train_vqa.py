@@ -28,16 +28,18 @@ def get_config():
         },
     }
     config.seed = 0
-    config.batch_size = 32  # scenes of 64 × 64 pixels, with seven questions each, or more
+    config.batch_size = 24  # scenes of 64 × 64 pixels, with nine questions each, or fewer
     config.large_every = 5  # steps: half as many scenes, of
     config.large_size = 96  # pixels along the side
     config.kept = 25  # percent of the patches, those with most contrast, except for
     config.whole_images_every = 2  # steps, with a third of the scenes,
     config.whole_images_from = 400  # step
+    config.alignment_steps = 200  # in which the patches alone are named, and after which that has
+    config.alignment_weight = 0.3  # beside the answers
     config.learning_rate = 1.5e-3
     config.weight_decay = 0.05
-    config.warmup_steps = 50
-    config.decay_from = 1250  # step, from which the learning rate falls to zero
-    config.num_steps = 1750
-    config.save_every = 25
+    config.warmup_steps = 30
+    config.decay_from = 1500  # step, from which the learning rate falls to zero
+    config.num_steps = 2450
+    config.save_every = 50
     return config

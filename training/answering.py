@@ -1,4 +1,9 @@
-"""Training of a small LLaVA on questions about digit scenes, its tower frozen (2304.08485)."""
+"""Training of a small LLaVA on questions about digit scenes, its tower frozen (2304.08485 §4.2).
+
+First the projector is aligned with the word embeddings: each patch is to name the digit that it
+shows. To find what a question names is then to compare words, and is learned soon; without it,
+presence was at chance after two thousand steps.
+"""
 
 import dataclasses
 import functools
@@ -14,8 +19,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import models
-from evals.data.digit_scenes import CANVAS, PLACES, make_scenes
-from evals.data.scene_questions import draw_questions
+from evals.data.digit_scenes import CANVAS, DIGIT_NAMES, PLACES, make_scenes
+from evals.data.scene_questions import NONE, draw_questions
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
 from evals.running.pretrained import EMBEDDED_MODEL
@@ -25,38 +30,14 @@ from models.preprocessing import load_preprocessor
 from training import steps
 from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, write_chat_companions
 from training.contrastive import patch_contrast
-from training.packing import NO_TARGET, pack, packed_states
+from training.packing import NO_TARGET, Packed, pack, packed_states
 
 _LEARNED = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("vision")))
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """What is learned from a step on.
-
-    Attributes:
-      first_step: its first.
-      counts: how many questions of each kind an image has.
-      alone_every: one in so many steps has scenes of one digit, the others of one to four; None for
-        none.
-    """
-
-    first_step: int
-    counts: dict[str, int]
-    alone_every: int | None = None
-
-
-_FIRST = {"place": 2, "number": 1, "presence": 2, "larger": 1, "order": 1}
-# What a digit is shows soonest where it is alone; where it is, among others. To compare what was
-# found with what is asked comes last, and needs most examples.
-_PHASES = (
-    Phase(0, _FIRST, alone_every=1),
-    Phase(100, _FIRST),
-    Phase(750, _FIRST | {"place": 1, "presence": 4, "larger": 2}),
-    Phase(1025, _FIRST | {"place": 1, "presence": 8, "larger": 2}, alone_every=3),
-)
-_ROOM = 100  # tokens, for all questions of an image
-_LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such images a step has
+_QUESTIONS = {"place": 2, "number": 1, "presence": 3, "larger": 2, "order": 1}  # about an image
+_ROOM = 80  # tokens, for all of them
+_LARGE_COSTS, _WHOLE_COSTS = 2, 3  # by how much fewer such scenes a step has
 
 
 def training_report(config, workdir) -> str:
@@ -99,6 +80,11 @@ def check_settings(config) -> None:
             f"--config.batch_size must be at least {_LARGE_COSTS * _WHOLE_COSTS}, so that one is "
             f"left of large and whole images, got {config.batch_size}"
         )
+    if config.alignment_steps < 0 or config.alignment_weight < 0:
+        raise ValueError(
+            "--config.alignment_steps and --config.alignment_weight must be at least 0, got "
+            f"{config.alignment_steps} and {config.alignment_weight}"
+        )
     if not 0 < config.kept <= 100:
         raise ValueError(f"--config.kept must be percent of the patches, got {config.kept}")
     if config.large_size % config.model.vision.patch_size:
@@ -136,21 +122,32 @@ def _train_step(config, graphdef, preprocess, chat, state, step):
     if (step + 1) % config.large_every == 0:
         size, side = size // _LARGE_COSTS, config.large_size
         preprocess = preprocess.at_size(side)
-    keep = (side // config.model.vision.patch_size) ** 2 * config.kept // 100
+    grid = side // config.model.vision.patch_size
+    keep = grid**2 * config.kept // 100
     if step >= config.whole_images_from and step % config.whole_images_every == 0:
         keep, size = None, size // _WHOLE_COSTS
-    phase = max((p for p in _PHASES if p.first_step <= step), key=lambda p: p.first_step)
-    alone = phase.alone_every is not None and step % phase.alone_every == 0
-    num_digits = (1, 1 if alone else len(PLACES))
-    scenes = make_scenes("train", size, seed=(config.seed, step), num_digits=num_digits)
+    scenes = make_scenes("train", size, seed=(config.seed, step))
     pixels = np.stack([preprocess(image) for image in scenes.images])
-    rng = np.random.default_rng((config.seed, step))
-    drawn = [draw_questions(digits, rng, phase.counts) for digits in scenes.digits]
-    asked = [_token_pairs(chat, questions) for questions in drawn]
-    batch = put(own_slots((pixels, pack(asked, _ROOM))), P(AXIS))
-    return _update(
-        graphdef, state, *batch, begins=chat.tokenizer.token_to_id(BEGIN_TOKEN), keep=keep
-    )
+    packed, weight = None, 1.0
+    if step >= config.alignment_steps:
+        packed, weight = _asked(chat, scenes.digits, (config.seed, step)), config.alignment_weight
+    batch = put(own_slots((pixels, _shown(chat, scenes.labels, grid), packed)), P(AXIS))
+    begins = chat.tokenizer.token_to_id(BEGIN_TOKEN)
+    return _update(graphdef, state, *batch, weight, begins=begins, keep=keep)
+
+
+def _asked(chat, digits, seed) -> Packed:
+    """Questions about scenes."""
+    rng = np.random.default_rng(seed)
+    drawn = [draw_questions(of_scene, rng, _QUESTIONS) for of_scene in digits]
+    return pack([_token_pairs(chat, questions) for questions in drawn], _ROOM)
+
+
+def _shown(chat, labels, grid):
+    """The token of what is at the centre of each patch, int `[B, grid²]`: a digit, or none."""
+    tokens = np.array([chat.tokenizer.token_to_id(word) for word in (NONE, *DIGIT_NAMES)])
+    centres = ((np.arange(grid) + 0.5) * labels.shape[1] / grid).astype(int)
+    return tokens[labels[:, centres[:, None], centres]].reshape(len(labels), -1)
 
 
 def _token_pairs(chat, questions):
@@ -159,22 +156,34 @@ def _token_pairs(chat, questions):
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("begins", "keep"))
-def _update(graphdef, state, pixels, packed, *, begins, keep):
-    """The state after one step, and its loss."""
+def _update(graphdef, state, pixels, shown, packed, weight, *, begins, keep):
+    """The state after one step, and its loss; packed None asks nothing."""
     model, optimizer = nnx.merge(graphdef, state)
     features, positions = _features(model.vision, pixels, keep)
+    shown = jnp.take_along_axis(shown, positions, axis=1)
 
     def loss_of(model: LLaVA):
+        loss = weight * _alignment_loss(model, features, shown)
+        if packed is None:
+            return loss
         states = _states(model, features, positions, packed, begins)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-            model.decoder.logits_of(states), jnp.maximum(packed.target, 0)
-        )
-        learned = packed.target != NO_TARGET
-        return jnp.sum(losses * learned) / jnp.sum(learned)
+        return loss + _answer_loss(model.decoder.logits_of(states), packed.target)
 
     loss, gradients = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, _LEARNED))(model)
     optimizer.update(model, gradients)
     return nnx.state((model, optimizer)), loss
+
+
+def _alignment_loss(model, features, shown):
+    """Of the projector and the word embeddings alone: each patch is to name what it shows."""
+    named = model.decoder.logits_of(model.decoder.final_norm(model.projector(features)))
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(named, shown))
+
+
+def _answer_loss(logits, target):
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target, 0))
+    learned = target != NO_TARGET
+    return jnp.sum(losses * learned) / jnp.sum(learned)
 
 
 def _features(vision, pixels, keep):

@@ -7,7 +7,7 @@ import numpy as np
 
 from evals.data.digit_scenes import DIGIT_NAMES, EMPTY, PLACES
 
-_NONE = "none"  # at a place without a digit
+NONE = "none"  # at a place without a digit
 
 
 class Question(typing.NamedTuple):
@@ -20,7 +20,7 @@ class Question(typing.NamedTuple):
 
 def _place(digits):
     for place, digit in zip(PLACES, digits, strict=True):
-        answer = _NONE if digit == EMPTY else DIGIT_NAMES[digit]
+        answer = NONE if digit == EMPTY else DIGIT_NAMES[digit]
         yield f"which digit is at the {place}?", answer
 
 
