@@ -132,6 +132,9 @@ def gpus():
         if (row["part"], row["dtype"]) == ("layer", "bfloat16")
     }
     faster = lambda tokens: layer["exact", tokens] / layer[SAMPLED, tokens]
+    piece = lambda arm: [
+        f"{float(row['median_ms']):.2g}" for row in rows("gpu") if row["arm"] == arm
+    ]
     launches = {
         (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
     }
@@ -139,8 +142,15 @@ def gpus():
         f"{faster('4097'):.1f} times faster at 4,097 (one layer",
         f"at 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
         f"At 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
+        f"{_listed(piece('sampling, 64 features'))} ms from 64 features, "
+        f"{_listed(piece('sampling, 1024 features'))} ms from 1,024",
+        "of 64 landmarks {} ms, of 256 {} ms".format(*piece("inverse")),
         f"FNA with its sampling {launches[SAMPLED, '4097', 'bfloat16']} kernels where it was 455",
     ]
+
+
+def _listed(words):
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def tpus():
