@@ -66,7 +66,10 @@ MISTAKES = {
         "half must be one of report, choose, got 'all'",
     ),
     "budget": (["--config", "tune.py", "--config.budget=-1"], "budget must be at least 0, got -1"),
-    "no_model": (["--config", "vqa.py"], "train one by python main.py --config train_vqa.py"),
+    "no_model": (
+        ["--config", "vqa.py", "--config.dataset=vqav2"],
+        "--config.model is missing, and the embedded one knows digit scenes alone",
+    ),
     "question_files": (
         ["--config", "vqa.py", "--config.dataset=vqav2", "--config.model=model"],
         "--config.questions is missing: give what vqav2's authors publish",

@@ -14,6 +14,7 @@ from evals.jobs.evaluate.report import format_table
 from evals.jobs.masking.report import format_masking
 from evals.jobs.pretrained.report import format_table as format_pretrained
 from evals.jobs.sweep.report import format_sweep
+from evals.jobs.vqa.report import format_table as format_answers
 from evals.running.overrides import load_config
 from tests.benchmarks.test_tables import BENCHMARKS
 from tests.conftest import few
@@ -126,6 +127,7 @@ TABLES = {  # each as the committed results make it
     "segmentation": lambda: format_table(run("digit_scenes_segmentation")["table"]),
     "sweep": lambda: format_sweep(run("digit_scenes_sweep", "sweep.json")["table"]),
     "masking": lambda: format_masking(run("digit_scenes_masking", "masking.json")["table"]),
+    "answers": lambda: format_answers(run("vqa_digits")["table"]),
     "attention": lambda: layer_tables.attention(rows("attention")),
     "language_cost": lambda: model_tables.language_cost(rows("language_cost")),
     "language_prefill": lambda: model_tables.language_prefill(rows("language_cost")),

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 import models
-from evals.data.digit_scenes import make_scenes
-from evals.data.scene_questions import all_questions, all_words
+from evals.data.digit_scenes import DIGIT_NAMES, make_scenes
+from evals.data.scene_questions import NONE, all_questions, all_words
 from evals.running.pretrained import EMBEDDED_MODEL
 from models.chat import load_chat
 from models.preprocessing import load_preprocessor
@@ -22,7 +22,7 @@ def config():
     """A run of a few steps of a very small decoder."""
     config = importlib.import_module("configs.train_vqa").get_config()
     config.num_steps, config.warmup_steps, config.decay_from, config.save_every = 8, 1, 6, 2
-    config.batch_size, config.large_every = 6, 4
+    config.batch_size, config.large_every, config.alignment_steps = 6, 4, 2
     config.kept, config.whole_images_from, config.whole_images_every = 5, 5, 3
     config.model.vision.encoder.depth = 1
     config.model.decoder.update(width=16, depth=1, num_heads=2, num_kv_heads=1)
@@ -64,6 +64,25 @@ def test_scenes_are_read_as_the_tower_was_trained_to(chat):
     assert preprocess.at_size(96)(image).shape == (96, 96, 3)
 
 
+def test_a_patch_shows_the_digit_at_its_centre(chat):
+    scenes = make_scenes("train", 4, seed=0)
+    shown = answering._shown(chat, scenes.labels, 16).reshape(4, 16, 16)
+    names = np.array([chat.tokenizer.token_to_id(word) for word in (NONE, *DIGIT_NAMES)])
+    np.testing.assert_array_equal(shown, names[scenes.labels[:, 2::4, 2::4]])
+    larger = answering._shown(chat, scenes.labels, 24).reshape(4, 24, 24)
+    for digits, at_two_sizes in zip(scenes.digits, zip(shown, larger, strict=True), strict=True):
+        present = {names[0], *names[1 + digits[digits >= 0]]}
+        assert [set(grid.flat) for grid in at_two_sizes] == [present, present]
+
+
+def test_the_longest_questions_of_an_image_fit(chat):
+    digits = np.array([[0, 1, 2, 3]])
+    longest = answering._asked(chat, np.repeat(digits, 200, axis=0), (0, 0))
+    assert longest.tokens.shape == (200, answering._ROOM)
+    used = (longest.number >= 0).sum(axis=1)
+    assert answering._ROOM - 5 < used.max() <= answering._ROOM
+
+
 def test_rounded_weights_are_the_nearest_in_bfloat16():
     model = tiny_llava("1.5")
     rounded = answering.rounded(model)
@@ -78,6 +97,7 @@ def test_rounded_weights_are_the_nearest_in_bfloat16():
     "field, value, message",
     [
         ("batch_size", 5, "batch_size must be at least 6"),
+        ("alignment_steps", -1, "alignment_weight must be at least 0, got -1 and 0.3"),
         ("kept", 101, "kept must be percent of the patches, got 101"),
         ("large_size", 97, "large_size=97 does not divide by the patch size 4"),
         ("large_every", 0, "large_every must be at least 1, got 0"),

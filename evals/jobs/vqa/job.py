@@ -25,6 +25,7 @@ from evals.tasks.answers.benchmarks import BENCHMARKS, DIGITS, predictions, scor
 
 _INSTRUCTION = "Answer the question using a single word or phrase."
 _NUM_QUESTIONS = 100  # of the embedded ones
+_EMBEDDED_SIZES = 64, 96  # pixels, of what the embedded model was trained on
 _CHOICES = ("fna.num_landmarks", "fna.seeds", "dropping.kept", "dropping.seeds")
 _MAY_BE_EMPTY = (
     "fna.methods",
@@ -77,7 +78,7 @@ def questions_of(config) -> Questions:
 
 def benches(bench, config) -> list[Bench]:
     """The bench for each size of images; errors as `answer_questions`."""
-    sizes = config.image_sizes
+    sizes = config.image_sizes or (_EMBEDDED_SIZES if not config.model else (0,))
     if sizes == (0,):
         return [bench]
     try:
@@ -191,12 +192,10 @@ def _digest(questions: Questions):
 
 def check_settings(config) -> None:
     """Raises ValueError for what is missing, a number out of range, or a repetition."""
-    if not config.model and not EMBEDDED_LLAVA.is_dir():
+    if not config.model and config.dataset != DIGITS:
         raise ValueError(
-            "--config.model is missing, and no model that answers questions is embedded yet: train "
-            "one by python main.py --config train_vqa.py --workdir=FOLDER, and give "
-            "--config.model=FOLDER/model; or give a converted LLaVA or Qwen3-VL, for instance "
-            "llava-hf/llava-interleave-qwen-0.5b-hf"
+            "--config.model is missing, and the embedded one knows digit scenes alone: give a "
+            "converted LLaVA or Qwen3-VL, for instance llava-hf/llava-interleave-qwen-0.5b-hf"
         )
     for name in ("questions", "images", "annotations"):
         if config.dataset == DIGITS and config[name]:
@@ -211,7 +210,8 @@ def check_settings(config) -> None:
     if jax.process_count() > 1:
         raise ValueError("vqa.py runs in one process: start it on one host")
     check_counts(config, ("num_questions", "max_new_tokens", "batch_size"))
-    check_choice(config.image_sizes, "image_sizes")
+    if config.image_sizes:
+        check_choice(config.image_sizes, "image_sizes")
     if config.repeats < 0:
         raise ValueError(f"--config.repeats must be at least 0, got {config.repeats}")
     for name in _CHOICES:

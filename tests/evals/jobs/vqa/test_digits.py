@@ -1,5 +1,6 @@
 """Questions about digit scenes: sizes of images, and a picture of answers."""
 
+import importlib
 import json
 
 import numpy as np
@@ -53,3 +54,18 @@ def test_digits_are_asked_at_each_size(config, companions, tmp_path):
     assert "answers.png" in text and (tmp_path / "run" / "answers.png").is_file()
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
     assert [(row["px"], row["S"]) for row in rows] == [(28, ""), (28, "4"), (42, ""), (42, "4")]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_answers(tmp_path):
+    config = importlib.import_module("configs.vqa").get_config()
+    config.fna.methods, config.dropping.methods, config.repeats = (), (), 0
+    config.prefill.num_landmarks = config.prefill.run_lengths = ()
+    config.landmark_cache.num_landmarks = (64,)
+    vqa_report(config, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["table"]
+    exact, cached = rows[::2], rows[1::2]
+    assert [row["px"] for row in exact] == [row["px"] for row in cached] == [64, 96]
+    assert min(row["exact match %"] for row in exact) >= 85  # of 100 questions; 90 of many
+    assert all(row["as exact %"] == 100 for row in exact)
+    assert max(row["as exact %"] for row in cached) < 100

@@ -50,7 +50,7 @@ def test_arms_of_a_config(config):
     "field, value, message",
     [
         ("dataset", "digits", r"questions was given, but the questions of digits are embedded: dr"),
-        ("image_sizes", (), r"--config\.image_sizes must be some values, all different"),
+        ("image_sizes", (28, 28), r"--config\.image_sizes must be some values, all different"),
         ("questions", None, r"--config\.questions is missing"),
         ("batch_size", 0, r"--config\.batch_size must be at least 1, got 0"),
         ("repeats", -1, r"--config\.repeats must be at least 0, got -1"),
