@@ -3,6 +3,7 @@
 import json
 
 from benchmarks.rows import read_rows
+from evals.running.pretrained import EMBEDDED_LLAVA
 from models.registry import published
 from tests.pages import ROOT
 
@@ -25,7 +26,7 @@ def sentences():
     """All of them."""
     of_speed = layers, whole_models, where_it_pays, centroids, gpus, tpus, language
     of_conversion = (periods,)
-    of_jobs = real_model, embedded_model, programs, images_of_llavas
+    of_jobs = real_model, embedded_model, embedded_llava, programs, images_of_llavas
     themes = of_speed + of_conversion + of_jobs
     return [sentence for theme in themes for sentence in theme()]
 
@@ -216,6 +217,19 @@ def embedded_model():
         f"{training['seconds_of_this_run'] / 60:.0f} minutes on two CPU cores",
         f"marks {marked:.0f} of the 256 patches",
         run("digit_scenes")["advice"],
+    ]
+
+
+def embedded_llava():
+    """Of the model of questions about digit scenes."""
+    seconds = run("vqa_digits", "train.json")["seconds_of_this_run"]
+    size = sum(f.stat().st_size for f in EMBEDDED_LLAVA.rglob("*") if f.is_file())
+    exact = [row for row in run("vqa_digits")["table"] if row["attention"] == "exact"]
+    low, high = sorted(row["exact match %"] for row in exact)
+    return [
+        f"and LLaVA ({seconds / 60:.0f} minutes) again",
+        f"stored in bfloat16 ({size / 1e6:.1f} MB)",
+        f"right in {low:.0f} to {high:.0f} of 100",
     ]
 
 
