@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import tempfile
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import models
-from evals.data.digit_scenes import CANVAS, DIGIT_NAMES, PLACES, make_scenes
+from evals.data.digit_scenes import CANVAS, DIGIT_NAMES, make_scenes
 from evals.data.scene_questions import NONE, draw_questions
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
@@ -159,14 +160,14 @@ def _token_pairs(chat, questions):
 def _update(graphdef, state, pixels, shown, packed, weight, *, begins, keep):
     """The state after one step, and its loss; packed None asks nothing."""
     model, optimizer = nnx.merge(graphdef, state)
-    features, positions = _features(model.vision, pixels, keep)
-    shown = jnp.take_along_axis(shown, positions, axis=1)
+    seen = _look(model.vision, pixels, keep)
+    shown = jnp.take_along_axis(shown, seen.patches, axis=1)
 
     def loss_of(model: LLaVA):
-        loss = weight * _alignment_loss(model, features, shown)
+        loss = weight * _alignment_loss(model, seen.features, shown)
         if packed is None:
             return loss
-        states = _states(model, features, positions, packed, begins)
+        states = _states(model, seen, packed, begins)
         return loss + _answer_loss(model.decoder.logits_of(states), packed.target)
 
     loss, gradients = nnx.value_and_grad(loss_of, argnums=nnx.DiffState(0, _LEARNED))(model)
@@ -186,23 +187,29 @@ def _answer_loss(logits, target):
     return jnp.sum(losses * learned) / jnp.sum(learned)
 
 
-def _features(vision, pixels, keep):
-    """Those of `keep` patches of most contrast `[B, F, C]`, and which they are, int `[B, F]`.
+class _Seen(typing.NamedTuple):
+    """F of N patches of B images: their features `[B, F, C]`, and which they are, int `[B, F]`."""
 
-    None keeps all.
-    """
+    features: jax.Array
+    patches: jax.Array
+    num_patches: int
+
+
+def _look(vision, pixels, keep) -> _Seen:
+    """At the `keep` patches of most contrast; None: at all."""
     features = jax.lax.stop_gradient(vision(pixels).tokens[:, vision.num_prefix :])
+    batch, num_patches, _ = features.shape
     if keep is None:
-        return features, jnp.broadcast_to(jnp.arange(features.shape[1]), features.shape[:2])
+        patches = jnp.broadcast_to(jnp.arange(num_patches), (batch, num_patches))
+        return _Seen(features, patches, num_patches)
     contrast = patch_contrast(pixels, vision.patch_embedding.patch_size)
     kept = jnp.sort(jax.lax.top_k(contrast, keep)[1], axis=1)
-    return jnp.take_along_axis(features, kept[..., None], axis=1), kept
+    return _Seen(jnp.take_along_axis(features, kept[..., None], axis=1), kept, num_patches)
 
 
-def _states(model, features, patches, packed, begins):
-    """`packed_states` of questions behind features `[B, F, C]` of these patches, int `[B, F]`."""
-    begin = model.decoder.embed(jnp.full((len(features), 1), begins))
-    prefix = jnp.concatenate([begin, model.projector(features)], axis=1)
-    positions = jnp.pad(patches + 1, ((0, 0), (1, 0)))
-    start = 1 + model.config.num_features
-    return packed_states(model.decoder, prefix, positions, packed, start=start)
+def _states(model, seen: _Seen, packed, begins):
+    """`packed_states` of questions behind what was seen, at their positions behind all patches."""
+    begin = model.decoder.embed(jnp.full((len(seen.features), 1), begins))
+    prefix = jnp.concatenate([begin, model.projector(seen.features)], axis=1)
+    positions = jnp.pad(seen.patches + 1, ((0, 0), (1, 0)))
+    return packed_states(model.decoder, prefix, positions, packed, start=1 + seen.num_patches)

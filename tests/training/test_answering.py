@@ -11,10 +11,13 @@ from evals.data.digit_scenes import DIGIT_NAMES, make_scenes
 from evals.data.scene_questions import NONE, all_questions, all_words
 from evals.running.pretrained import EMBEDDED_MODEL
 from models.chat import load_chat
+from models.llava import at_size
 from models.preprocessing import load_preprocessor
+from models.prompts import make_prompts
 from tests.models.tiny_llava import tiny_llava
 from training import answering
-from training.companions import IMAGE_TOKEN, normalise, write_chat_companions
+from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, normalise, write_chat_companions
+from training.packing import pack
 
 
 @pytest.fixture
@@ -81,6 +84,33 @@ def test_the_longest_questions_of_an_image_fit(chat):
     assert longest.tokens.shape == (200, answering._ROOM)
     used = (longest.number >= 0).sum(axis=1)
     assert answering._ROOM - 5 < used.max() <= answering._ROOM
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_a_question_is_read_in_training_as_later(config, chat, size):
+    model = answering._new_model(config, chat.tokenizer.token_to_id(IMAGE_TOKEN))
+    preprocess, scene = (
+        load_preprocessor(chat.folder).at_size(size),
+        make_scenes("train", 1, seed=0),
+    )
+    question, *_ = all_questions(scene.digits[0])
+    packed = pack([answering._token_pairs(chat, [question])], 20)
+    seen = answering._look(model.vision, preprocess(scene.images[0])[None], None)
+    begins = chat.tokenizer.token_to_id(BEGIN_TOKEN)
+    hidden = answering._states(model, seen, packed, begins)
+
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
+    written = chat.prompt([{"role": "user", "content": content}])
+    tokens = chat.encode([written], special_tokens=False)[0]
+    sized = at_size(model, size)
+    prompts = make_prompts(
+        tokens, [[scene.images[0]]], config=sized.config, preprocessor=preprocess
+    )
+    later = sized.logits(prompts)[0]
+    asked = len(tokens[0]) - 2
+    np.testing.assert_allclose(
+        model.decoder.logits_of(hidden)[0, :asked], later[-asked:], atol=1e-5
+    )
 
 
 def test_rounded_weights_are_the_nearest_in_bfloat16():
