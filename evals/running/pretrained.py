@@ -116,7 +116,7 @@ class Answering(Backbone):
           ValueError: a Qwen3-VL, whose images have sizes of their own; as `models.llava.at_size`.
         """
         if not isinstance(self.model, LLaVA):
-            raise ValueError("this model reads each image in its own size: leave it at (0,)")
+            raise ValueError("this model reads each image in its own size: leave it at ()")
         model, preprocess = at_size(self.model, pixels), self.preprocess.at_size(pixels)
         return dataclasses.replace(self, model=model, preprocess=preprocess)
 
