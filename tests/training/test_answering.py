@@ -86,13 +86,11 @@ def test_the_longest_questions_of_an_image_fit(chat):
     assert answering._ROOM - 5 < used.max() <= answering._ROOM
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [pytest.param(64, marks=pytest.mark.slow), 96])
 def test_a_question_is_read_in_training_as_later(config, chat, size):
     model = answering._new_model(config, chat.tokenizer.token_to_id(IMAGE_TOKEN))
-    preprocess, scene = (
-        load_preprocessor(chat.folder).at_size(size),
-        make_scenes("train", 1, seed=0),
-    )
+    preprocess = load_preprocessor(chat.folder).at_size(size)
+    scene = make_scenes("train", 1, seed=0)
     question, *_ = all_questions(scene.digits[0])
     packed = pack([answering._token_pairs(chat, [question])], 20)
     seen = answering._look(model.vision, preprocess(scene.images[0])[None], None)
