@@ -59,6 +59,7 @@ def main(argv=None):
     parser = benchmark_parser("gpu", repeats=5)
     parser.add_argument("--measure", action="store_true", help="on a GPU; else compile for one")
     parser.add_argument("--seconds", type=float, default=440, help="nothing begins later")
+    parser.add_argument("--match", default="", help="measure only errors and parts so named")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="squares plus one")
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head_dim", type=int, default=64)
@@ -107,6 +108,8 @@ def measure(arguments):
     start, rows, left = time.perf_counter(), [], []
     versions = peers.versions("torch", "transformers")
     for name, part in parts(arguments):
+        if arguments.match not in name and name != "errors":
+            continue
         if time.perf_counter() - start > arguments.seconds:
             left.append(name)
             continue
@@ -136,8 +139,8 @@ def parts(arguments):
     yield "errors", lambda: error_rows(arguments)
     yield from (layer(n, "bfloat16") for n in tokens)
     yield "sampling and the inverse", lambda: piece_rows(arguments)
-    yield from (tower(*sizes, "bfloat16") for sizes in towers)
     yield from (layer(n, "float32") for n in tokens)
+    yield from (tower(*sizes, "bfloat16") for sizes in towers)
     yield from (tower(*sizes, "float32") for sizes in towers)
 
 
