@@ -40,6 +40,6 @@ def get_config():
     config.weight_decay = 0.05
     config.warmup_steps = 30
     config.decay_from = 1500  # step, from which the learning rate falls to zero
-    config.num_steps = 2450
+    config.num_steps = 2750
     config.save_every = 50
     return config
