@@ -31,7 +31,7 @@ from evals.running.devices import data_parallel, over_batches
 from evals.running.embed import OUTPUTS
 from evals.running.pretrained import EMBEDDED_MODEL, Backbone, open_backbone
 from evals.running.timing import time_in_turns
-from models.preprocessor import Preprocessor
+from models.inputs.preprocessor import Preprocessor
 from models.registry import vision_config
 
 EMBEDDED = EMBEDDED_MODEL.name

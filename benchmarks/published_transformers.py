@@ -4,8 +4,8 @@ import math
 
 from convert import qwen_vision as qwen_vision_layout
 from models.configs import position_grid
+from models.inputs.qwen_images import FRAMES
 from models.naflex import RULE as NAFLEX
-from models.qwen_images import FRAMES
 
 
 def _encoder(encoder):

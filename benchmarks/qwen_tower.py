@@ -33,7 +33,7 @@ from benchmarks.rows import benchmark_parser, parse, read_rows, write_rows
 from evals.jobs.cost import vision_cost
 from fna_jax import FNAConfig
 from models.attends import Attended
-from models.qwen_images import FRAMES
+from models.inputs.qwen_images import FRAMES
 
 WITHOUT = "without attention"
 _LEAST_SECONDS = 1.0  # of the timed runs of a block together

@@ -21,7 +21,7 @@ from benchmarks.rows import benchmark_parser, parse, write_rows
 from evals.jobs.cost import vision_cost
 from fna_jax import FNAConfig
 from models.configs import position_grid
-from models.qwen_images import FRAMES
+from models.inputs.qwen_images import FRAMES
 
 _centroid = functools.partial(
     FNAConfig, (0,), features="k", approximation="centroid", partition="kmeans"

@@ -3,9 +3,9 @@
 import numpy as np
 
 from models.configs import image_shape
+from models.inputs.prompts import lay_out
+from models.inputs.tiles import plain_packing
 from models.llava import LLaVAConfig, Prompts
-from models.prompts import lay_out
-from models.tiles import plain_packing
 
 _BEFORE, _AFTER = 3, 4  # words around the image
 

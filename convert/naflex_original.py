@@ -3,7 +3,7 @@
 import numpy as np
 
 from convert.recording import recording
-from models.naflex_images import Patches
+from models.inputs.naflex_images import Patches
 
 
 def run(model, patches: Patches) -> dict:

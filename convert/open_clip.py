@@ -10,9 +10,9 @@ from convert.rows import block_rows, fused_qkv
 from convert.sources import OPEN_CLIP_CONFIG
 from convert.table import CONVOLUTION, LINEAR, MERGE_HEADS, SAME, Row, Table
 from convert.tensors import shape_of
-from models.cleaning import CLEANINGS
 from models.clip import CLIPConfig, CLIPTextConfig
 from models.configs import EncoderConfig, VisionConfig
+from models.inputs.cleaning import CLEANINGS
 
 _EPSILON = 1e-5  # of torch's LayerNorm; open_clip has no field for it
 _QUICK = {True: "quick_gelu", False: "gelu"}

@@ -26,8 +26,8 @@ from convert.errors import ConversionError, one_line, show
 from convert.layout import Layout, Source
 from convert.llava_inputs import size_of_image
 from convert.recording import recording
-from models.naflex_images import pack_patches
-from models.tiles import best_resolution
+from models.inputs.naflex_images import pack_patches
+from models.inputs.tiles import best_resolution
 
 # Of transformers by model_type: the model, and the one with a classifier.
 _CLASSES = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.qwen_prompts import lay_out, merged_grid
+from models.inputs.qwen_prompts import lay_out, merged_grid
 from models.qwen_vl import QwenPrompts, QwenVLConfig
 
 _BEFORE, _AFTER = 3, 4  # words around the image

@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.qwen_vision import PREFIXES, vision_values
 from convert.recording import recording
-from models.qwen_images import patches_of
+from models.inputs.qwen_images import patches_of
 
 
 def tower_tensors(tensors) -> dict:

@@ -8,7 +8,7 @@ from convert.layout import Layout, Parsed, of_model_type
 from convert.rows import TIMM_NORMS_AND_ATTENTION, block_rows
 from convert.table import LINEAR, SAME, Row, Table, Transform
 from models.configs import EncoderConfig
-from models.qwen_images import FRAMES
+from models.inputs.qwen_images import FRAMES
 from models.qwen_vision import QwenVisionConfig
 
 WHOLE, TOWER = "qwen3_vl", "qwen3_vl_vision"  # model_type

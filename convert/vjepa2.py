@@ -7,7 +7,7 @@ from convert.rows import HF_VIT_HEAD, QKV, TIMM_MLP, block_rows
 from convert.table import BATCHED, FLAT, MERGE_HEADS, SAME, SPLIT_HEADS, Row, Table
 from convert.tensors import shape_of
 from models.configs import EncoderConfig
-from models.qwen_images import FRAMES
+from models.inputs.qwen_images import FRAMES
 from models.vjepa2 import VJEPA2Config
 
 # The documented defaults of VJEPA2Config.

@@ -19,8 +19,8 @@ from .configs import ACTIVATIONS, ModelConfig, check_choice, image_shape, positi
 from .decoder import Decoder, DecoderConfig
 from .embeddings import resize_positions
 from .image_tokens import dropped
+from .inputs.tiles import Tiling
 from .siglip import SigLIPVisionConfig, SigLIPVisionTower
-from .tiles import Tiling
 from .vit import VisionOutput
 
 TOWERS = {"clip": CLIPVisionTower, "siglip": SigLIPVisionTower}

@@ -9,7 +9,7 @@ import numpy as np
 
 from .attends import vision_attends
 from .configs import position_grid
-from .naflex_images import Patches
+from .inputs.naflex_images import Patches
 from .vit import VisionOutput
 
 RULE = "bilinear_antialias"  # for positions; a SigLIP with it is a NaFlex

@@ -31,8 +31,8 @@ from .configs import (
     position_grid,
 )
 from .embeddings import PatchEmbedding, resize_to_corners
+from .inputs.qwen_images import FRAMES
 from .packing import Packing
-from .qwen_images import FRAMES
 from .rotary import rotary_angles
 from .turning import turned
 from .vit import VisionTower

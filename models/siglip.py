@@ -23,9 +23,9 @@ from .configs import (
     position_grid,
 )
 from .embeddings import POSITION_RESIZES, resize_positions
+from .inputs.naflex_images import Patches
 from .naflex import RULE as NAFLEX
 from .naflex import encode_patches
-from .naflex_images import Patches
 from .text import TextConfig, TextTower
 from .vit import VisionOutput, VisionTower
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from .attends import attend_causally, attend_exactly
 from .blocks import Encoder, LayerNorm
-from .cleaning import CLEANINGS
 from .configs import EncoderConfig, check_choice, check_positive
+from .inputs.cleaning import CLEANINGS
 
 
 @dataclasses.dataclass(frozen=True)

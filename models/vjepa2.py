@@ -27,7 +27,7 @@ from .configs import (
     check_patches,
     check_positive,
 )
-from .qwen_images import FRAMES
+from .inputs.qwen_images import FRAMES
 from .qwen_vision import FramePairEmbedding
 from .rotary import rotate_neighbours, tubelet_angles
 from .turning import turned

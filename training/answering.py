@@ -25,9 +25,9 @@ from evals.data.scene_questions import NONE, draw_questions
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
 from evals.running.pretrained import EMBEDDED_MODEL
-from models.chat import load_chat
+from models.inputs.chat import load_chat
+from models.inputs.preprocessing import load_preprocessor
 from models.llava import LLaVA
-from models.preprocessing import load_preprocessor
 from training import steps
 from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, write_chat_companions
 from training.contrastive import patch_contrast

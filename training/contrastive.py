@@ -16,7 +16,7 @@ from evals.data import digit_scenes
 from evals.jobs.settings import check_counts
 from evals.running.devices import AXIS, own_slots, put
 from models.clip import CLIP, similarity
-from models.tokenizer import load_tokenizer
+from models.inputs.tokenizer import load_tokenizer
 from models.vit import attend_exactly
 from training import steps
 from training.companions import normalise, write_companions

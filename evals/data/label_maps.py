@@ -10,7 +10,7 @@ from evals.data.folders import spread
 from evals.data.records import IGNORED, SegmentedImages, Split
 from evals.data.texts import read_lines, read_text
 from evals.data.unreadable import read_image
-from models.preprocessor import SIDEWAYS, turn_of
+from models.inputs.preprocessor import SIDEWAYS, turn_of
 
 VOC_CLASSES = (
     "background",

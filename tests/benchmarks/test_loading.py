@@ -6,7 +6,7 @@ from flax import nnx
 
 from benchmarks import loading
 from evals.running.pretrained import Backbone
-from models.preprocessor import Preprocessor
+from models.inputs.preprocessor import Preprocessor
 
 
 class Mean(nnx.Module):

@@ -9,9 +9,9 @@ from flax import nnx
 
 import convert
 from convert.originals import prepare_libraries
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.prompts import Video, look, make_prompts
 from models.llava import generate
-from models.preprocessor import Preprocessor
-from models.prompts import Video, look, make_prompts
 from tests import zoo
 from tests.conftest import rel_max_error
 from tests.greedy import assert_same_64_tokens

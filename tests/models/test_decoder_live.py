@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import convert
-from models.chat import load_chat
 from models.generation import generate
+from models.inputs.chat import load_chat
 from tests.conftest import rel_max_error
-from tests.models.test_chat import CHATML, DIALOGUE, INST, folder  # noqa: F401 - a fixture
+from tests.models.inputs.test_chat import CHATML, DIALOGUE, INST, folder  # noqa: F401 - a fixture
 from tests.models.tiny_decoders import run
 
 pytestmark = pytest.mark.reference

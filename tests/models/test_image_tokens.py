@@ -8,8 +8,8 @@ from fna_jax import farthest_point_sampling
 from models.image_tokens import ImageDropping, common_length
 from models.llava import embed_prompts
 from tests.conftest import rel_max_error
+from tests.models.inputs.test_prompts import prompts_of
 from tests.models.test_llava import TALL, WIDE
-from tests.models.test_prompts import prompts_of
 from tests.models.tiny_llava import IMAGE, tiny_llava
 
 METHODS = ("farthest", "random")  # that there are in front of a model

@@ -14,8 +14,8 @@ from models.llava import embed_prompts, generate
 from models.rope import token_angles
 from models.rotary import rotate
 from tests.conftest import rel_max_error
+from tests.models.inputs.test_prompts import prompts_of
 from tests.models.test_llava import TALL, WIDE
-from tests.models.test_prompts import prompts_of
 from tests.models.tiny_decoders import prompts, run, tiny
 from tests.models.tiny_llava import IMAGE, tiny_llava
 

@@ -12,10 +12,10 @@ from flax import nnx
 import models
 from fna_jax import FNAConfig
 from models import registry
+from models.inputs.prompts import look
 from models.llava import LLaVAConfig, at_size, generate
-from models.prompts import look
 from tests.conftest import few, rel_max_error
-from tests.models.test_prompts import PREPROCESSOR, plain, prompts_of
+from tests.models.inputs.test_prompts import PREPROCESSOR, plain, prompts_of
 from tests.models.tiny_llava import IMAGE, KINDS, config_of, settings_of, tiny_llava
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)

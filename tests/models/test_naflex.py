@@ -12,8 +12,8 @@ import models
 from convert.errors import ConversionError
 from convert.siglip import parse_config
 from fna_jax import FNAConfig, Masking
+from models.inputs.naflex_images import PatchBudget, Patches, pack_patches
 from models.naflex import position_weights
-from models.naflex_images import PatchBudget, Patches, pack_patches
 from models.siglip import VARIANTS
 from tests import zoo
 from tests.conftest import few, random_images, rel_max_error

@@ -9,13 +9,13 @@ import convert
 from convert import naflex_original
 from convert.originals import import_torch
 from models.attends import attend_among
+from models.inputs.naflex_images import PatchBudget, Patches, pack_patches
+from models.inputs.preprocessing import load_preprocessor
 from models.naflex import embed_patches
-from models.naflex_images import PatchBudget, Patches, pack_patches
-from models.preprocessing import load_preprocessor
 from tests import zoo
 from tests.conftest import rel_max_error
+from tests.models.inputs.test_preprocessing_live import LEVEL, images
 from tests.models.test_naflex import patches
-from tests.models.test_preprocessing_live import LEVEL, images
 
 pytestmark = pytest.mark.reference
 

@@ -11,11 +11,11 @@ import convert
 from convert.originals import import_torch
 from convert.qwen_original import open_tower, run_tower, tower_tensors
 from convert.sources import read_config
-from models.preprocessing import load_preprocessor
-from models.qwen_images import frame_pairs, images_of, patches_of
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.qwen_images import frame_pairs, images_of, patches_of
 from tests import zoo
 from tests.conftest import random_images, rel_max_error
-from tests.models.test_preprocessing_live import LEVEL, images, smooth
+from tests.models.inputs.test_preprocessing_live import LEVEL, images, smooth
 
 pytestmark = pytest.mark.reference
 TOWER = "qwen3_vl_vision"

@@ -14,11 +14,11 @@ import models
 from fna_jax import FNAConfig
 from models import registry
 from models.image_tokens import ImageDropping
-from models.prompts import Video
+from models.inputs.prompts import Video
 from models.qwen_vision import ImageFeatures
 from models.qwen_vl import QwenVLConfig, embed_prompts, generate
 from tests.conftest import rel_max_error
-from tests.models.test_qwen_prompts import prompts_of
+from tests.models.inputs.test_qwen_prompts import prompts_of
 from tests.models.tiny_qwen_vl import IMAGE, VIDEO, config, tiny_qwen_vl
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)

@@ -10,10 +10,10 @@ from flax import nnx
 import convert
 from convert.originals import import_torch
 from convert.qwen_original import inputs_of
-from models.preprocessor import Preprocessor
-from models.prompts import Video
-from models.qwen_images import PixelBudget
-from models.qwen_prompts import make_prompts
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.prompts import Video
+from models.inputs.qwen_images import PixelBudget
+from models.inputs.qwen_prompts import make_prompts
 from models.qwen_vl import generate
 from tests import zoo
 from tests.conftest import rel_max_error

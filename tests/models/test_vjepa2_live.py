@@ -5,10 +5,10 @@ import pytest
 
 import convert
 from convert.originals import import_torch
-from models.preprocessing import load_preprocessor
+from models.inputs.preprocessing import load_preprocessor
 from tests import zoo
 from tests.conftest import random_images, rel_max_error
-from tests.models.test_preprocessing_live import LEVEL, noise, smooth
+from tests.models.inputs.test_preprocessing_live import LEVEL, noise, smooth
 
 pytestmark = pytest.mark.reference
 

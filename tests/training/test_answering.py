@@ -10,10 +10,10 @@ import models
 from evals.data.digit_scenes import DIGIT_NAMES, make_scenes
 from evals.data.scene_questions import NONE, all_questions, all_words
 from evals.running.pretrained import EMBEDDED_MODEL
-from models.chat import load_chat
+from models.inputs.chat import load_chat
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.prompts import make_prompts
 from models.llava import at_size
-from models.preprocessing import load_preprocessor
-from models.prompts import make_prompts
 from tests.models.tiny_llava import tiny_llava
 from training import answering
 from training.companions import BEGIN_TOKEN, IMAGE_TOKEN, normalise, write_chat_companions

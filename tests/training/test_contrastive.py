@@ -8,8 +8,8 @@ import pytest
 import models
 from evals.data import digit_scenes
 from evals.running.workdir import claim_workdir
-from models.preprocessing import load_preprocessor
-from models.tokenizer import load_tokenizer
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.tokenizer import load_tokenizer
 from training import contrastive
 from training.companions import normalise, write_companions
 

@@ -15,7 +15,7 @@ from evals.running.workdir import save_figure
 from evals.tasks.segmentation.settings import Settings
 from evals.tasks.segmentation.task import logits_of, predictions
 from evals.tasks.segmentation.training import trained_head
-from models.preprocessor import Preprocessor
+from models.inputs.preprocessor import Preprocessor
 from models.registry import vision_config
 
 matplotlib.use("Agg")  # before pyplot: no screen

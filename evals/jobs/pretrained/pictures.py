@@ -9,7 +9,7 @@ from evals.data import read_image
 from evals.jobs.arms import METHOD_NAMES, described, strength
 from evals.jobs.pretrained.job import open_bench
 from evals.running.workdir import save_figure
-from models.preprocessor import Preprocessor
+from models.inputs.preprocessor import Preprocessor
 from models.registry import vision_config, vision_tower
 
 matplotlib.use("Agg")  # before pyplot: no screen

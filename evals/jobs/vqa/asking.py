@@ -11,8 +11,8 @@ from evals.data import Tolerance, UnreadableImage, read_ahead, read_image
 from evals.data.questions import Questions
 from evals.jobs.vqa.readers import Reader, reader_of
 from evals.running.pretrained import Answering
-from models.chat import Chat
 from models.image_tokens import common_length
+from models.inputs.chat import Chat
 
 PLACE = "{question}"
 _EXAMPLE = "USER: <image>\n{question} ASSISTANT:"

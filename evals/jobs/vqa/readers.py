@@ -11,7 +11,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from models import llava, prompts, qwen_prompts, qwen_vl
+from models import llava, qwen_vl
+from models.inputs import prompts, qwen_prompts
 from models.registry import vision_tower
 
 
@@ -20,7 +21,7 @@ class Reader:
     """The functions of a kind of model.
 
     Attributes:
-      look, lay_out: as in `models.prompts`.
+      look, lay_out: as in `models.inputs.prompts`.
       embed, generate: as `embed_prompts` and `generate` of `models.llava`.
       num_tokens: of an image, in a prompt; of its config and what `look` gave.
       in_few_shapes: prompts as one of few shapes that many batches have, of them and the batch's

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evals.data import UnreadableImage, batches, read_ahead, read_image
 from evals.data.notices import say
-from models.preprocessor import Preprocessor
+from models.inputs.preprocessor import Preprocessor
 from tests.evals.conftest import write_image
 
 PREPROCESS = Preprocessor((32, 32), (32, 32), (0.5,) * 3, (0.5,) * 3)

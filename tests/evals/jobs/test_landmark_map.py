@@ -8,7 +8,7 @@ from flax import nnx
 from evals.jobs.landmark_map import cluster_maps, displayable, landmark_points
 from evals.running.pretrained import open_pretrained
 from fna_jax import FNAConfig
-from models.preprocessing import Preprocessor
+from models.inputs.preprocessing import Preprocessor
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (32, 64)])

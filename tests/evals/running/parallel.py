@@ -22,7 +22,7 @@ from evals.running.pretrained import open_pretrained
 from evals.tasks.fidelity import fidelity
 from evals.tasks.zero_shot import zero_shot
 from fna_jax import FNAConfig
-from models.tokenizer import load_tokenizer
+from models.inputs.tokenizer import load_tokenizer
 from training import contrastive
 
 _MERGING = models.TokenMerging(8, "0:2")

@@ -10,10 +10,10 @@ from evals.data.questions import read_questions
 from evals.jobs.vqa.asking import Bench, prompt_form
 from evals.running.pretrained import Answering
 from models import registry
-from models.chat import load_chat
+from models.inputs.chat import load_chat
 from models.llava import LLaVA
 from tests.evals.conftest import write_image
-from tests.models.test_prompts import PREPROCESSOR
+from tests.models.inputs.test_prompts import PREPROCESSOR
 from tests.models.tiny_llava import IMAGE, SIDE, config_of
 
 WORDS = ["<s>", "</s>", "<unk>", "USER", "ASSISTANT", "How", "many", "cats", "dogs", "<image>"]

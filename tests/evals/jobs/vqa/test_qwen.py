@@ -11,10 +11,10 @@ import models
 from evals.jobs.vqa.arms import make_answer_arms
 from evals.jobs.vqa.job import answer_questions, benches, check_arms
 from models import registry
-from models.qwen_images import PixelBudget
+from models.inputs.qwen_images import PixelBudget
 from models.qwen_vl import QwenVL
 from tests.models import tiny_qwen_vl
-from tests.models.test_qwen_prompts import PREPROCESSOR
+from tests.models.inputs.test_qwen_prompts import PREPROCESSOR
 from tests.models.tiny_llava import IMAGE
 
 CONFIG = registry.override(tiny_qwen_vl.config(), {"decoder": {"max_positions": 400}})

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from convert.sources import WEIGHTS, find_weights
-from models.preprocessing import Preprocessor, load_preprocessor
+from models.inputs.preprocessing import Preprocessor, load_preprocessor
 
 HALF = (0.5, 0.5, 0.5)
 STATISTICS = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from models.preprocessor import Preprocessor
-from models.qwen_images import PixelBudget
-from models.video_preprocessing import load_video_preprocessor
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.qwen_images import PixelBudget
+from models.inputs.video_preprocessing import load_video_preprocessor
 
 HALF = (0.5,) * 3
 PUBLISHED = {  # video_preprocessor_config.json of Qwen3-VL

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from models.tiles import Tiling
-from tests.models.test_tiles import NEXT, ONEVISION, sizes
+from models.inputs.tiles import Tiling
+from tests.models.inputs.test_tiles import NEXT, ONEVISION, sizes
 
 pytestmark = pytest.mark.reference
 

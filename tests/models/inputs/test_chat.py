@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from models.chat import load_chat
+from models.inputs.chat import load_chat
 
 WORDS = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]", "count", "the", "sevens", "two", "user", "a")
 CHATML = """\

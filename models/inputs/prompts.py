@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from .configs import image_shape
-from .llava import LLaVAConfig, Prompts
+from ..configs import image_shape
+from ..llava import LLaVAConfig, Prompts
 from .preprocessor import Preprocessor
 from .tiles import END, Packing, fitted_size, margins, plain_packing
 

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from models.preprocessing import load_preprocessor
-from models.preprocessor import Preprocessor
-from models.qwen_images import PixelBudget, frame_pairs, images_of, patches_of
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.qwen_images import PixelBudget, frame_pairs, images_of, patches_of
 from tests.conftest import random_images
-from tests.models.test_preprocessing_files import load_transformers, refused
+from tests.models.inputs.test_preprocessing_files import load_transformers, refused
 
 BUDGET = PixelBudget(32, 65536, 16777216)
 CUT = dict(patch_size=4, merge_size=2)

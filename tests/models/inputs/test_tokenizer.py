@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 
 from convert.originals import prepare_libraries
-from models.cleaning import CLEANINGS
-from models.tokenizer import PAD_LEFT, load_tokenizer
+from models.inputs.cleaning import CLEANINGS
+from models.inputs.tokenizer import PAD_LEFT, load_tokenizer
 
 VOCABULARY = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "b": 3, "[UNK]": 4}
 

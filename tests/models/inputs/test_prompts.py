@@ -8,10 +8,10 @@ import tokenizers
 from PIL import Image
 
 from models import registry
-from models.chat import load_chat
-from models.preprocessor import Preprocessor
-from models.prompts import Video, look, make_prompts
-from models.tiles import END
+from models.inputs.chat import load_chat
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.prompts import Video, look, make_prompts
+from models.inputs.tiles import END
 from tests.models.tiny_llava import IMAGE, KINDS, SIDE, VIDEO, config_of
 
 ONES = (1.0, 1.0, 1.0)

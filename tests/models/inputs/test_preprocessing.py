@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from models.preprocessing import Preprocessor
+from models.inputs.preprocessing import Preprocessor
 
 HALF = (0.5, 0.5, 0.5)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from models.preprocessing import load_preprocessor
-from models.prompts import Video
-from models.qwen_images import patches_of
-from models.qwen_prompts import make_prompts, timed
-from models.video_preprocessing import load_video_preprocessor
-from tests.models.test_prompts_live import LEVEL, image_of
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.prompts import Video
+from models.inputs.qwen_images import patches_of
+from models.inputs.qwen_prompts import make_prompts, timed
+from models.inputs.video_preprocessing import load_video_preprocessor
+from tests.models.inputs.test_prompts_live import LEVEL, image_of
 from tests.models.tiny_qwen_vl import IMAGE, VIDEO, config
 
 pytestmark = pytest.mark.reference

@@ -5,8 +5,8 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from models.preprocessing import load_preprocessor
-from models.prompts import Video, make_prompts
+from models.inputs.preprocessing import load_preprocessor
+from models.inputs.prompts import Video, make_prompts
 from tests.models.tiny_llava import IMAGE, SIDE, VIDEO, config_of
 
 pytestmark = pytest.mark.reference

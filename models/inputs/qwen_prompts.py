@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
+from ..qwen_vl import QwenPrompts, QwenVLConfig
 from .prompts import Video, check_length, check_prompts, key_mask, padded, stretched
 from .qwen_images import FRAMES, frame_pairs
-from .qwen_vl import QwenPrompts, QwenVLConfig
 
 _START, _VIDEO, _END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"
 

@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from .configs import check_positive
+from ..configs import check_positive
 
 _CLOSE = 1e-5  # of scales of an image
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.tiles import END, Tiling, best_resolution, fitted_size, margins, plain_packing
+from models.inputs.tiles import END, Tiling, best_resolution, fitted_size, margins, plain_packing
 
 NEXT = Tiling(336, 24, ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)))
 SIDES = range(384, 2305, 384)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from convert.originals import prepare_libraries
-from models.preprocessing import load_preprocessor
+from models.inputs.preprocessing import load_preprocessor
 
 pytestmark = pytest.mark.reference
 LEVEL = 1 / 255

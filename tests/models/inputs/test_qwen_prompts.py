@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from models.preprocessor import Preprocessor
-from models.prompts import Video
-from models.qwen_images import PixelBudget
-from models.qwen_prompts import look, make_prompts, timed
+from models.inputs.preprocessor import Preprocessor
+from models.inputs.prompts import Video
+from models.inputs.qwen_images import PixelBudget
+from models.inputs.qwen_prompts import look, make_prompts, timed
 from tests.models.tiny_qwen_vl import IMAGE, SIDE, VIDEO, config
 
 HALF = (0.5,) * 3

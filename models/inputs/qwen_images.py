@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .configs import check_positive
+from ..configs import check_positive
 
 FRAMES = 2  # of a patch
 _MOST_ELONGATED = 200
