@@ -232,11 +232,11 @@ def embedded_llava():
     exact = {row["px"]: row for row in table if row["attention"] == "exact"}
     low, high = sorted(row["exact match %"] for row in exact.values())
     first = "first token ms"
-    saved = {
-        (row["px"], row["attention"], row["S"]): 100 - 100 * row[first] / exact[row["px"]][first]
+    of_arms = lambda *arms: [
+        100 - 100 * row[first] / exact[row["px"]][first]
         for row in table
-    }
-    of_arms = lambda *arms: [percent for (_, arm, _), percent in saved.items() if arm in arms]
+        if row["attention"] in arms
+    ]
     towers = of_arms("FNA, farthest point", "centroid, farthest point")
     dropped = of_arms("image tokens, farthest points", "image tokens, at random")
     return [
