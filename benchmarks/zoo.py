@@ -85,8 +85,11 @@ def _without_resolution(config):
 
 
 def libraries_of(names) -> list[str]:
-    """Whose files of these models an installed library runs."""
-    _, config = models.registry.published(names[0])
+    """Whose files of these models, as they are measured, an installed library runs.
+
+    Those of open_clip tell models by name, which one of fewer blocks has not.
+    """
+    _, config, _ = _measured(names)
     return [layout.library for layout, *_ in _layouts(config)]
 
 
@@ -105,15 +108,8 @@ def measure(names, library) -> dict:
       names: of a group of `groups_of_models`.
       library: one of `libraries_of` them.
     """
-    family, config = models.registry.published(names[0])
-    num_parameters = count_parameters(family, config)
-    blocks = "all"
-    if num_parameters > MOST_PARAMETERS:
-        config, depth = _shallow(config)
-        blocks = f"4 of {depth}"
-        if hasattr(config, "decoder") and count_parameters(family, config) > MOST_PARAMETERS:
-            config = _of_fewer_words(config)
-            blocks += f", {FEWER_WORDS} words"
+    num_parameters = count_parameters(*models.registry.published(names[0]))
+    family, config, blocks = _measured(names)
     size = NUM_TOKENS
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
@@ -141,6 +137,19 @@ def measure(names, library) -> dict:
         "original": _version(LIBRARIES[library]),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _measured(names):
+    """The family, the config that stands for these models, and how many of the blocks it has."""
+    family, config = models.registry.published(names[0])
+    blocks = "all"
+    if count_parameters(family, config) > MOST_PARAMETERS:
+        config, depth = _shallow(config)
+        blocks = f"4 of {depth}"
+        if hasattr(config, "decoder") and count_parameters(family, config) > MOST_PARAMETERS:
+            config = _of_fewer_words(config)
+            blocks += f", {FEWER_WORDS} words"
+    return family, config, blocks
 
 
 def _shallow(config):

@@ -74,6 +74,11 @@ def test_every_model_is_in_one_group_of_those_that_are_measured():
 
 
 @pytest.mark.slow
+def test_what_is_too_large_is_measured_as_those_who_know_one_of_fewer_blocks_write_it():
+    assert zoo.libraries_of(["siglip2-vit-giant-opt-16-256"]) == ["transformers", "big_vision"]
+
+
+@pytest.mark.slow
 def test_conversion_is_measured(tmp_path):
     layout, values = layouts_of(SMALL)[0]
     file = write_random_checkpoint(tmp_path / "source", layout, SMALL, values)
