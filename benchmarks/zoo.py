@@ -89,7 +89,7 @@ def libraries_of(names) -> list[str]:
 
     Those of open_clip tell models by name, which one of fewer blocks has not.
     """
-    _, config, _ = _measured(names)
+    config, _ = _measured(names)
     return [layout.library for layout, *_ in _layouts(config)]
 
 
@@ -109,7 +109,7 @@ def measure(names, library) -> dict:
       library: one of `libraries_of` them.
     """
     num_parameters = count_parameters(*models.registry.published(names[0]))
-    family, config, blocks = _measured(names)
+    config, blocks = _measured(names)
     size = NUM_TOKENS
     if models.registry.has_vision(config):
         vision = models.registry.vision_config(config)
@@ -140,7 +140,7 @@ def measure(names, library) -> dict:
 
 
 def _measured(names):
-    """The family, the config that stands for these models, and how many of the blocks it has."""
+    """The config that stands for these models, and how many of the blocks it has."""
     family, config = models.registry.published(names[0])
     blocks = "all"
     if count_parameters(family, config) > MOST_PARAMETERS:
@@ -149,7 +149,7 @@ def _measured(names):
         if hasattr(config, "decoder") and count_parameters(family, config) > MOST_PARAMETERS:
             config = _of_fewer_words(config)
             blocks += f", {FEWER_WORDS} words"
-    return family, config, blocks
+    return config, blocks
 
 
 def _shallow(config):
