@@ -62,6 +62,24 @@ def gpu_towers(rows) -> str:
     return markdown_table(columns, lines)
 
 
+def tpu_towers(rows) -> str:
+    """Estimated milliseconds of whole towers on a TPU v5e: a line for each that is complete."""
+    arms = ("exact", "FNA", "centroid", "centroid, all blocks")
+    by_tower = {}
+    for row in rows:
+        tower, is_tower, arm = row["arm"].partition(" px: ")
+        if is_tower and row["estimate_us"]:
+            by_tower.setdefault(f"{tower} px", {})[arm] = float(row["estimate_us"]) / 1e3
+    lines = [
+        [tower, milliseconds(times["exact"])]
+        + [ratio(times["exact"] / times[arm], 2) for arm in arms[1:]]
+        for tower, times in by_tower.items()
+        if times.keys() >= set(arms)
+    ]
+    heading = ["model", "exact, ms", *(f"{arm}, times faster" for arm in arms[1:])]
+    return markdown_table(heading, lines)
+
+
 def qwen_tower(rows) -> str:
     """What Qwen3-VL's tower takes at each size, by counting and compiling: a line for each."""
     arms = ("exact", "FNA", "centroid", "centroid, near field")

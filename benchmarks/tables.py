@@ -20,7 +20,7 @@ TABLES = {  # of a file of results/: functions of its rows
     "recommended": [model_tables.candidates, model_tables.recommended],
     "scaling": [layer_tables.scaling],
     "sharding": [layer_tables.sharding],
-    "tpu": [layer_tables.tpu],
+    "tpu": [layer_tables.tpu, model_tables.tpu_towers],
     "vjepa2": [model_tables.vjepa2],
     "waterfall": [model_tables.waterfall],
 }

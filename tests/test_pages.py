@@ -140,6 +140,7 @@ TABLES = {  # each as the committed results make it
     "gpu": lambda: layer_tables.gpu(rows("gpu")),
     "gpu_towers": lambda: model_tables.gpu_towers(rows("gpu")),
     "tpu": lambda: layer_tables.tpu(rows("tpu")),
+    "tpu_towers": lambda: model_tables.tpu_towers(rows("tpu")),
     "vjepa2": lambda: model_tables.vjepa2(rows("vjepa2")),
     "qwen_tower": lambda: model_tables.qwen_tower(rows("qwen_tower")),
     "zoo": lambda: zoo.as_markdown(rows("zoo")),
