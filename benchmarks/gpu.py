@@ -11,7 +11,8 @@ The second measures on the GPU that JAX finds, and writes results/gpu.csv as it 
 every arm is from the same formula in float64 on the CPU, and it stops where one is wrong; then
 layers, sampling, the inverse, and whole towers with random weights. Arms of a size run in turns of
 random order, each a number of times without waiting in between, as in a model. What would begin
-after `--seconds` is left out, and said so. PyTorch's arms take part where it sees the GPU.
+after `--seconds` is left out, and said so; `--match` measures that alone. PyTorch's arms take part
+where it sees the GPU.
 """
 
 import argparse
@@ -107,9 +108,7 @@ def measure(arguments):
         sys.exit(f"--measure needs a GPU, but JAX computes on {jax.default_backend()}")
     start, rows, left = time.perf_counter(), [], []
     versions = peers.versions("torch", "transformers")
-    for name, part in parts(arguments):
-        if arguments.match not in name and name != "errors":
-            continue
+    for name, part in chosen_parts(arguments):
         if time.perf_counter() - start > arguments.seconds:
             left.append(name)
             continue
@@ -123,6 +122,15 @@ def measure(arguments):
             sys.exit(f"wrong beyond rounding: {wrong}")
     if left:
         print(f"left out after {arguments.seconds:.0f} s: {', '.join(left)}", file=sys.stderr)
+
+
+def chosen_parts(arguments):
+    """The errors, and the other parts that `--match` names; exits where it names none."""
+    errors, *others = parts(arguments)
+    if not (found := [part for part in others if arguments.match in part[0]]):
+        names = "; ".join(name for name, _ in others)
+        sys.exit(f"no part has {arguments.match!r} in its name; there are {names}")
+    return [errors, *found]
 
 
 def parts(arguments):

@@ -1,3 +1,5 @@
+import argparse
+
 import jax
 import pytest
 
@@ -45,6 +47,20 @@ def test_what_needs_a_gpu_says_so(tmp_path):
     with pytest.raises(SystemExit, match="--measure needs a GPU, but JAX computes on"):
         gpu.main(["--measure", "--output", str(tmp_path / "gpu.csv")])
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_come_first_whatever_is_chosen_and_a_name_that_is_none_is_refused():
+    names = lambda match: [name for name, _ in gpu.chosen_parts(asked(match))]
+    asked = lambda match: argparse.Namespace(
+        match=match, tokens=[1025], towers=["clip-vit-l-14:448"]
+    )
+    assert names("float32") == [
+        "errors",
+        "layers, 1,025 tokens, float32",
+        "clip-vit-l-14, 448 px, float32",
+    ]
+    with pytest.raises(SystemExit, match=r"no part has 'fp32' in its name; there are layers"):
+        names("fp32")
 
 
 def test_tokens_are_squares_behind_a_class_token():
