@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
+import operator
 import pathlib
 import sys
 import time
@@ -37,7 +38,7 @@ from benchmarks import layers, peers
 from benchmarks.attention import blocking, random_states
 from benchmarks.launches import count_launches
 from benchmarks.models import attentions, hugging_face, run, sized_config
-from benchmarks.rows import benchmark_parser, timing_columns, write_rows
+from benchmarks.rows import benchmark_parser, matching, timing_columns, write_rows
 from evals.jobs.cost import vision_cost
 from evals.running.timing import time_in_turns
 from fna_jax import (
@@ -127,10 +128,8 @@ def measure(arguments):
 def chosen_parts(arguments):
     """The errors, and the other parts that `--match` names; exits where it names none."""
     errors, *others = parts(arguments)
-    if not (found := [part for part in others if arguments.match in part[0]]):
-        names = "; ".join(name for name, _ in others)
-        sys.exit(f"no part has {arguments.match!r} in its name; there are {names}")
-    return [errors, *found]
+    name_of = operator.itemgetter(0)
+    return [errors, *matching(arguments.match, others, kind="part", name_of=name_of)]
 
 
 def parts(arguments):

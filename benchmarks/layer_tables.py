@@ -149,12 +149,19 @@ def tpu(rows) -> str:
         if not found.keys() >= {(tokens, arm) for arm in _TPU}:
             continue
         mine = [found[tokens, arm] for arm in _TPU]
-        times = [row["estimate_us"] or row["compiles"].split(":")[0] for row in mine]
-        lines.append([f"{int(tokens):,}", *map(_microseconds, times)])
+        lines.append([f"{int(tokens):,}", *map(_estimate, mine)])
         lines[-1].append(_microseconds(mine[0]["floor_us"]))
     return markdown_table(["tokens", *_TPU.values(), "arguments and results alone"], lines)
 
 
+def _estimate(row):
+    """In microseconds, or why there is none."""
+    if row["estimate_us"]:
+        return _microseconds(row["estimate_us"])
+    error = row["compiles"].split(":")[0]
+    return "out of memory" if error == "RESOURCE_EXHAUSTED" else error
+
+
 def _microseconds(text):
-    """Without decimals; what is no number, as it is."""
-    return f"{float(text):,.0f}" if text[:1].isdigit() else text
+    """Without decimals."""
+    return f"{float(text):,.0f}"

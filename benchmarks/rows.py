@@ -31,6 +31,14 @@ def parse(parser, argv):
     return arguments
 
 
+def matching(match, items, *, kind, name_of) -> list:
+    """The items with `match` in their names; exits, telling all names, where there is none."""
+    names = dict.fromkeys(map(name_of, items))
+    if not any(match in name for name in names):
+        sys.exit(f"no {kind} has {match!r} in its name; there are {'; '.join(names)}")
+    return [item for item in items if match in name_of(item)]
+
+
 def timing_columns(timing, *, compiled) -> dict:
     """Milliseconds of the median run and of the quartiles; seconds to compile if that was done."""
     low, median, high = np.round(1000 * np.quantile(timing.seconds, [0.25, 0.5, 0.75]), 3)

@@ -29,12 +29,11 @@ import argparse
 import functools
 import itertools
 import pathlib
-import sys
 
 import tqdm
 
 from benchmarks import tpu_arms, tpu_compiler
-from benchmarks.rows import read_rows, write_rows
+from benchmarks.rows import matching, read_rows, write_rows
 from evals.jobs.tables import markdown_table
 from evals.running.workdir import ROOT
 from models import registry
@@ -83,10 +82,7 @@ def main(argv=None):
     output = pathlib.Path(arguments.output)
     rows = {_key(row): row for row in read_rows(output)} if output.exists() else {}
     every = jobs(arguments.parts, whole=arguments.whole)
-    todo = [job for job in every if arguments.match in job[0]["arm"]]
-    if not todo:
-        names = "; ".join(dict.fromkeys(labels["arm"] for labels, _ in every))
-        sys.exit(f"no arm has {arguments.match!r} in its name; there are {names}")
+    todo = matching(arguments.match, every, kind="arm", name_of=lambda job: job[0]["arm"])
     todo = [job for job in todo if not (arguments.resume and _key(job[0]) in rows)]
     for labels, build in tqdm.tqdm(todo, unit="program"):
         key = _key(labels)

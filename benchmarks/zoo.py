@@ -22,7 +22,7 @@ from flax import nnx
 
 import models.registry
 from benchmarks.published import layouts_of, npz_of, write_random_checkpoint
-from benchmarks.rows import read_rows, write_rows
+from benchmarks.rows import matching, read_rows, write_rows
 from convert.verify import verify
 from evals.running.workdir import ROOT
 from models.configs import image_shape
@@ -49,7 +49,7 @@ def main(argv=None):
     parser.add_argument("--resume", action="store_true", help="keep what is in the output file")
     parser.add_argument("--output", default=str(ROOT / "results" / "zoo.csv"))
     arguments = parser.parse_args(argv)
-    groups = [names for names in groups_of_models() if arguments.match in names[0]]
+    groups = matching(arguments.match, groups_of_models(), kind="model", name_of=" ".join)
     rows = read_rows(arguments.output) if arguments.resume else []
     done = {(row["models"], row["layout"]) for row in rows}
     todo = [(names, library) for names in groups for library in libraries_of(names)]

@@ -85,18 +85,25 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
 
-    def attend(query, key, value, *others_and_of_images):
+    def attend(query, key, value, *others_and_of_images, keys_first=False):
         *others, (log_mass, whose) = others_and_of_images
+        # Logits are [B, K, T, M], or [B, K, M, T] with the keys first.
+        order, axis = ("mt", -2) if keys_first else ("tm", -1)
+        in_order = lambda x: jnp.swapaxes(x, -1, -2) if keys_first else x
 
         def rows(block):
             query, positions, whose = block
-            logits = scale * product("bthd,bmhd->bhtm", query, key)
+            if keys_first:
+                logits = scale * product("bmhd,bthd->bhmt", key, query)
+            else:
+                logits = scale * product("bthd,bmhd->bhtm", query, key)
             if log_mass is not None:
-                logits += log_mass
+                logits += in_order(log_mass)
             gone = None if removed is None else removed(positions)
-            weights, total = softmax_weights(logits, removed=gone, renormalise=renormalise)
-            output = product("bhtm,bmhd->bhtd", weights.astype(value.dtype), value)
-            output = output / total  # once per row, not once per weight
+            options = dict(removed=gone, renormalise=renormalise, axis=axis)
+            weights, total = softmax_weights(logits, **options)
+            output = product(f"bh{order},bmhd->bhtd", weights.astype(value.dtype), value)
+            output = output / in_order(total)  # once per row, not once per weight
             output = jnp.swapaxes(output, 1, 2)  # [B, T, K, D]
             for x in others:
                 output += take_tokens(x, whose)
@@ -109,7 +116,9 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
         num_rows = num_queries * shared
         known = isinstance(num_rows, int) and isinstance(num_keys, int)  # not under jax.export
         num_logits = num_rows * num_keys if known else 0
-        output = over_heads(attend, states, of_images, num_logits=num_logits)
+        of_parts = functools.partial(attend, keys_first=known and num_rows < num_keys)
+        options = dict(num_logits=num_logits, of_parts=of_parts)
+        output = over_heads(attend, states, of_images, **options)
     else:  # which is told of all images at once
         output = attend(*states, of_images)
     parts = num_queries, shared, num_groups, value.shape[-1]
@@ -140,7 +149,7 @@ def take_tokens(x, indices):
     return jax.lax.platform_dependent(x, indices, tpu=product, default=gather)
 
 
-def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
+def over_heads(attend, states, of_images, *, num_logits, in_blocks=False, of_parts=None):
     """`attend(*states, of_images)`, part by part where its logits are many, `[B, …, K, D]`.
 
     A CPU goes head by head if each has many logits, and image by image if all together are many. A
@@ -158,21 +167,23 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False):
       num_logits: those of a head.
       in_blocks: whether images one by one, with blocks of rows as in `map_row_blocks`, are better
         on a TPU than heads one by one, even where the logits of a whole image do not fit.
+      of_parts: `attend` in the form that a CPU is to run part by part, if another: to cut a head's
+        keys out and transpose them at once takes it as long as the rest of landmarks' attention.
     """
     first = states[0]
     batch, num_groups = first.shape[0], first.shape[-2]
     if _is_split(first, axis=-2):
         return attend(*states, of_images)
     images = jax.device_count() == 1 and not _is_split(first, axis=0)
-    by_heads = functools.partial(head_by_head, attend, images=images)
-    by_images = functools.partial(image_by_image, attend)
+    by_heads = functools.partial(head_by_head, images=images)
     # An unknown number of images, under jax.export, is many.
     fits = lambda parts, most=_VMEM_LOGITS: isinstance(parts, int) and parts * num_logits <= most
     many = batch != 1 and not fits(batch * num_groups, _BATCH_LOGITS)
-    cpu = by_images if images and many else attend
-    cpu = by_heads if num_logits >= _HEAD_LOGITS else cpu
-    tpu = by_images if images and (in_blocks or fits(num_groups)) else by_heads
-    tpu = attend if fits(batch * num_groups) else tpu
+    of_parts = of_parts or attend
+    cpu = functools.partial(image_by_image, of_parts) if images and many else attend
+    cpu = functools.partial(by_heads, of_parts) if num_logits >= _HEAD_LOGITS else cpu
+    tpu = image_by_image if images and (in_blocks or fits(num_groups)) else by_heads
+    tpu = attend if fits(batch * num_groups) else functools.partial(tpu, attend)
     if cpu is tpu is attend:
         return attend(*states, of_images)
     return jax.lax.platform_dependent(*states, of_images, cpu=cpu, tpu=tpu, default=attend)
@@ -206,8 +217,8 @@ def _is_split(x, axis):
     return jax.typeof(x).sharding.spec[axis] is not None
 
 
-def softmax_weights(logits, *, removed=None, renormalise=True):
-    """`exp(logits − max)` along the last axis and, to divide by, its sum; 1 where that is zero.
+def softmax_weights(logits, *, removed=None, renormalise=True, axis=-1):
+    """`exp(logits − max)` along the axis of keys and, to divide by, its sum; 1 where that is zero.
 
     Args:
       logits: −∞ at keys that do not take part.
@@ -217,18 +228,18 @@ def softmax_weights(logits, *, removed=None, renormalise=True):
     """
     if removed is not None and renormalise:
         logits = jnp.where(removed, -jnp.inf, logits)
-    (weights,), total = joint_softmax_weights(logits)
+    (weights,), total = joint_softmax_weights(logits, axis=axis)
     if removed is not None and not renormalise:
         weights = jnp.where(removed, 0, weights)
     return weights, total
 
 
-def joint_softmax_weights(*logits):
-    """`exp(logits − max)` of arrays that go on along the last axis, and their sum; 1 if zero."""
-    peaks = [jnp.max(some, axis=-1, keepdims=True) for some in logits]
+def joint_softmax_weights(*logits, axis=-1):
+    """`exp(logits − max)` of arrays that go on along the axis of keys, and their sum; 1 if zero."""
+    peaks = [jnp.max(some, axis=axis, keepdims=True) for some in logits]
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
     weights = [jnp.exp(some - jnp.where(jnp.isfinite(peak), peak, 0)) for some in logits]
-    total = sum(jnp.sum(some, axis=-1, keepdims=True) for some in weights)
+    total = sum(jnp.sum(some, axis=axis, keepdims=True) for some in weights)
     return weights, jnp.where(total == 0, 1, total)
 
 

@@ -121,7 +121,7 @@ def centroids():
     near = of_arms("centroid, clusters given, near field")
     return [
         f"at equal S {min(chosen):.1f} to {max(chosen):.1f} times its time from 4,097 tokens on",
-        f"with a near field {min(near):.1f} to {max(near):.0f} |",
+        f"with a near field {min(near):.1f} to {max(near):.1f} |",
     ]
 
 
@@ -135,6 +135,14 @@ def gpus():
     faster = lambda tokens: layer["exact", tokens] / layer[SAMPLED, tokens]
     tower = {(row["arm"], row["pixels"], row["dtype"]): row["times_exact"] for row in rows("gpu")}
     of_tower = lambda arm: float(tower[arm, "2048", "bfloat16"])
+    # Of models at 4,097 tokens, and 4,101, with FNA or centroid attention.
+    gains = [
+        100 * float(row["times_exact"]) - 100
+        for row in rows("gpu")
+        if (row["part"], row["dtype"]) == ("tower", "bfloat16")
+        and row["tokens"] in ("4097", "4101")
+        and row["arm"] in ("FNA", "centroid", "centroid, all blocks")
+    ]
     piece = lambda arm: [
         f"{float(row['median_ms']):.2g}" for row in rows("gpu") if row["arm"] == arm
     ]
@@ -142,9 +150,10 @@ def gpus():
         (row["arm"], row["tokens"], row["dtype"]): row["launches"] for row in rows("gpu_launches")
     }
     return [
-        f"{faster('4097'):.1f} times faster at 4,097 (one layer",
+        f"{faster('4097'):.1f} times faster at 4,097 and {faster('16385'):.0f} times at 16,385",
         f"at 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
         f"At 16,385 tokens a layer of FNA is {faster('16385'):.0f} times faster",
+        f"At 4,097 a whole model gains {min(gains):.0f} to {max(gains):.0f} %",
         f"a DINOv3 ViT-L {of_tower('FNA'):.1f} times; with centroid attention in all blocks "
         f"{of_tower('centroid, all blocks'):.1f} times",
         f"{_listed(piece('sampling, 64 features'))} ms from 64 features, "

@@ -73,6 +73,11 @@ def test_every_model_is_in_one_group_of_those_that_are_measured():
     assert ["llama-2-7b", "vicuna-7b-v1.5"] in groups and ["mistral-7b-v0.1"] in groups
 
 
+def test_a_name_that_no_model_has_is_an_error():
+    with pytest.raises(SystemExit, match="no model has 'dino9' in its name; there are clip-vit-"):
+        zoo.main(["--match", "dino9"])
+
+
 @pytest.mark.slow
 def test_what_is_too_large_is_measured_as_those_who_know_one_of_fewer_blocks_write_it():
     assert zoo.libraries_of(["siglip2-vit-giant-opt-16-256"]) == ["transformers", "big_vision"]
