@@ -87,7 +87,7 @@ def _by_blocks(query, key, value, log_mass, added=None, *, scale, removed, renor
 
     def attend(query, key, value, *others_and_of_images, keys_first=False):
         *others, (log_mass, whose) = others_and_of_images
-        # Logits are [B, K, T, M], or [B, K, M, T] with the keys first.
+        # Logits are [B, K, T, M], or, for what CPUs run part by part, [B, K, M, T].
         order, axis = ("mt", -2) if keys_first else ("tm", -1)
         in_order = lambda x: jnp.swapaxes(x, -1, -2) if keys_first else x
 
@@ -168,7 +168,7 @@ def over_heads(attend, states, of_images, *, num_logits, in_blocks=False, of_par
       in_blocks: whether images one by one, with blocks of rows as in `map_row_blocks`, are better
         on a TPU than heads one by one, even where the logits of a whole image do not fit.
       of_parts: `attend` in the form that a CPU is to run part by part, if another: to cut a head's
-        keys out and transpose them at once takes it as long as the rest of landmarks' attention.
+        keys out and transpose them at once takes it a third of FNA's time at 4,097 tokens.
     """
     first = states[0]
     batch, num_groups = first.shape[0], first.shape[-2]
